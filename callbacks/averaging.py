@@ -1,0 +1,34 @@
+"""Exponential moving average of the weights, as the papers define it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+
+
+class WeightEMA(EMAWeightAveraging):
+    """Lightning's EMA, started from the initial weights: e <- d e + (1 - d) w after every optimiser step.
+
+    Lightning's own starts from the weights after the first step. Validation, test and the saved `state_dict` use the
+    average; training goes on with the raw weights.
+
+    Args:
+        decay: d.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        super().__init__(decay=decay)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copies the initial weights when fit begins."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            assert self._average_model is not None
+            self._average_model.n_averaged.fill_(1)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restores both sets of weights to train on; evaluation needs only the average, which `state_dict` holds."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,0 +1,132 @@
+"""When a checkpoint is taken, and which are kept: the last, the one before it, and the best."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from callbacks.non_finite import NonFiniteGuard
+from callbacks.preemption import Preemption
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt`, `previous.ckpt` and `best.ckpt` of a run.
+
+    A checkpoint to resume from is taken only where Lightning resumes exactly: after an optimiser step that no
+    validation follows, and at the end of an epoch. One that falls due elsewhere waits for the next such place.
+
+    Args:
+        every_n_steps: optimiser steps between two checkpoints within an epoch; one is always taken at its end.
+        monitor: the metric that says which checkpoint is best; by default what the LightningModule names.
+        mode: whether more (`max`) or less (`min`) of it is better; by default what the LightningModule names.
+    """
+
+    def __init__(self, every_n_steps: int = 500, monitor: str | None = None, mode: str | None = None) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint.every_n_steps is {every_n_steps}, must be at least 1")
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"checkpoint.mode is '{mode}', must be 'min' or 'max'")
+        self.every_n_steps = every_n_steps
+        self.monitor = monitor
+        self.mode = mode
+        self.folder: Path | None = None
+        self.config = ""
+        self.best_score: float | None = None
+        self.best_step = 0
+        self._saved_step = 0
+
+    @property
+    def last(self) -> Path:
+        """Where the newest checkpoint lies."""
+        return self._path("last")
+
+    @property
+    def best(self) -> Path | None:
+        """Where the best checkpoint lies, if there has been a validation."""
+        path = self._path("best")
+        return path if path.exists() else None
+
+    def _path(self, name: str) -> Path:
+        if self.folder is None:
+            raise RuntimeError("Checkpoints.folder must be set before training starts")
+        return self.folder / f"{name}.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: the best score so far, and the step that is being saved."""
+        return {"best_score": self.best_score, "best_step": self.best_step, "saved_step": self._saved_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` saved."""
+        self.best_score = state_dict["best_score"]
+        self.best_step = state_dict["best_step"]
+        self._saved_step = state_dict["saved_step"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the run's config into the checkpoint, so that a checkpoint can be used on its own."""
+        checkpoint["exp_config"] = self.config
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Asks the module what it wants monitored, unless the config says."""
+        self.monitor = self.monitor or getattr(pl_module, "monitor", None)
+        self.mode = self.mode or getattr(pl_module, "monitor_mode", "max")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Takes a checkpoint if one is due, or wanted before a requested stop."""
+        epoch = trainer.fit_loop.epoch_loop
+        if trainer.fit_loop._should_accumulate() or epoch._num_ready_batches_reached():
+            return  # gradients are half gathered, or the end of the epoch comes next
+        assert trainer.fit_loop._data_fetcher is not None
+        if epoch._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            return
+        stop = self._stop_requested(trainer)
+        if stop or trainer.global_step - self._saved_step >= self.every_n_steps:
+            self._save_last(trainer)
+        if stop:
+            Preemption.stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the checkpoint if the monitored metric is the best so far."""
+        if trainer.sanity_checking or not trainer.state.fn == "fit" or self.monitor is None:
+            return
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            raise ValueError(
+                f"checkpoint.monitor is '{self.monitor}', but validation logs {', '.join(sorted(metrics)) or 'nothing'}"
+            )
+        score = metrics[self.monitor]
+        value = score.item() if isinstance(score, Tensor) else float(score)
+        if math.isnan(value):
+            return
+        # Of equals the later is kept: it has seen more, and on a small validation split ties are common.
+        if self.best_score is None or (value >= self.best_score if self.mode == "max" else value <= self.best_score):
+            self.best_score, self.best_step = value, trainer.global_step
+            trainer.save_checkpoint(self._path("best"), weights_only=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the checkpoint of the epoch's end."""
+        stop = self._stop_requested(trainer)
+        self._save_last(trainer)
+        if stop:
+            Preemption.stop(trainer)
+
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        return any(c.agreed(trainer) for c in trainer.callbacks if isinstance(c, Preemption))  # type: ignore[attr-defined]
+
+    def _save_last(self, trainer: Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, NonFiniteGuard):
+                callback.settle(trainer)
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero and self.last.exists():
+            # A second name for the old file: `last.ckpt` exists at every moment, and so does its predecessor.
+            link = self.last.with_name(".previous.link")
+            link.unlink(missing_ok=True)
+            os.link(self.last, link)
+            os.replace(link, self._path("previous"))
+        trainer.save_checkpoint(self.last, weights_only=False)

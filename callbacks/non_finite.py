@@ -1,0 +1,67 @@
+"""Stopping when a loss is no longer a finite number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became NaN or infinite; the message names step, term and samples."""
+
+
+class NonFiniteGuard(Callback):
+    """Stops the run with the step, the loss term and the samples when a loss is not finite.
+
+    The verdict on a step is read one step later, so that the host never waits for the step that the device works on;
+    a checkpoint is written only once the verdict on the step before it is in.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[int, list[str], Tensor, Any] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Reads the verdict on the last step and asks for this one's."""
+        self.settle(trainer)
+        losses: dict[str, Tensor] = getattr(pl_module, "losses", {})
+        if losses:
+            finite = torch.stack([torch.isfinite(value) for value in losses.values()])
+            samples = batch.get("index") if isinstance(batch, dict) else None
+            self._pending = (trainer.fit_loop.epoch_loop.total_batch_idx, list(losses), finite, samples)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reads the verdict on the epoch's last step."""
+        self.settle(trainer)
+
+    def settle(self, trainer: Trainer) -> None:
+        """Reads the pending verdict.
+
+        Raises:
+            NonFiniteLoss: a term of the pending step was not finite.
+        """
+        if self._pending is None:
+            return
+        step, names, finite, samples = self._pending
+        self._pending = None
+        verdict = finite.tolist()
+        if all(verdict):
+            return
+        bad = ", ".join(f"'{name}'" for name, ok in zip(names, verdict, strict=True) if not ok)
+        raise NonFiniteLoss(
+            f"the loss {bad} is not finite at step {step} (epoch {trainer.current_epoch}). "
+            f"Samples of this batch: {self._names(trainer, samples)}. "
+            "Look for broken samples, lower the learning rate, or clip gradients (trainer.gradient_clip_val)."
+        )
+
+    @staticmethod
+    def _names(trainer: Trainer, samples: Tensor | None) -> str:
+        if samples is None:
+            return "unknown"
+        name = getattr(trainer.datamodule, "sample_name", None)  # type: ignore[attr-defined]
+        indices = samples.tolist()
+        return ", ".join(name("train", i) if name else str(i) for i in indices)

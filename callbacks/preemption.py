@@ -1,0 +1,99 @@
+"""Stopping on SIGTERM or SIGUSR1: the signal sets a flag, the checkpoint is taken between steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+EXIT_CODE = 75  # EX_TEMPFAIL: "saved; run the same command again"
+
+
+class Preempted(SystemExit):
+    """Raised on every process, at the same step, once the checkpoint of a requested stop is written."""
+
+
+class Preemption(Callback):
+    """Turns SIGTERM and SIGUSR1 into a stop at the next step after which a checkpoint can be taken.
+
+    The processes agree on the step: each step starts a one-byte reduction between their hosts, whose outcome is read
+    a step later, so that neither the device nor the network is waited for. On SLURM, SIGUSR1 (`#SBATCH
+    --signal=SIGUSR1@90`) also puts the job back into the queue.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._group: Any = None
+        self._flag: torch.Tensor | None = None
+        self._work: Any = None
+        self._previous: dict[int, Any] = {}
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens from the first batch on."""
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens, and opens a channel between the hosts if there are several processes."""
+        self._listen()
+        if trainer.world_size > 1 and dist.is_initialized() and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+
+    def _listen(self) -> None:
+        if self._previous or threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+
+    def agreed(self, trainer: Trainer) -> bool:
+        """Whether all processes stop here; every process must ask at the same steps and gets the same answer."""
+        if self._group is None:
+            return self.received is not None
+        answer = False
+        if self._work is not None:
+            self._work.wait()
+            assert self._flag is not None
+            answer = bool(self._flag)  # lies in host memory
+        self._flag = torch.tensor(self.received is not None, dtype=torch.uint8)
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stops in the middle of a validation at once: its epoch's last checkpoint resumes before it."""
+        if self._group is None and self.received is not None and trainer.state.fn == "fit":
+            self.stop(trainer)
+
+    @staticmethod
+    def stop(trainer: Trainer) -> None:
+        """Ends the run; with SIGUSR1 on SLURM, requeues the job.
+
+        Raises:
+            Preempted: always, with `EXIT_CODE`.
+        """
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Preemption):
+                callback._requeue(trainer)
+        # Lightning's launcher kills the job when a process that it started fails; those end in peace, and the main
+        # process tells the code.
+        started_by_main = trainer.strategy.launcher is not None and trainer.local_rank > 0
+        raise Preempted(0 if started_by_main else EXIT_CODE)
+
+    def _requeue(self, trainer: Trainer) -> None:
+        job = os.environ.get("SLURM_JOB_ID")
+        if job and trainer.is_global_zero and self.received == signal.SIGUSR1:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back to who had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._previous = {}

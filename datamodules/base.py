@@ -1,0 +1,205 @@
+"""What every data module shares: splits, loaders, normalisation on the device, and what happens to bad samples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+
+from datamodules.decoding import Encoded
+from datamodules.errors import BadSample, DataError
+from datamodules.files import ImageFiles
+from datamodules.loading import EvalBatches, Loader, Samples, TrainBatches, stack
+from datamodules.splits import Source
+from datamodules.transforms.pipeline import Pipeline, Transform
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class DataModule(lightning.LightningDataModule):
+    """A data set with its splits and transforms.
+
+    A batch is a dict: ``image`` [B,3,H,W] (uint8 from the loader, float32 and normalised on the device), ``index``
+    int64 [B] (position in the split) and what the task adds (``label`` int64 [B] in classification). Prediction
+    batches have ``image`` and ``index`` only.
+
+    Args:
+        batch_size: Samples of one batch over all processes.
+        train_transforms: Augmentation of training images.
+        eval_transforms: Transforms of validation, test and prediction images.
+        num_workers: Loader processes for each process; 0 loads in the training process.
+        on_bad_sample: ``error`` stops at an unreadable sample. ``skip`` trains on the next readable one instead and
+            leaves the sample out of an evaluation, with a warning.
+        max_bad_samples: Bad samples that ``skip`` accepts in one process before it stops.
+
+    Raises:
+        DataError: If an argument is out of range.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] = staticmethod(stack)
+
+    def __init__(
+        self,
+        batch_size: int,
+        train_transforms: list[Transform],
+        eval_transforms: list[Transform],
+        num_workers: int = 0,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0 or max_bad_samples < 0:
+            raise DataError(
+                f"batch_size={batch_size} must be at least 1; num_workers={num_workers} and "
+                f"max_bad_samples={max_bad_samples} must not be negative."
+            )
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
+        self.on_bad_sample, self.max_bad_samples = on_bad_sample, max_bad_samples
+        self.seed = 0
+        self.class_names: list[str] = []
+        self.predict_paths: list[Path] = []
+        self.bad_samples: dict[str, str] = {}
+        self._sources: dict[str, Source | None] = {}
+        self._scale: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def open(self) -> dict[str, Source | None]:
+        """Opens the data set and makes its splits; called once.
+
+        Returns:
+            Data set of ``train``, ``val`` and ``test``; None for a split that does not exist.
+
+        Raises:
+            DataError: If files are missing or contradict each other.
+        """
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Opens the data set, once.
+
+        Raises:
+            DataError: If files are missing or contradict each other.
+        """
+        if stage == "predict":
+            self._sources["predict"] = ImageFiles(self.predict_paths)
+        if "train" not in self._sources:
+            self._sources |= self.open()
+
+    def source(self, split: Split) -> Source:
+        """Data set of a split.
+
+        Raises:
+            DataError: If there is none.
+        """
+        if split not in self._sources:
+            self.setup("predict" if split == "predict" else "fit")
+        source = self._sources[split]
+        if source is None:
+            raise DataError(f"{type(self).__name__} has no {split} split here.")
+        return source
+
+    def sample_name(self, split: Split, index: int) -> str:
+        """What a person would look for: a path, or ``cifar10/test #17``."""
+        return self.source(split).name(index)
+
+    def raw_image(self, split: Split, index: int) -> np.ndarray:
+        """The image before any transform, [H,W,3] uint8 RGB.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        image = self.source(split).load(index)["image"]
+        return image.decode() if isinstance(image, Encoded) else image
+
+    def train_dataloader(self) -> Loader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        # Lightning takes an empty list for "no validation", which a held-out share of 0 asks for.
+        self.setup("validate")
+        return [] if self._sources["val"] is None else self._loader("val")
+
+    def test_dataloader(self) -> Loader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        return self._loader("predict")
+
+    def _loader(self, split: Split) -> Loader:
+        source, trainer = self.source(split), self.trainer
+        rank, world_size, accumulate = 0, 1, 1
+        if trainer is not None:
+            rank, world_size = trainer.global_rank, trainer.world_size
+            accumulate = trainer.accumulate_grad_batches
+        batches: TrainBatches | EvalBatches
+        if split == "train":
+            batches = TrainBatches(len(source), self.batch_size, accumulate, self.seed, rank, world_size)
+        else:
+            batches = EvalBatches(len(source), self.batch_size, rank, world_size)
+        pipeline = Pipeline(self.train_transforms if split == "train" else self.eval_transforms, self.seed)
+        return Loader(
+            Samples(source, pipeline, substitute=split == "train" and self.on_bad_sample == "skip"),
+            batches,
+            join=type(self).collate,
+            report=self._report,
+            position=self._position,
+            num_workers=self.num_workers,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _position(self) -> tuple[int, int]:
+        """Epoch and samples consumed in it, as the trainer counts: loaders run ahead of the steps that were taken."""
+        if self.trainer is None:
+            raise DataError("The position of a training loader is the trainer's: attach the data module to one.")
+        fit_loop = self.trainer.fit_loop
+        epoch = fit_loop.epoch_progress.current
+        unfinished = epoch.started > epoch.processed
+        batches = fit_loop.epoch_loop.batch_progress.current.processed if unfinished else 0
+        return epoch.processed, batches * self.batch_size
+
+    def _report(self, bad: list[BadSample]) -> None:
+        for sample in bad:
+            if self.on_bad_sample == "error" or not sample.skippable:
+                remedy = (
+                    "Repair or remove the file, or set on_bad_sample: skip to leave such samples out."
+                    if sample.skippable
+                    else "Check train_transforms and eval_transforms."
+                )
+                raise DataError(f"{sample}\n{remedy}")
+            if sample.name in self.bad_samples:
+                continue
+            self.bad_samples[sample.name] = sample.reason
+            if len(self.bad_samples) > self.max_bad_samples:
+                raise DataError(
+                    f"{len(self.bad_samples)} samples could not be read, more than max_bad_samples="
+                    f"{self.max_bad_samples}. The last one is {sample}\nRepair the data set or raise max_bad_samples."
+                )
+            warnings.warn(f"Skipped {sample} ({len(self.bad_samples)} skipped so far)", stacklevel=2)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Converts uint8 images to float32 and normalises them, on the device they are on."""
+        image = batch["image"]
+        if image.dtype != torch.uint8:
+            return batch
+        if image.device not in self._scale:
+            std = torch.tensor(self.std, device=image.device)[:, None, None]
+            mean = torch.tensor(self.mean, device=image.device)[:, None, None]
+            self._scale[image.device] = (1 / (255 * std), mean / std)
+        scale, shift = self._scale[image.device]
+        image = image.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
+        if self.trainer is not None:
+            # Lightning converts floats before the transfer, when these were still bytes.
+            image = self.trainer.precision_plugin.convert_input(image)
+        return batch | {"image": image}

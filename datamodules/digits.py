@@ -1,0 +1,75 @@
+"""scikit-learn's handwritten digits: 1797 grey images of 8x8 pixels that come with the library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import albumentations as A
+import cv2
+import numpy as np
+from sklearn.datasets import load_digits
+
+from datamodules.arrays import ImageArrays
+from datamodules.base import DataModule
+from datamodules.splits import Source, Subset, hold_out
+from datamodules.transforms.pipeline import Transform
+
+
+class Digits(DataModule):
+    """Handwritten digits 0-9, in three fixed stratified splits (train 70%, validation 10%, test 20%).
+
+    Batch: ``image`` [B,3,H,W], ``label`` int64 [B], ``index`` int64 [B]; H = W = 8 unless the transforms resize.
+
+    Args:
+        batch_size: Samples of one batch over all processes.
+        holdout: Validation images taken from the training part: a number, or a fraction of all 1797.
+        train_transforms: Augmentation; by default a slight shift, rotation and scaling.
+        eval_transforms: Transforms of validation, test and prediction images; by default a resize to 8x8, which
+            leaves the digits as they are and makes other images fit.
+        num_workers: Loader processes for each process.
+        on_bad_sample: ``error`` or ``skip``.
+        max_bad_samples: Bad samples that ``skip`` accepts.
+    """
+
+    mean = (0.3052, 0.3052, 0.3052)
+    std = (0.3757, 0.3757, 0.3757)
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        holdout: int | float = 0.1,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        num_workers: int = 0,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+    ) -> None:
+        if train_transforms is None:
+            train_transforms = [
+                A.Affine(
+                    translate_percent=(-0.08, 0.08),
+                    rotate=(-10, 10),
+                    scale=(0.92, 1.08),
+                    interpolation=cv2.INTER_LINEAR,
+                    p=0.8,
+                )
+            ]
+        if eval_transforms is None:
+            eval_transforms = [A.Resize(8, 8, interpolation=cv2.INTER_AREA)]
+        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        self.holdout = holdout
+        self.class_names = [str(digit) for digit in range(10)]
+
+    def open(self) -> dict[str, Source | None]:
+        pixels, labels = load_digits(return_X_y=True)
+        # Grey values are 0..16; 255/16 keeps them apart and fills the byte.
+        images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
+        digits = ImageArrays(images, labels.astype(np.int64), "digits")
+        rest, test = hold_out(digits.labels, 0.2)
+        amount = round(self.holdout * len(digits)) if self.holdout < 1 else self.holdout
+        kept, held = hold_out(digits.labels[rest], int(amount))
+        return {
+            "train": Subset(digits, rest[kept]),
+            "val": Subset(digits, rest[held]) if len(held) else None,
+            "test": Subset(digits, test),
+        }

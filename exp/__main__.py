@@ -1,0 +1,56 @@
+"""The dispatcher: maps a command's name to its file, and imports torch only when a command needs it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+import exp
+
+COMMANDS = {
+    "fit": "train a network, then test its best checkpoint",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "label image files or folders with a checkpoint",
+    "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
+    "convert": "translate an official checkpoint to exp's layout, or back",
+}
+
+
+def usage() -> str:
+    """The text of `python -m exp --help`: every command in one line."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m exp COMMAND [options]",
+            "",
+            "One experiment framework for efficient vision.",
+            "",
+            *lines,
+            "",
+            "python -m exp COMMAND --help lists a command's options; --version prints the version.",
+        ]
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command and returns its exit code (2 for a mistyped command)."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(exp.__version__)
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}."
+        print(f"exp: unknown command '{command}': {hint}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"exp.{command}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

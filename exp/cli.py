@@ -1,0 +1,175 @@
+"""Configs and overrides in, built trainer, model and data out: the part that all commands share."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+import callbacks
+import datamodules  # noqa: F401  makes short class names known
+import lightning_modules  # noqa: F401
+import models.classifiers  # noqa: F401
+from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
+from callbacks.pictures import ClassificationPictures
+from exp.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from exp.messages import explain, refusal
+from exp.progress import ProgressBar
+
+
+class UsageError(SystemExit):
+    """A mistake in the command or its config: one line on standard error, exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        print(f"exp: {message}", file=sys.stderr)
+        super().__init__(2)
+
+
+class Cli(LightningCLI):
+    """LightningCLI without subcommands: one parser, one set of keys, for every command.
+
+    A config that trains is thereby also one that validates, tests, predicts and profiles.
+
+    Args:
+        argv: what follows the command's name.
+        command: the command's name, for messages and help.
+    """
+
+    def __init__(self, argv: list[str], command: str) -> None:
+        self.command = command
+        try:
+            super().__init__(
+                model_class=LightningModule,
+                datamodule_class=LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+                parser_kwargs={
+                    "prog": f"python -m exp {command}",
+                    "exit_on_error": False,
+                    "dump_header": [],
+                    "description": None,
+                },
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                run=False,
+                args=argv,
+            )
+        except ArgumentError as error:
+            raise UsageError(explain(str(error), self.parser)) from None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what every run has: its place, its checkpoints, how it resumes and what it tells W&B."""
+        parser.add_argument("--experiment", type=str | None, help="the run's name (default: the config file's)")
+        parser.add_argument("--version", type=str | None, help="the run's number or name (default: the next number)")
+        parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
+        parser.add_argument("--resume", type=str, default="auto", help="auto, never, a run directory or a checkpoint")
+        parser.add_argument(
+            "--wandb",
+            type=Literal["auto", "online", "offline", "disabled"],
+            default="auto",
+            help="auto: online if logged in, else offline",
+        )
+        parser.add_argument("--test", type=bool, default=True, help="test the best checkpoint after fit")
+        parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
+        parser.add_class_arguments(Checkpoints, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; a checkpoint given without a config brings its own."""
+        with _own_config(list(args)) as argv:
+            self.config = parser.parse_args(argv)
+        self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
+        self.config_files = [str(path) for path in self.config.pop("config", None) or []]
+        self.plain.pop("config", None)
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; what a class refuses is a usage error."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise UsageError(refusal(str(error))) from error
+        seed = self.config.seed_everything
+        if hasattr(self.datamodule, "seed"):
+            self.datamodule.seed = seed
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks that make every run trustworthy."""
+        config = self.config_init.trainer.as_dict()
+        self.checkpoints: Checkpoints = self.config_init.checkpoint
+        always = [
+            StepSeed(self.config.seed_everything if self.config.seed_everything is not False else None),
+            NonFiniteGuard(),
+            Preemption(),
+            ClassificationPictures(),
+            self.checkpoints,
+        ]
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, RichProgressBar) for c in given):
+            always.insert(0, ProgressBar())
+        plugins = config["plugins"] or []
+        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            # Requeueing is Preemption's: Lightning's own saves inside the signal handler.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        self.user_loggers = config["logger"]
+        config |= {"callbacks": [*given, *always], "plugins": plugins, "logger": False}
+        return self.trainer_class(**config)
+
+    @property
+    def experiment(self) -> str:
+        """The run's experiment: as given, else the name of the last config file."""
+        if self.config.experiment:
+            return self.config.experiment
+        return Path(self.config_files[-1]).stem if self.config_files else type(self.model).__name__.lower()
+
+    def config_text(self) -> str:
+        """The resolved config as YAML."""
+        return yaml.safe_dump(self.plain, sort_keys=False)
+
+
+@contextmanager
+def _own_config(argv: list[str]) -> Iterator[list[str]]:
+    """Puts the config that a checkpoint carries before the arguments, where a checkpoint is given and a config is not."""
+    checkpoint = _option(argv, "--ckpt_path")
+    if checkpoint is None or any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
+        yield argv
+        return
+    text = read_checkpoint(Path(checkpoint)).get("exp_config")
+    if not text:
+        raise UsageError(f"{checkpoint} carries no config: give one with --config")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (yaml.safe_load(text).get("experiment") or "checkpoint")
+        path = path.with_name(path.name + ".yaml")
+        path.write_text(text)
+        yield [f"--config={path}", *argv]
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    for i, argument in enumerate(argv):
+        if argument == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def is_child() -> bool:
+    """Whether this process was started by Lightning's launcher, not by a person or a cluster."""
+    return "EXP_RUN" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+__all__ = ["Cli", "UsageError", "callbacks", "is_child"]

@@ -1,0 +1,128 @@
+"""`python -m exp convert IN OUT`: official checkpoints to our layout, and back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLED = (".pth", ".pt", ".ckpt", ".tar")
+
+
+class ConvertError(ValueError):
+    """A file that cannot be read, understood or written; the message says which and why."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after `convert`.
+
+    Returns:
+        Exit code: 0, or 2 when the conversion was not possible.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m exp convert",
+        description="Translate an official checkpoint to our layout (timm's names), or back.",
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help=f"{', '.join(PICKLED)} or .safetensors")
+    parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors, or .pth for {'model': weights}")
+    parser.add_argument("--system", help="whose layout it is; recognised by the key names unless given")
+    parser.add_argument("--to", choices=("ours", "official"), default="ours", help="layout of OUT (default: ours)")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
+    options = parser.parse_args(argv)
+
+    from models import official
+
+    try:
+        state = official.unwrap(read(options.source), options.ema)
+        system = options.system or official.system_of(state, options.to)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always", UserWarning)
+            translate = official.layout(system).to_ours if options.to == "ours" else official.layout(system).to_official
+            converted = translate(state)
+        write(converted, options.target)
+    except (ConvertError, official.LayoutError) as error:
+        print(f"exp convert: {options.source}: {error}", file=sys.stderr)
+        return 2
+    for note in notes:
+        print(f"exp convert: {options.source}: {note.message}", file=sys.stderr)
+    numbers = sum(tensor.numel() for tensor in converted.values())
+    kind = "averaged weights" if options.ema else "weights"
+    layout = "our layout" if options.to == "ours" else "the official layout"
+    print(f"{options.target}: {system} {kind} in {layout}, {len(converted)} tensors, {numbers:,} numbers")
+    return 0
+
+
+def read(path: Path) -> Any:
+    """Load a checkpoint without executing anything in it.
+
+    Args:
+        path: `.safetensors`, or a file of `torch.save`.
+
+    Returns:
+        What the file holds, on the CPU.
+
+    Raises:
+        ConvertError: No such file, or not a checkpoint.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ConvertError("no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ConvertError(f"not a safetensors file ({_first_line(error)})") from error
+    try:
+        # Official training checkpoints carry their command line; a namespace of plain values does no harm.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle may raise nearly anything
+        raise ConvertError(f"not a checkpoint of tensors and plain values ({_first_line(error)})") from error
+
+
+def write(state: dict[str, Tensor], path: Path) -> None:
+    """Write weights so that there is either the whole file or none.
+
+    Args:
+        state: Weights by name.
+        path: `.safetensors` for bare weights, or `.pth`, `.pt` for `{"model": weights}`, the official wrapping.
+
+    Raises:
+        ConvertError: Another suffix, or a folder that cannot be written to.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ConvertError(f"cannot write {path}: the name must end in .safetensors, .pth or .pt")
+    contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(contiguous, partial, metadata={"format": "pt"})
+        else:
+            torch.save({"model": contiguous}, partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise ConvertError(f"cannot write {path}: {_first_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,67 @@
+"""How a command ends: exit codes, and one message instead of a traceback for what a person can mend."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from callbacks import NonFiniteLoss, Preempted
+from datamodules import DataError
+from exp.checkpoint_io import CheckpointError
+from exp.run_directory import RunError
+
+if TYPE_CHECKING:
+    from exp.cli import Cli
+
+# What a person can mend: the message says how, and a traceback would hide it.
+EXPECTED = (DataError, CheckpointError, RunError, NonFiniteLoss)
+
+
+@dataclass
+class Outcome:
+    """The exit code of a command."""
+
+    code: int = 0
+
+
+@contextmanager
+def exit_code(cli: Cli) -> Iterator[Outcome]:
+    """Turns expected errors into one message and exit code 1, and a requested stop into its own code.
+
+    Other errors keep their traceback; if a process of the job has died, that is said too.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except Preempted as stop:
+        outcome.code = int(stop.code or 0)
+        print("exp: stopped by signal; run the same command again to go on", file=sys.stderr)
+    except EXPECTED as error:
+        outcome.code = 1
+        print(f"exp: {error}", file=sys.stderr)
+    except Exception as error:
+        if cause := _expected_cause(error):
+            outcome.code = 1
+            print(f"exp: {cause}", file=sys.stderr)
+        else:
+            _tell_dead_processes(cli)
+            raise
+
+
+def _expected_cause(error: BaseException) -> BaseException | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, EXPECTED):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _tell_dead_processes(cli: Cli) -> None:
+    launcher = getattr(cli, "trainer", None) and cli.trainer.strategy.launcher
+    for i, process in enumerate(getattr(launcher, "procs", [])):
+        code = process.poll()
+        if code:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            print(f"exp: the process of rank {i + 1} {how}; the job ends", file=sys.stderr)

@@ -1,0 +1,56 @@
+"""What `validate` and `test` share: a checkpoint, a split, a table and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.pictures import ClassificationPictures
+from exp.cli import Cli, UsageError
+from exp.errors import exit_code
+from exp.quiet import silence
+
+
+def evaluate(argv: list[str], command: str) -> int:
+    """Evaluates a checkpoint; prints a table and writes it, with pictures, beside the checkpoint's run.
+
+    Args:
+        argv: what follows the command's name.
+        command: `validate` or `test`.
+    """
+    silence()
+    cli = Cli(argv, command)
+    with exit_code(cli) as outcome:
+        checkpoint = cli.config.ckpt_path
+        if checkpoint is None:
+            raise UsageError(f"{command} needs --ckpt_path: the checkpoint to evaluate")
+        folder = output_folder(Path(checkpoint), command)
+        for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ClassificationPictures):
+                callback.folder = folder
+        run = getattr(cli.trainer, command)
+        results = run(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        if not results:
+            raise UsageError(f"the data has nothing to {command}")
+        if cli.trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps(results[0], indent=2) + "\n")
+            table = Table("metric", "value", title=f"{command}: {checkpoint}", title_justify="left", box=None)
+            for name, value in results[0].items():
+                table.add_row(name, f"{value:.4f}")
+            console = Console()
+            console.print(table)
+            console.print(f"in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}", highlight=False)
+    return outcome.code
+
+
+def output_folder(checkpoint: Path, name: str) -> Path:
+    """Where a command puts what it makes of a checkpoint: in the checkpoint's run, else beside the checkpoint."""
+    folder = checkpoint.resolve().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    path = run / name
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,119 @@
+"""`python -m exp fit`: trains, tests the best checkpoint, and says where everything lies."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from callbacks.pictures import ClassificationPictures, LearningCurve
+from exp.checkpoint_io import read_checkpoint
+from exp.cli import Cli, UsageError, is_child
+from exp.errors import exit_code
+from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
+from exp.quiet import silence
+from exp.run_directory import Run, RunError, open_run
+from exp.summary import print_start, print_summary
+
+
+def main(argv: list[str]) -> int:
+    """Runs `fit`; the exit code is 0, 2 for a mistake in the command, 75 for a stop by signal, else 1."""
+    silence()
+    if is_child():
+        _die_with_parent()
+    cli = Cli(argv, "fit")
+    with exit_code(cli) as outcome:
+        run = _agree_on_run(cli)
+        if run.finished:
+            print(f"{run.path} is finished; nothing to do")
+            return 0
+        _train(cli, run)
+    return outcome.code
+
+
+def _train(cli: Cli, run: Run) -> None:
+    trainer = cli.trainer
+    leads = trainer.is_global_zero and not is_child()
+    cli.checkpoints.folder = run.checkpoints
+    cli.checkpoints.config = cli.config_text()
+    if leads:
+        (run.path / "config.yaml").write_text(cli.config_text())
+        run.update(status="running", wandb_id=run.state().get("wandb_id") or new_wandb_id())
+    table = MetricsTable(run.path / "metrics.csv")
+    if run.checkpoint is not None and leads:
+        table.rewind(_step_of(run.checkpoint))
+    loggers: list[Any] = [table]
+    if not trainer.fast_dev_run:
+        wandb = wandb_logger(cli.config.wandb, run.path, cli.experiment, run.state().get("wandb_id", ""), cli.plain)
+        loggers += [wandb] if wandb is not None else []
+    given = cli.user_loggers
+    loggers += given if isinstance(given, list) else [given] if given not in (None, True, False) else []
+    trainer.loggers = loggers
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ClassificationPictures):
+            callback.folder = run.plots
+    # Checkpoints stay last, so that what they save includes what every other callback did.
+    trainer.callbacks.insert(-1, LearningCurve(table.series, run.plots))  # type: ignore[attr-defined]
+    if leads:
+        print_start(cli, run)
+    trainer.fit(
+        cli.model, cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None, weights_only=True
+    )
+    results = {}
+    if cli.config.test and not trainer.fast_dev_run and _has_test(cli):
+        best = cli.checkpoints.best or cli.checkpoints.last
+        results = trainer.test(cli.model, cli.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)[0]
+    if leads:
+        run.update(status="finished", test=results, best=cli.checkpoints.best_score)
+        print_summary(cli, run, results)
+
+
+def _has_test(cli: Cli) -> bool:
+    cli.datamodule.setup("test")
+    return bool(cli.datamodule.test_dataloader())
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(read_checkpoint(checkpoint)["global_step"])
+
+
+def _agree_on_run(cli: Cli) -> Run:
+    """The same run directory on every process: chosen by the first, told to the others."""
+    trainer = cli.trainer
+    if is_child():
+        told = json.loads(os.environ["EXP_RUN"])
+        return Run(Path(told["path"]), Path(told["checkpoint"]) if told["checkpoint"] else None, told["finished"])
+    externally_started = trainer.world_size > 1 and trainer.strategy.launcher is None
+    if externally_started:
+        # torchrun and SLURM start all processes at once: they must be connected before they can agree.
+        trainer.strategy.setup_environment()
+    run, problem = None, None
+    if trainer.is_global_zero:
+        try:
+            run = open_run(
+                Path(cli.config.runs), cli.experiment, cli.config.version, cli.config.resume, cli.plain
+            )
+        except RunError as error:
+            problem = str(error)
+    if externally_started:
+        told = (str(run.path), str(run.checkpoint or ""), run.finished) if run else None
+        told, problem = trainer.strategy.broadcast((told, problem))
+        if told and run is None:
+            run = Run(Path(told[0]), Path(told[1]) if told[1] else None, told[2])
+    if run is None:
+        raise UsageError(problem or "no run directory")
+    os.environ["EXP_RUN"] = json.dumps(
+        {"path": str(run.path), "checkpoint": str(run.checkpoint or ""), "finished": run.finished}
+    )
+    return run
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end this process with the one that started it, which may be killed without a word."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

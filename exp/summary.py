@@ -1,0 +1,59 @@
+"""What a person reads before and after training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exp.run_directory import Run
+
+if TYPE_CHECKING:
+    from exp.cli import Cli
+
+CONTENT = {
+    "config.yaml": "the resolved config",
+    "metrics.csv": "every logged metric, one row a step",
+    "checkpoints/best.ckpt": "the best checkpoint",
+    "checkpoints/last.ckpt": "the last checkpoint, to resume from",
+    "plots/learning_curve.png": "loss and accuracy over the steps",
+    "plots/confusion_matrix.png": "which class is taken for which",
+    "plots/worst_mistakes.png": "the images that the network gets most wrong",
+    "wandb": "the offline W&B run; `wandb sync` uploads it",
+}
+
+
+def print_start(cli: Cli, run: Run) -> None:
+    """Says what is about to be trained, on what, and where it goes."""
+    console = Console()
+    network = cli.model.network
+    parameters = sum(p.numel() for p in network.parameters())
+    trainer = cli.trainer
+    for note in run.notes:
+        console.print(f"[yellow]{note}[/]", highlight=False)
+    verb = f"resuming from {run.checkpoint}" if run.checkpoint else "training"
+    console.print(
+        f"[bold]{cli.experiment}[/]: {verb}\n"
+        f"  network  {type(network).__name__}, {parameters:,} parameters\n"
+        f"  data     {type(cli.datamodule).__name__}, batches of {cli.datamodule.batch_size}"
+        + (f" x {trainer.accumulate_grad_batches} accumulated" if trainer.accumulate_grad_batches > 1 else "")
+        + f"\n  device   {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}\n"
+        f"  run      {run.path}",
+        highlight=False,
+    )
+
+
+def print_summary(cli: Cli, run: Run, results: dict[str, Any]) -> None:
+    """Says how good the network is, and what lies where."""
+    console = Console()
+    monitor, score = cli.checkpoints.monitor, cli.checkpoints.best_score
+    if score is not None:
+        console.print(f"best {monitor} {score:.4f} at step {cli.checkpoints.best_step}", highlight=False)
+    if results:
+        console.print("  ".join(f"{name} [bold]{value:.4f}[/]" for name, value in results.items()), highlight=False)
+    table = Table(title=str(run.path), title_justify="left", box=None, show_header=False, pad_edge=True)
+    for name, what in CONTENT.items():
+        if (run.path / name).exists():
+            table.add_row(name, what)
+    console.print(table, highlight=False)

@@ -1,0 +1,140 @@
+"""Parameters sorted into optimiser groups: who decays, and how fast each layer learns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+from timm.models import group_parameters
+from torch import nn
+
+from models.backbones.convnext_layers import layer_wise_id, stage_wise_id
+
+
+@dataclass
+class LayerDecay:
+    """Learning rates that shrink from the head towards the stem: `lr * decay ** (last layer - layer)`.
+
+    Args:
+        decay: Factor from one layer to the one below it.
+        rule: How layers are counted. `timm`: every block of a timm network is one; `convnext_layer_wise` (published
+            fine-tuning and detection) and `convnext_stage_wise` (published segmentation): see
+            `models.backbones.convnext_layers`.
+        num_layers: Layers of the ConvNeXt rules: 12, or 6 for backbones with 9 blocks in the third stage.
+        prefix: Where in the network the backbone is, such as `backbone`; everything outside counts as the head.
+    """
+
+    decay: float
+    rule: Literal["timm", "convnext_layer_wise", "convnext_stage_wise"] = "timm"
+    num_layers: int = 12
+    prefix: str = ""
+
+    def layer_ids(self, network: nn.Module) -> tuple[dict[str, int], int]:
+        """Layer of every parameter by name, and the layer of the head.
+
+        Raises:
+            ValueError: The network has no backbone there, or timm cannot tell its layers.
+        """
+        try:
+            backbone = network.get_submodule(self.prefix)
+        except AttributeError as error:
+            raise ValueError(f"layer decay: the network has no module {self.prefix!r}") from error
+        if self.rule == "timm":
+            if not hasattr(backbone, "group_matcher"):
+                raise ValueError(
+                    f"layer decay: {type(backbone).__name__} has no group_matcher, so timm cannot tell its layers; "
+                    "point prefix at a timm backbone"
+                )
+            inner: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+            head = max(inner.values()) + bool(self.prefix)
+        else:
+            layer_id = layer_wise_id if self.rule == "convnext_layer_wise" else stage_wise_id
+            inner = {name: layer_id(name, self.num_layers) for name, _ in backbone.named_parameters()}
+            head = self.num_layers + 1
+        start = f"{self.prefix}." if self.prefix else ""
+        ids = {
+            name: inner.get(name.removeprefix(start), head) if name.startswith(start) else head
+            for name, _ in network.named_parameters()
+        }
+        return ids, head
+
+
+def parameter_groups(
+    network: nn.Module, lr: float, weight_decay: float, layer_decay: LayerDecay | None = None
+) -> list[dict[str, Any]]:
+    """Optimiser groups of a network, in the order in which their first parameters appear.
+
+    One-dimensional parameters (norms, LayerScale), biases and what a module names in `no_weight_decay()` do not decay;
+    everything else does, depthwise kernels included. Frozen parameters are left out.
+
+    Args:
+        network: Its trainable parameters are grouped.
+        lr: Learning rate of the head.
+        weight_decay: Of the parameters that decay.
+        layer_decay: Learning rates by layer; None for one rate.
+
+    Returns:
+        Dicts of `params`, `param_names`, `name`, `weight_decay`, `lr_scale` and `lr` (= lr * lr_scale).
+
+    Raises:
+        ValueError: Nothing to train, or layer decay that does not fit the network.
+    """
+    ids, head = layer_decay.layer_ids(network) if layer_decay else ({}, 0)
+    exempt = _no_weight_decay(network)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_bias = name.split(".")[-1] == "bias"
+        decays = parameter.ndim > 1 and not is_bias and not any(fnmatch(name, pattern) for pattern in exempt)
+        group_name = "decay" if decays else "no_decay"
+        scale = 1.0
+        if layer_decay:
+            group_name = f"layer_{ids[name]}_{group_name}"
+            scale = layer_decay.decay ** (head - ids[name])
+        group = groups.setdefault(
+            group_name,
+            {
+                "params": [],
+                "param_names": [],
+                "name": group_name,
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": scale,
+                "lr": lr * scale,
+            },
+        )
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    if not groups:
+        raise ValueError("the network has no trainable parameter")
+    return list(groups.values())
+
+
+def describe(groups: Sequence[dict[str, Any]]) -> str:
+    """Table of groups for people: name, tensors, parameters, lr scale, lr, weight decay, first parameter."""
+    header = ("group", "tensors", "parameters", "lr scale", "lr", "weight decay", "from")
+    rows = [header]
+    for group in groups:
+        rows.append(
+            (
+                group["name"],
+                str(len(group["params"])),
+                f"{sum(parameter.numel() for parameter in group['params']):,}",
+                f"{group['lr_scale']:.6f}",
+                f"{group['lr']:.3e}",
+                f"{group['weight_decay']:g}",
+                group["param_names"][0],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _no_weight_decay(network: nn.Module) -> set[str]:
+    # A backbone inside a detector or a student-teacher pair keeps its say, so every module is asked.
+    patterns = set()
+    for module_name, module in network.named_modules():
+        if callable(names := getattr(module, "no_weight_decay", None)):
+            patterns |= {f"{module_name}.{name}".lstrip(".") for name in names()}
+    return patterns

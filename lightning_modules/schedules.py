@@ -1,0 +1,114 @@
+"""Learning-rate schedules as tables: one value an optimiser step, known before training starts.
+
+A table depends on nothing but its arguments, so that a resumed run continues on exactly the same values.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Schedule(ABC):
+    """What every schedule here offers."""
+
+    @abstractmethod
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps].
+
+        Args:
+            base: Value that the schedule is relative to, such as the peak learning rate.
+            steps_per_epoch: Optimiser steps of an epoch (batches, divided by the accumulated ones).
+            total_steps: Optimiser steps of the whole training.
+
+        Raises:
+            ValueError: Training is empty or not longer than the warm-up.
+        """
+
+
+@dataclass
+class WarmupCosine(Schedule):
+    """Linear warm-up from 0, then half a cosine towards `min_lr`.
+
+    The warm-up includes both ends, so the base value occurs twice in a row; the cosine never quite arrives:
+    `min_lr + (base - min_lr) / 2 * (1 + cos(pi * i / n))`, i = 0 .. n - 1, n the steps after the warm-up.
+    With no warm-up it also serves for a weight decay that moves from `base` to `min_lr`, downwards or upwards.
+
+    Reference: "A ConvNet for the 2020s", arXiv 2201.03545, appendix A, and its published training code.
+
+    Args:
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length in optimiser steps instead of epochs.
+        min_lr: Value at the end of the cosine.
+    """
+
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
+    min_lr: float = 0.0
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
+        remaining = total_steps - len(warmup)
+        cosine = np.cos(np.pi * np.arange(remaining) / remaining)
+        return np.concatenate([warmup, self.min_lr + 0.5 * (base - self.min_lr) * (1 + cosine)])
+
+
+@dataclass
+class MultiStep(Schedule):
+    """Linear warm-up from 0, and a multiplication by `gamma` at each milestone.
+
+    Args:
+        milestones: Epochs after which the value drops; fractions of an epoch are allowed.
+        gamma: Factor of each drop.
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length in optimiser steps instead of epochs.
+    """
+
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
+        edges = np.sort([round(milestone * steps_per_epoch) for milestone in self.milestones])
+        table = base * self.gamma ** np.searchsorted(edges, np.arange(total_steps), side="right").astype(np.float64)
+        table[: len(warmup)] *= np.divide(warmup, base, out=np.zeros_like(warmup), where=base != 0)
+        return table
+
+
+@dataclass
+class Constant(Schedule):
+    """Linear warm-up from 0, then one value.
+
+    Args:
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length in optimiser steps instead of epochs.
+    """
+
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
+        return np.concatenate([warmup, np.full(total_steps - len(warmup), base)])
+
+
+def _warmup(
+    epochs: float, steps: int | None, base: float, steps_per_epoch: int, total_steps: int
+) -> NDArray[np.float64]:
+    if total_steps < 1 or steps_per_epoch < 1:
+        raise ValueError(f"a schedule needs at least one step, not {total_steps=} and {steps_per_epoch=}")
+    length = round(epochs * steps_per_epoch) if steps is None else steps
+    if length < 0:
+        raise ValueError(f"a warm-up cannot last {length} steps")
+    if length >= total_steps:
+        raise ValueError(
+            f"the warm-up ({length} steps) leaves nothing of the training ({total_steps} steps): "
+            "shorten warmup_epochs or warmup_steps, or train longer"
+        )
+    return np.linspace(0.0, base, length)

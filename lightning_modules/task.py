@@ -1,0 +1,157 @@
+"""What training any network shares: optimiser, schedule, named losses, penalties and their logging."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_modules.parameter_groups import LayerDecay, parameter_groups
+from lightning_modules.schedules import Constant, Schedule
+
+log = logging.getLogger(__name__)
+
+
+class Task(LightningModule):
+    """A built network with its optimiser and schedule; a subclass adds the losses and metrics of its task.
+
+    A subclass computes a dict of named scalar losses in `training_step` and returns `self.total_loss(losses, batch)`.
+    Callbacks may put callables into `self.penalties` (name -> function that returns a scalar tensor); they are
+    evaluated after the forward pass and added to the loss (compute budget, sparsity).
+
+    Args:
+        network: the network to train.
+        optimizer: called with the parameter groups, e.g. `torch.optim.AdamW`, `timm.optim.Lamb`, `timm.optim.Lars`.
+            Norms, biases and other 1-D parameters get no weight decay.
+        schedule: the learning rate per optimiser step; `None` keeps it constant.
+        layer_decay: learning rates that fall with a layer's distance from the head.
+        reference_batch: the effective batch (samples per optimiser step) for which the optimiser's `lr` is meant;
+            given one, the learning rate is scaled linearly to the batch in use.
+        compile: compile the network with `torch.compile`.
+        channels_last: keep images and convolutions in channels-last memory order, which is faster on most devices.
+    """
+
+    monitor: str = "val/loss"
+    monitor_mode: str = "min"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        layer_decay: LayerDecay | None = None,
+        reference_batch: int | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.make_optimizer = optimizer
+        self.schedule = schedule or Constant()
+        self.layer_decay = layer_decay
+        self.reference_batch = reference_batch
+        self.compile_network = compile
+        self.channels_last = channels_last
+        self.penalties: dict[str, Callable[[], Tensor]] = {}
+        self.losses: dict[str, Tensor] = {}
+        self._sums: Tensor | None = None
+        self._summed = 0
+        self._logged_at = time.perf_counter()
+
+    def setup(self, stage: str) -> None:
+        """Compiles the network once, if asked to; in place, so that parameter names stay as they are."""
+        if self.compile_network and self.network._compiled_call_impl is None:
+            self.network.compile()
+
+    def forward(self, images: Tensor) -> Any:
+        """The network's output for images [B, 3, H, W]."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images)
+
+    def total_loss(self, losses: dict[str, Tensor], metrics: dict[str, Tensor], batch_size: int) -> Tensor:
+        """Adds penalties to the losses, logs each term by name and returns the sum to differentiate.
+
+        What is logged at a step is the mean over all micro-batches since the last logged step; it is gathered on the
+        device, so that only a logged step waits for it.
+
+        Args:
+            losses: named scalar losses of this micro-batch.
+            metrics: named scalar metrics of this micro-batch, logged but not differentiated.
+            batch_size: samples in this micro-batch on this process.
+        """
+        losses = losses | {name: penalty() for name, penalty in self.penalties.items()}
+        total = torch.stack(list(losses.values())).sum()
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        terms = {"loss": total.detach(), **metrics}
+        if len(losses) > 1:
+            terms |= {f"loss_{name}": value for name, value in self.losses.items()}
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        self._sums = values if self._sums is None else self._sums + values
+        self._summed += 1
+        trainer = self.trainer
+        accumulating = trainer.fit_loop._should_accumulate()
+        if not accumulating and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            self._log_means(list(terms), batch_size)
+        return total
+
+    def _log_means(self, names: list[str], batch_size: int) -> None:
+        means = (self._sums / self._summed).unbind()
+        shown = ("loss", "top1")
+        for name, mean in zip(names, means, strict=True):
+            self.log(f"train/{name}", mean, prog_bar=name in shown)
+        now = time.perf_counter()
+        self.log_dict(
+            {
+                "train/lr": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
+                "train/images_per_second": self._summed * batch_size * self.trainer.world_size / (now - self._logged_at),
+            }
+        )
+        self._logged_at = now
+        self._sums, self._summed = None, 0
+
+    def on_train_epoch_start(self) -> None:
+        """Restarts the clock, so that validation does not count as training time."""
+        self._logged_at = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the sums of what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
+        checkpoint["unlogged"] = {"sums": self._sums, "summed": self._summed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the sums of what was not logged yet."""
+        unlogged = checkpoint.get("unlogged", {"sums": None, "summed": 0})
+        sums = unlogged["sums"]
+        self._sums, self._summed = sums if sums is None else sums.to(self.device), unlogged["summed"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Groups the parameters, scales the learning rate and builds the schedule, one value per optimiser step."""
+        defaults = self.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
+        lr, weight_decay = defaults["lr"], defaults.get("weight_decay", 0.0)
+        if self.reference_batch is not None:
+            lr *= self.effective_batch / self.reference_batch
+        groups = parameter_groups(self.network, lr=lr, weight_decay=weight_decay, layer_decay=self.layer_decay)
+        optimizer = self.make_optimizer(groups)
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        table = self.schedule.table(lr, steps_per_epoch=per_epoch, total_steps=total)
+
+        def factor(step: int) -> float:
+            # The scheduler asks for one value more than there are steps.
+            return float(table[min(step, total - 1)] / lr)
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def effective_batch(self) -> int:
+        """Samples per optimiser step over all processes."""
+        return self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]

@@ -1,0 +1,45 @@
+"""Any network of timm's registry, ours included, as a classifier."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+import models.backbones  # noqa: F401  registers our networks with timm
+
+
+def timm_classifier(
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Builds a classifier by its name in timm's registry.
+
+    Args:
+        name: e.g. `convnext_tiny`, `resnet50`, `ladder_r50_4_width`; see `timm.list_models()`.
+        num_classes: K, the number of logits.
+        in_chans: channels of the input images.
+        drop_path_rate: stochastic depth rate of the last block; the rates rise linearly from 0.
+        pretrained: download timm's weights of this network.
+        options: further arguments of the network, e.g. `{depths: [2, 2, 6, 2], dims: [32, 64, 128, 256]}`.
+
+    Returns:
+        images [B, in_chans, H, W] -> logits [B, K].
+
+    Raises:
+        ValueError: timm knows no network of this name; the message names the nearest one.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all names"
+        raise ValueError(f"no network is called '{name}': {hint}")
+    arguments: dict[str, Any] = dict(num_classes=num_classes, in_chans=in_chans, pretrained=pretrained)
+    if drop_path_rate:
+        arguments["drop_path_rate"] = drop_path_rate
+    return timm.create_model(name, **arguments, **(options or {}))

@@ -1,0 +1,121 @@
+import argparse
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from exp.convert import main
+from models.official.convnext import to_official
+
+
+@pytest.fixture
+def ours() -> dict[str, torch.Tensor]:
+    return timm.create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=3).state_dict()
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+def test_there_and_back(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(ours, tmp_path / "ours.safetensors")
+    assert main([str(tmp_path / "ours.safetensors"), str(tmp_path / "new" / "official.pth"), "--to", "official"]) == 0
+    checkpoint = torch.load(tmp_path / "new" / "official.pth", weights_only=True)
+    assert same(checkpoint["model"], to_official(ours))
+    assert main([str(tmp_path / "new" / "official.pth"), str(tmp_path / "back.safetensors")]) == 0
+    assert same(load_file(tmp_path / "back.safetensors"), ours)
+    printed = capsys.readouterr().out.splitlines()
+    numbers = sum(value.numel() for value in ours.values())
+    said = f"convnext weights in our layout, {len(ours)} tensors, {numbers:,} numbers"
+    assert printed[1] == f"{tmp_path}/back.safetensors: {said}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "new", "ours.safetensors"]
+
+
+def test_training_checkpoint_with_averaged_weights(tmp_path: Path, ours: dict) -> None:
+    averaged = {name: value + 1 for name, value in ours.items()}
+    checkpoint = {
+        "model": to_official(ours),
+        "model_ema": to_official(averaged),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "epoch": 299,
+        "args": argparse.Namespace(model="convnext_tiny", lr=4e-3, data_path="/imagenet"),
+    }
+    torch.save(checkpoint, tmp_path / "official.pth")
+    trusted = torch.serialization.get_safe_globals()
+    for options, expected in (([], ours), (["--ema", "--system", "convnext"], averaged)):
+        assert main([str(tmp_path / "official.pth"), str(tmp_path / "ours.safetensors"), *options]) == 0
+        assert same(load_file(tmp_path / "ours.safetensors"), expected)
+    assert torch.serialization.get_safe_globals() == trusted
+
+
+def test_our_training_checkpoint(tmp_path: Path, ours: dict) -> None:
+    state = {f"network.{name}": value for name, value in ours.items()} | {"metric.count": torch.ones(1)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
+    assert main([str(tmp_path / "last.ckpt"), str(tmp_path / "official.safetensors"), "--to", "official"]) == 0
+    assert same(load_file(tmp_path / "official.safetensors"), to_official(ours))
+
+
+def test_detector_says_what_it_leaves_out(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = {f"backbone.{name}": value for name, value in to_official(ours).items()}
+    torch.save({"state_dict": backbone | {"neck.conv.weight": torch.ones(1)}}, tmp_path / "detector.pth")
+    assert main([str(tmp_path / "detector.pth"), str(tmp_path / "ours.pth")]) == 0
+    assert "left out: neck (1 tensors)" in capsys.readouterr().err
+    assert same(torch.load(tmp_path / "ours.pth", weights_only=True)["model"], ours)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return (print, ("executed",))
+
+
+def broken(folder: Path, ours: dict) -> dict[str, tuple[Path, list[str], str]]:
+    """Argument lists that cannot work: file, further arguments, and what the message must say."""
+    torch.save({"model": {"fc.weight": torch.ones(1)}}, folder / "unknown.pth")
+    torch.save({"model": to_official(ours)}, folder / "good.pth")
+    torch.save({"model": {k: v for k, v in to_official(ours).items() if k != "norm.bias"}}, folder / "torn.pth")
+    (folder / "text.pth").write_text("not a checkpoint")
+    (folder / "text.safetensors").write_text("not a checkpoint")
+    (folder / "pickle.pth").write_bytes(pickle.dumps(Malicious()))
+    return {
+        "missing file": (folder / "none.pth", [], "no such file"),
+        "unknown keys": (folder / "unknown.pth", [], "none of the systems convnext"),
+        "missing key": (folder / "torn.pth", [], "missing norm.bias"),
+        "text": (folder / "text.pth", [], "not a checkpoint"),
+        "text as safetensors": (folder / "text.safetensors", [], "not a safetensors file"),
+        "code": (folder / "pickle.pth", [], "not a checkpoint"),
+        "unknown system": (folder / "good.pth", ["--system", "resnext"], "unknown system 'resnext'; known: convnext"),
+        "no average": (folder / "good.pth", ["--ema"], "no averaged weights"),
+        "already official": (folder / "good.pth", ["--to", "official"], "our layout of none of the systems"),
+    }
+
+
+def test_one_line_says_what_is_wrong(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    for source, options, message in broken(tmp_path, ours).values():
+        assert main([str(source), str(tmp_path / "out.safetensors"), *options]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"exp convert: {source}: ")
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+        assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_failed_writing_leaves_the_old_file(
+    tmp_path: Path, ours: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": to_official(ours)}, tmp_path / "good.pth")
+    assert main([str(tmp_path / "good.pth"), str(tmp_path / "out.txt")]) == 2
+    assert "must end in .safetensors, .pth or .pt" in capsys.readouterr().err
+    (tmp_path / "out.pth").write_text("old")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    assert main([str(tmp_path / "good.pth"), str(tmp_path / "out.pth")]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert (tmp_path / "out.pth").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.pth", "out.pth"]

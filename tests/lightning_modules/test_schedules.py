@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from lightning_modules.schedules import Constant, MultiStep, Schedule, WarmupCosine
+
+
+def test_cosine_after_warm_up() -> None:
+    table = WarmupCosine(warmup_epochs=2, min_lr=0.1).table(1.1, steps_per_epoch=2, total_steps=8)
+    cosine = [0.1 + 0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4)]
+    np.testing.assert_allclose(table, [0, 1.1 / 3, 2.2 / 3, 1.1, *cosine], rtol=1e-15)
+    assert table[3] == table[4] == 1.1
+    assert table[-1] > 0.1
+    assert table.dtype == np.float64
+
+
+def test_steps_instead_of_epochs() -> None:
+    by_steps = WarmupCosine(warmup_epochs=3, warmup_steps=4).table(1.0, 10, 20)
+    np.testing.assert_array_equal(by_steps[:5], [0, 1 / 3, 2 / 3, 1, 1])
+    np.testing.assert_array_equal(by_steps, WarmupCosine(warmup_epochs=0.4).table(1.0, 10, 20))
+
+
+def test_cosine_may_rise() -> None:
+    table = WarmupCosine(min_lr=0.2).table(0.05, 5, 60)
+    assert table[0] == pytest.approx(0.05)
+    assert (np.diff(table) > 0).all()
+    assert 0.199 < table[-1] < 0.2
+
+
+def test_drops_at_milestones() -> None:
+    table = MultiStep([2, 3.5], gamma=0.1).table(1.0, steps_per_epoch=2, total_steps=8)
+    np.testing.assert_allclose(table, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01], rtol=1e-12)
+
+
+def test_drops_and_warm_up() -> None:
+    table = MultiStep([1], gamma=0.5, warmup_epochs=1.5).table(4.0, steps_per_epoch=2, total_steps=5)
+    np.testing.assert_allclose(table, [0, 2, 2, 2, 2])
+
+
+def test_constant() -> None:
+    np.testing.assert_array_equal(Constant().table(3.0, 1, 3), [3, 3, 3])
+    np.testing.assert_array_equal(Constant(warmup_epochs=3).table(3.0, 1, 5), [0, 1.5, 3, 3, 3])
+
+
+@pytest.mark.parametrize("schedule", [WarmupCosine(2), MultiStep([2], warmup_epochs=1), Constant(2)])
+@pytest.mark.parametrize(("steps_per_epoch", "total_steps"), [(7, 50), (3, 10)])
+def test_one_value_a_step(schedule: Schedule, steps_per_epoch: int, total_steps: int) -> None:
+    table = schedule.table(0.3, steps_per_epoch, total_steps)
+    assert table.shape == (total_steps,)
+    assert table[0] == 0
+    assert table.max() == pytest.approx(0.3)
+    np.testing.assert_array_equal(schedule.table(0.0, steps_per_epoch, total_steps), np.zeros(total_steps))
+
+
+@pytest.mark.parametrize("schedule", [WarmupCosine(2), MultiStep([1], warmup_epochs=2), Constant(2)])
+def test_warm_up_longer_than_training_is_refused(schedule: Schedule) -> None:
+    with pytest.raises(ValueError, match=r"warm-up \(10 steps\) leaves nothing of the training \(10 steps\)"):
+        schedule.table(1.0, steps_per_epoch=5, total_steps=10)
+
+
+def test_impossible_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one step"):
+        Constant().table(1.0, steps_per_epoch=0, total_steps=10)
+    with pytest.raises(ValueError, match="at least one step"):
+        WarmupCosine().table(1.0, steps_per_epoch=1, total_steps=0)
+    with pytest.raises(ValueError, match="cannot last -1"):
+        Constant(warmup_steps=-1).table(1.0, 1, 10)

@@ -1,0 +1,167 @@
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+
+from models.backbones.convnext_ladder import LADDERS, Rung
+from models.compute import count
+
+# Rung: multiply-adds (G, convolutions and linear layers, 224 x 224) and parameters (M), measured for R50 and R200.
+COSTS = {
+    "0_resnet": (4.0892, 25.557, 15.0075, 64.674),
+    "1_stage_ratio": (4.5259, 28.629, 14.5184, 83.066),
+    "2_patchify": (4.4175, 28.622, 14.3762, 83.058),
+    "3_depthwise": (2.3495, 15.723, 7.2344, 42.586),
+    "4_width": (5.2680, 33.761, 16.7639, 96.527),
+    "5_inverted": (4.6444, 25.851, 15.6794, 83.700),
+    "6_depthwise_up": (4.0651, 25.626, 14.6270, 83.095),
+    "7a_kernel5": (4.0973, 25.721, 14.6989, 83.369),
+    "7b_kernel7": (4.1456, 25.864, 14.8066, 83.781),
+    "7c_kernel9": (4.2100, 26.054, 14.9503, 84.330),
+    "7d_kernel11": (4.2906, 26.292, 15.1300, 85.016),
+    "8_gelu": (4.1456, 25.864, 14.8066, 83.781),
+    "9_fewer_activations": (4.1456, 25.864, 14.8066, 83.781),
+    "10_fewer_norms": (4.1456, 25.797, 14.8066, 83.600),
+    "11_layernorm": (4.1456, 25.797, 14.8066, 83.600),
+    "12_convnext": (4.4555, 28.589, 15.3547, 88.591),
+}
+SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "num_classes": 5}
+
+
+def small(rung: str, **changes: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(f"ladder_r50_{rung}", **SMALL | changes)
+
+
+@pytest.mark.parametrize("regime", ["r50", "r200"])
+@pytest.mark.parametrize("rung", COSTS)
+def test_cost_is_the_published_one(regime: str, rung: str) -> None:
+    with torch.device("meta"):
+        network = timm.create_model(f"ladder_{regime}_{rung}")
+    macs, params = COSTS[rung][:2] if regime == "r50" else COSTS[rung][2:]
+    report = count(network)
+    assert report.conv_linear_macs / 1e9 == pytest.approx(macs, abs=1e-4)
+    assert report.macs == report.conv_linear_macs
+    assert report.params / 1e6 == pytest.approx(params, abs=5.1e-4)
+
+
+def test_every_rung_is_listed() -> None:
+    for regime, rungs in LADDERS.items():
+        assert [*rungs, "12_convnext"] == list(COSTS)
+        assert len(timm.list_models(f"ladder_{regime}_*")) == 16
+
+
+def test_first_rung_is_resnet50() -> None:
+    ours, theirs = timm.create_model("ladder_r50_0_resnet").eval(), timm.create_model("resnet50").eval()
+    in_order = zip(ours.state_dict().items(), _resnet_in_our_order(theirs), strict=True)
+    ours.load_state_dict({name: value for (name, _), value in in_order})
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+def _resnet_in_our_order(resnet: torch.nn.Module) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for name, value in resnet.state_dict().items():
+        if "running_mean" in name:
+            value.normal_(0, 0.1, generator=generator)
+        if "running_var" in name:
+            value.uniform_(0.5, 1.5, generator=generator)
+    return list(resnet.state_dict().values())
+
+
+@pytest.mark.parametrize(("regime", "name"), [("r50", "convnext_tiny"), ("r200", "convnext_base")])
+def test_last_rung_is_convnext(regime: str, name: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = timm.create_model(f"ladder_{regime}_12_convnext"), timm.create_model(name)
+    assert type(ours) is type(theirs)
+    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [
+        (k, v.shape) for k, v in theirs.state_dict().items()
+    ]
+    assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("rung", COSTS)
+@pytest.mark.parametrize(("patch_size", "reductions"), [(4, [4, 8, 16, 32]), (2, [4, 8, 16, 32]), (1, [1, 2, 4, 8])])
+def test_features_are_what_the_info_says(rung: str, patch_size: int, reductions: list[int]) -> None:
+    network = small(rung, features_only=True, patch_size=patch_size).eval()
+    features = network(torch.randn(2, 3, 64, 96))
+    assert network.feature_info.reduction() == reductions
+    expected = [
+        (2, channels, 64 // reduction, 96 // reduction)
+        for channels, reduction in zip(network.feature_info.channels(), reductions, strict=True)
+    ]
+    assert [tuple(feature.shape) for feature in features] == expected
+
+
+def test_chosen_features_of_a_classifier() -> None:
+    network = small("9_fewer_activations", features_only=True, out_indices=(1, 3), in_chans=1).eval()
+    classifier = small("9_fewer_activations", in_chans=1).eval()
+    images = torch.randn(2, 1, 64, 64)
+    assert network.feature_info.channels() == [16, 32]
+    torch.testing.assert_close(network(images)[1], classifier.forward_features(images))
+
+
+@pytest.mark.parametrize("rung", COSTS)
+def test_every_parameter_learns(rung: str) -> None:
+    network = small(rung, drop_path_rate=0.1, ls_init_value=0.5)
+    blocks = [module for module in network.modules() if type(module).__name__ == "DropPath"]
+    assert [block.drop_prob for block in blocks] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    torch.manual_seed(1)
+    network(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("rung", ["0_resnet", "5_inverted", "11_layernorm"])
+def test_timm_interface(rung: str) -> None:
+    network = small(rung).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = network.forward_features(images)
+    pooled = network.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, network.num_features)
+    torch.testing.assert_close(network(images), network.get_classifier()(pooled))
+    layers = group_parameters(network, network.group_matcher(), reverse=True)
+    assert layers["stem.0.weight"] == 0
+    assert layers["stages.2.blocks.1.branch.conv1.weight"] == 4
+    assert layers["head.fc.weight"] == max(layers.values()) == 6
+    network.reset_classifier(7)
+    assert network(images).shape == (2, 7)
+    network.reset_classifier(0)
+    torch.testing.assert_close(network(images), pooled)
+
+
+@pytest.mark.parametrize("rung", ["0_resnet", "11_layernorm"])
+def test_gradient_checkpointing_changes_nothing(rung: str) -> None:
+    gradients = []
+    for enable in (False, True):
+        network = small(rung)
+        network.set_grad_checkpointing(enable)
+        network(torch.ones(2, 3, 64, 64)).sum().backward()
+        gradients.append(network.stem[0].weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_autocast_and_channels_last() -> None:
+    network = small("12_convnext").eval()
+    images = torch.randn(2, 3, 64, 64)
+    for rung in ("2_patchify", "11_layernorm"):
+        network = small(rung).eval()
+        expected = network(images)
+        network = network.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(network(images.to(memory_format=torch.channels_last)), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(network(images).float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="four stages"):
+        small("3_depthwise", dims=(8, 16, 24))
+    with pytest.raises(ValueError, match="stride 1, 2 or 4"):
+        small("0_resnet", patch_size=3)
+    assert small("2_patchify", patch_size=3)(torch.randn(2, 3, 48, 48)).shape == (2, 5)
+
+
+def test_rungs_change_one_thing_at_a_time() -> None:
+    rungs = LADDERS["r50"]
+    before, after = rungs["7b_kernel7"], rungs["8_gelu"]
+    assert before == Rung(**{**vars(after), "act": "relu"})

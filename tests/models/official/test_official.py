@@ -1,0 +1,96 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from models.official import LayoutError, layout, load, system_of, systems, unwrap
+
+WEIGHTS = {"layer.weight": torch.ones(2, 2)}
+OTHER = {"layer.weight": torch.zeros(2, 2)}
+SMALL = {"depths": (1, 1, 1, 1), "dims": (4, 8, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "ema"),
+    [
+        (WEIGHTS, False),
+        ({"model": WEIGHTS, "model_ema": OTHER, "epoch": 3}, False),
+        ({"model": OTHER, "model_ema": WEIGHTS}, True),
+        ({"state_dict": WEIGHTS, "meta": {}}, False),
+        ({"state_dict": {"network.layer.weight": WEIGHTS["layer.weight"], "loss.weight": torch.ones(1)}}, False),
+        ({"state_dict": OTHER, "current_model_state": WEIGHTS, "averaging_state": {}}, False),
+        ({"state_dict": WEIGHTS, "current_model_state": OTHER, "averaging_state": {}}, True),
+    ],
+)
+def test_weights_are_found(checkpoint: dict, ema: bool) -> None:
+    state = unwrap(checkpoint, ema)
+    assert list(state) == ["layer.weight"]
+    assert torch.equal(state["layer.weight"], WEIGHTS["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "ema", "message"),
+    [
+        ([1, 2], False, "holds a list"),
+        ({}, False, "no weights"),
+        ({"epoch": 3, "model": 4}, False, "no weights in it .it has epoch, model"),
+        ({"model": WEIGHTS}, True, "no averaged weights"),
+    ],
+)
+def test_files_without_weights(checkpoint: object, ema: bool, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        unwrap(checkpoint, ema)
+
+
+def test_every_system_has_the_four_functions() -> None:
+    for system in systems():
+        for function in ("matches", "matches_ours", "to_ours", "to_official"):
+            assert callable(getattr(layout(system), function))
+
+
+def test_systems_are_told_by_their_keys() -> None:
+    ours = timm.create_model("convnext_atto", **SMALL).state_dict()
+    assert system_of(ours, "official") == "convnext"
+    assert system_of(layout("convnext").to_official(ours)) == "convnext"
+    with pytest.raises(LayoutError, match=r"\(layer.weight\) fit the official layout of none of the systems"):
+        system_of(WEIGHTS)
+    with pytest.raises(LayoutError, match=r"unknown system 'resnext'; known: .*convnext"):
+        layout("resnext")
+
+
+def classifier(num_classes: int = 3, **options: object) -> nn.Module:
+    return timm.create_model("convnext_tiny", num_classes=num_classes, **SMALL, **options)
+
+
+def test_equal_classes_keep_the_head() -> None:
+    source, target = classifier(), classifier()
+    assert load(target, source.state_dict(), head_init_scale=0.001) == []
+    assert torch.equal(target.head.fc.weight, source.head.fc.weight)
+
+
+def test_other_classes_start_a_new_head() -> None:
+    source, target = classifier(num_classes=7), classifier()
+    target.head.fc.bias.data.fill_(1)
+    before = target.head.fc.weight.detach().clone()
+    assert load(target, source.state_dict(), head_init_scale=0.001) == ["head.fc.weight", "head.fc.bias"]
+    torch.testing.assert_close(target.head.fc.weight, before * 0.001)
+    torch.testing.assert_close(target.head.fc.bias, torch.full((3,), 0.001))
+    assert torch.equal(target.stem[0].weight, source.stem[0].weight)
+    assert torch.equal(target.head.norm.weight, source.head.norm.weight)
+
+
+@pytest.mark.parametrize(("source", "target"), [(False, True), (True, False)])
+def test_pointwise_weights_fit_linear_layers_and_convolutions(source: bool, target: bool) -> None:
+    given, network = classifier(conv_mlp=source).eval(), classifier(conv_mlp=target).eval()
+    load(network, given.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(network(images), given(images))
+
+
+def test_everything_else_must_fit() -> None:
+    state = classifier().state_dict()
+    without = {name: value for name, value in state.items() if name != "stages.0.blocks.0.gamma"}
+    with pytest.raises(LayoutError, match=r"missing stages\.0\.blocks\.0\.gamma; unknown extra"):
+        load(classifier(), without | {"extra": torch.ones(1)})
+    with pytest.raises(LayoutError, match=r"stem.1.bias is \(5,\), not \(4,\)"):
+        load(classifier(), state | {"stem.1.bias": torch.ones(5)})

@@ -1,0 +1,98 @@
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import models  # noqa: F401 (registers the backbones)
+from models.compute import count, executed
+
+
+class Everything(nn.Module):
+    """One layer of each kind that is counted, and two that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4)
+        self.transposed = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.head = nn.Linear(4, 5)
+        self.tied = nn.Linear(4, 5)
+        self.tied.weight = self.head.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.transposed(self.grouped(self.norm(self.conv(x)).relu()))
+        tokens = x.flatten(2).mT
+        attended = (tokens @ tokens.mT).softmax(-1) @ tokens
+        fused = F.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])[:, 0]
+        return self.head(attended) + self.tied(fused) + F.linear(tokens, self.head.weight)
+
+
+# By hand, for 16 x 16 images: output pixels x weights of one output.
+CONV = 16 * 16 * 8 * 3 * 9 + 8 * 8 * 8 * 2 * 9 + 8 * 8 * 8 * 4 * 4
+LINEAR = 3 * 16 * 16 * 4 * 5
+ATTENTION = 2 * 256 * 256 * 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_kind_of_layer(batch_size: int) -> None:
+    network = Everything()
+    for report in (count(network, (3, 16, 16), batch_size), executed(network, torch.randn(batch_size, 3, 16, 16))):
+        assert report.conv_macs == CONV
+        assert report.linear_macs == LINEAR
+        assert report.matmul_macs == 2 * ATTENTION
+        assert report.conv_linear_macs == CONV + LINEAR
+        assert report.macs == CONV + LINEAR + 2 * ATTENTION
+        assert report.params == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_modules_add_up() -> None:
+    report = count(timm.create_model("convnext_atto"), (3, 64, 64))
+    root, *others = report.modules
+    assert (root.name, root.depth, root.macs, root.params) == ("", 0, report.macs, report.params)
+    assert root.macs == sum(module.macs for module in others if module.depth == 1)
+    assert root.params == sum(module.params for module in others if module.depth == 1)
+    table = {module.name: module for module in others}
+    assert table["stem.0"].type == "Conv2d"
+    assert table["stem.0"].macs == 16 * 16 * 40 * 3 * 16
+    assert table["stages.3"].depth == 2
+
+
+def test_network_is_left_as_it_was() -> None:
+    network = Everything()
+    network.norm.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    count(network, (3, 16, 16))
+    executed(network, torch.randn(2, 3, 16, 16))
+    assert network.training
+    assert not network.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network(torch.randn(2, 3, 16, 16)).requires_grad
+
+
+def test_network_without_data() -> None:
+    with torch.device("meta"):
+        network = timm.create_model("vit_tiny_patch16_224")
+    report = count(network)
+    assert network.head.weight.is_meta
+    assert report.params == 5_717_416
+    assert report.conv_linear_macs == pytest.approx(1.0746e9, rel=1e-3)
+    assert report.matmul_macs == 12 * 2 * 3 * 197 * 197 * 64
+
+
+def test_skipped_work_is_not_counted() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            keep = x[:, 0] > 0
+            x = x.clone()
+            x[keep] = self.layer(x[keep])
+            return x
+
+    x = torch.ones(4, 8)
+    x[:3, 0] = -1
+    assert executed(Skip(), x).linear_macs == 64 / 4

@@ -5,8 +5,12 @@ import os
 # albumentations asks the internet for its newest version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from datamodules.base import DataModule  # noqa: E402
-from datamodules.digits import Digits  # noqa: E402
-from datamodules.errors import DataError  # noqa: E402
+from datamodules.base import DataModule
+from datamodules.cifar import CIFAR10, CIFAR100
+from datamodules.digits import Digits
+from datamodules.errors import DataError
+from datamodules.folders import ImageFolder
+from datamodules.imagenet import ImageNet
+from datamodules.packed import PackedImages
 
-__all__ = ["DataError", "DataModule", "Digits"]
+__all__ = ["CIFAR10", "CIFAR100", "DataError", "DataModule", "Digits", "ImageFolder", "ImageNet", "PackedImages"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,10 @@ class DataModule(lightning.LightningDataModule):
         """
         if stage == "predict":
             self._sources["predict"] = ImageFiles(self.predict_paths)
-        if "train" not in self._sources:
+            # Prediction needs of the data set no more than the names of its classes, and can do without.
+            with contextlib.suppress(DataError):
+                self.setup("fit")
+        elif "train" not in self._sources:
             self._sources |= self.open()
 
     def source(self, split: Split) -> Source:
@@ -124,17 +128,21 @@ class DataModule(lightning.LightningDataModule):
         return image.decode() if isinstance(image, Encoded) else image
 
     def train_dataloader(self) -> Loader:
+        """Training batches; resumable to the sample."""
         return self._loader("train")
 
     def val_dataloader(self) -> Loader | list[Loader]:
+        """Every validation sample once over all processes; nothing if no sample was held out."""
         # Lightning takes an empty list for "no validation", which a held-out share of 0 asks for.
         self.setup("validate")
         return [] if self._sources["val"] is None else self._loader("val")
 
     def test_dataloader(self) -> Loader:
+        """Every test sample once over all processes."""
         return self._loader("test")
 
     def predict_dataloader(self) -> Loader:
+        """Every image of ``predict_paths`` once over all processes."""
         return self._loader("predict")
 
     def _loader(self, split: Split) -> Loader:
@@ -159,15 +167,12 @@ class DataModule(lightning.LightningDataModule):
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )
 
-    def _position(self) -> tuple[int, int]:
+    def _position(self) -> tuple[int, int] | None:
         """Epoch and samples consumed in it, as the trainer counts: loaders run ahead of the steps that were taken."""
         if self.trainer is None:
-            raise DataError("The position of a training loader is the trainer's: attach the data module to one.")
-        fit_loop = self.trainer.fit_loop
-        epoch = fit_loop.epoch_progress.current
-        unfinished = epoch.started > epoch.processed
-        batches = fit_loop.epoch_loop.batch_progress.current.processed if unfinished else 0
-        return epoch.processed, batches * self.batch_size
+            return None
+        loop = self.trainer.fit_loop
+        return loop.epoch_progress.current.completed, loop.epoch_loop.batch_progress.current.processed * self.batch_size
 
     def _report(self, bad: list[BadSample]) -> None:
         for sample in bad:

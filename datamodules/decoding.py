@@ -169,7 +169,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
-            raise DataError(f"pixels of 32 bits from {pixels.min()} to {pixels.max()}; convert the image to 8 or 16 bits")
+            raise DataError(
+                f"pixels of 32 bits from {pixels.min()} to {pixels.max()}; convert the image to 8 or 16 bits"
+            )
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         coloured = image.convert("RGBA")

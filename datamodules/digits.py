@@ -61,6 +61,7 @@ class Digits(DataModule):
         self.class_names = [str(digit) for digit in range(10)]
 
     def open(self) -> dict[str, Source | None]:
+        """Makes the splits; see ``DataModule.open``."""
         pixels, labels = load_digits(return_X_y=True)
         # Grey values are 0..16; 255/16 keeps them apart and fills the byte.
         images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)

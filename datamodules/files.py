@@ -41,7 +41,9 @@ class ImageFiles:
         return len(self.paths)
 
     def load(self, index: int) -> dict[str, Any]:
+        """One sample: ``image`` (encoded)."""
         return {"image": Encoded(self.paths[index])}
 
     def name(self, index: int) -> str:
+        """The file's path."""
         return str(self.paths[index])

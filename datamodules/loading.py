@@ -234,7 +234,7 @@ class Loader:
         batches: Which batches this process loads.
         join: Makes a batch of samples.
         report: Called in the main process with the bad samples of each batch; raises if they are too many.
-        position: Epoch and samples consumed in it over all processes, as the trainer counts them.
+        position: Epoch and samples consumed in it over all processes, as the trainer counts them; None without one.
         num_workers: Worker processes; 0 loads in the main process.
         pin_memory: Whether batches are put in page-locked memory.
     """
@@ -245,13 +245,14 @@ class Loader:
         batches: TrainBatches | EvalBatches,
         join: Callable[[list[Batch]], Batch],
         report: Callable[[list[BadSample]], None],
-        position: Callable[[], tuple[int, int]],
+        position: Callable[[], tuple[int, int] | None],
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         self.dataset, self.batches, self.report, self.position = samples, batches, report, position
         self.num_workers = num_workers
         self._cursor = _Cursor(batches)
+        self._running: int | None = None
         self._loader: DataLoader = DataLoader(
             samples,  # type: ignore[arg-type]
             batch_sampler=self._cursor,  # type: ignore[arg-type]
@@ -279,24 +280,41 @@ class Loader:
         return self._cursor
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves to the start of an epoch, unless the loader is in it already (as it is after a restart)."""
+        """Moves to the start of an epoch, unless the loader is in it already (as it is after a restart).
+
+        Under a trainer, the trainer's own count decides: what Lightning passes here is one too many ever after a restart
+        from the end of an epoch with ``max_steps``.
+        """
+        counted = self.position()
+        epoch = epoch if counted is None else counted[0]
         if epoch != self._cursor.epoch:
             self._cursor.epoch, self._cursor.samples = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and samples consumed in it by all processes."""
-        epoch, samples = self.position()
+        """Epoch and samples consumed in it by all processes.
+
+        Raises:
+            DataError: If there is no trainer to ask: a loader only knows how far it has read ahead.
+        """
+        counted = self.position()
+        if counted is None:
+            raise DataError("The position of a training loader is its trainer's; there is none.")
+        epoch, samples = counted
+        if epoch != self._running:
+            # Between epochs, or restarted and not read from yet: the trainer's count is still the last epoch's.
+            samples = self._cursor.samples if epoch == self._cursor.epoch else 0
         return {"epoch": epoch, "samples": samples}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Makes the next iteration start where ``state`` was taken."""
-        self._cursor.epoch, self._cursor.samples = state["epoch"], state["samples"]
+        self._cursor.epoch, self._cursor.samples, self._running = state["epoch"], state["samples"], None
 
     def __iter__(self) -> Iterator[Batch]:
+        """Batches from the present position on."""
         # A generator, so that the position is read at the first batch: Lightning asks for the iterator first and sets
         # the epoch afterwards.
         iterator = self._iterate()
-        self._cursor.samples = 0
+        self._running, self._cursor.samples = self._cursor.epoch, 0
         for batch, bad in iterator:
             if bad:
                 self.report(bad)

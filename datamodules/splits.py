@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from datamodules.errors import DataError
 
@@ -44,21 +45,24 @@ class Subset:
 
     def __init__(self, source: LabelledSource, indices: np.ndarray) -> None:
         self.source = source
-        self.indices = indices
+        # As a tensor, worker processes get it as shared memory.
+        self._indices = torch.from_numpy(indices)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self._indices)
 
     @property
     def labels(self) -> np.ndarray:
         """Class indices, int64 [n]."""
-        return self.source.labels[self.indices]
+        return self.source.labels[self._indices.numpy()]
 
     def load(self, index: int) -> dict[str, Any]:
-        return self.source.load(int(self.indices[index]))
+        """See ``Source``."""
+        return self.source.load(int(self._indices[index]))
 
     def name(self, index: int) -> str:
-        return self.source.name(int(self.indices[index]))
+        """See ``Source``."""
+        return self.source.name(int(self._indices[index]))
 
 
 def hold_out(labels: np.ndarray, amount: int | float) -> tuple[np.ndarray, np.ndarray]:

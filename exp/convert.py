@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,26 +40,50 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     options = parser.parse_args(argv)
 
+    try:
+        print(convert(options.source, options.target, options.system, options.to, options.ema))
+    except ConvertError as error:
+        print(f"exp convert: {options.source}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(source: Path, target: Path, system: str | None = None, to: str = "ours", ema: bool = False) -> str:
+    """Translate a checkpoint file.
+
+    Args:
+        source: Read with `read`.
+        target: Written with `write`.
+        system: Whose layout; None to recognise it by the key names.
+        to: Layout of the target, `ours` or `official`.
+        ema: Whether to take the averaged weights.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        ConvertError: The source cannot be understood or the target not be written.
+    """
+    if not source.is_file():
+        raise ConvertError("no such file")
+
     from models import official
 
     try:
-        state = official.unwrap(read(options.source), options.ema)
-        system = options.system or official.system_of(state, options.to)
+        state = official.unwrap(read(source), ema)
+        system = system or official.system_of(state, to)
+        layout = official.layout(system)
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)
-            translate = official.layout(system).to_ours if options.to == "ours" else official.layout(system).to_official
-            converted = translate(state)
-        write(converted, options.target)
-    except (ConvertError, official.LayoutError) as error:
-        print(f"exp convert: {options.source}: {error}", file=sys.stderr)
-        return 2
+            converted = layout.to_ours(state) if to == "ours" else layout.to_official(state)
+    except official.LayoutError as error:
+        raise ConvertError(str(error)) from error
+    write(converted, target)
     for note in notes:
-        print(f"exp convert: {options.source}: {note.message}", file=sys.stderr)
+        print(f"exp convert: {source}: {note.message}", file=sys.stderr)
     numbers = sum(tensor.numel() for tensor in converted.values())
-    kind = "averaged weights" if options.ema else "weights"
-    layout = "our layout" if options.to == "ours" else "the official layout"
-    print(f"{options.target}: {system} {kind} in {layout}, {len(converted)} tensors, {numbers:,} numbers")
-    return 0
+    weights = f"{system} {'averaged ' if ema else ''}weights in {'our' if to == 'ours' else 'the official'} layout"
+    return f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers"
 
 
 def read(path: Path) -> Any:
@@ -71,14 +96,12 @@ def read(path: Path) -> Any:
         What the file holds, on the CPU.
 
     Raises:
-        ConvertError: No such file, or not a checkpoint.
+        ConvertError: Not a checkpoint.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise ConvertError("no such file")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -86,7 +109,8 @@ def read(path: Path) -> Any:
             raise ConvertError(f"not a safetensors file ({_first_line(error)})") from error
     try:
         # Official training checkpoints carry their command line; a namespace of plain values does no harm.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's age; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle may raise nearly anything
         raise ConvertError(f"not a checkpoint of tensors and plain values ({_first_line(error)})") from error
@@ -103,6 +127,7 @@ def write(state: dict[str, Tensor], path: Path) -> None:
         ConvertError: Another suffix, or a folder that cannot be written to.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if path.suffix not in (".safetensors", ".pth", ".pt"):
@@ -118,10 +143,10 @@ def write(state: dict[str, Tensor], path: Path) -> None:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink()
         raise ConvertError(f"cannot write {path}: {_first_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _first_line(error: Exception) -> str:

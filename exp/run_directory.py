@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -212,7 +211,7 @@ def _continue(path: Path, mark: str, lock: IO[str] | None = None) -> Run:
             run.checkpoint = candidate
             break
         if candidate.exists():
-            warnings.warn(f"{candidate} is {problem}; trying the checkpoint before it", stacklevel=2)
+            run.notes.append(f"{candidate} is {problem}: trying the checkpoint before it")
     return run
 
 

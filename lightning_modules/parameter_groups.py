@@ -40,12 +40,13 @@ class LayerDecay:
         except AttributeError as error:
             raise ValueError(f"layer decay: the network has no module {self.prefix!r}") from error
         if self.rule == "timm":
-            if not hasattr(backbone, "group_matcher"):
+            group_matcher = getattr(backbone, "group_matcher", None)
+            if not callable(group_matcher):
                 raise ValueError(
                     f"layer decay: {type(backbone).__name__} has no group_matcher, so timm cannot tell its layers; "
                     "point prefix at a timm backbone"
                 )
-            inner: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+            inner: dict[str, int] = group_parameters(backbone, group_matcher(coarse=False), reverse=True)
             head = max(inner.values()) + bool(self.prefix)
         else:
             layer_id = layer_wise_id if self.rule == "convnext_layer_wise" else stage_wise_id

@@ -73,10 +73,10 @@ class MultiStep(Schedule):
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
-        warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
+        warmup = _warmup(self.warmup_epochs, self.warmup_steps, 1.0, steps_per_epoch, total_steps)
         edges = np.sort([round(milestone * steps_per_epoch) for milestone in self.milestones])
         table = base * self.gamma ** np.searchsorted(edges, np.arange(total_steps), side="right").astype(np.float64)
-        table[: len(warmup)] *= np.divide(warmup, base, out=np.zeros_like(warmup), where=base != 0)
+        table[: len(warmup)] *= warmup
         return table
 
 

@@ -140,8 +140,15 @@ class Task(LightningModule):
             lr *= self.effective_batch / self.reference_batch
         groups = parameter_groups(self.network, lr=lr, weight_decay=weight_decay, layer_decay=self.layer_decay)
         optimizer = self.make_optimizer(groups)
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        self.trainer.fit_loop.setup_data()
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        total = int(total)
+        # The steps are counted before Lightning restores the loader's position; forgotten here, the loader is set up
+        # again where it does.
+        self.trainer.fit_loop._combined_loader = None
+        per_epoch = max(1, int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         table = self.schedule.table(lr, steps_per_epoch=per_epoch, total_steps=total)
 
         def factor(step: int) -> float:

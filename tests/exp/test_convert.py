@@ -109,6 +109,8 @@ def test_failed_writing_leaves_the_old_file(
     torch.save({"model": to_official(ours)}, tmp_path / "good.pth")
     assert main([str(tmp_path / "good.pth"), str(tmp_path / "out.txt")]) == 2
     assert "must end in .safetensors, .pth or .pt" in capsys.readouterr().err
+    assert main([str(tmp_path / "good.pth"), str(tmp_path / "good.pth" / "inside.pth")]) == 2
+    assert "cannot write" in capsys.readouterr().err
     (tmp_path / "out.pth").write_text("old")
 
     def full_disk(*_: object) -> None:

@@ -188,7 +188,8 @@ def train_steps(case: Case) -> dict[str, Tensor]:
     decay = LayerDecay(config["layer_decay"], "convnext_layer_wise") if config["layer_decay"] < 1 else None
     groups = parameter_groups(network, config["lr"], config["weight_decay"], decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: table[step] / config["lr"])
+    # The scheduler asks for one value more than there are steps.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: table[min(step, total - 1)] / config["lr"])
     average = AveragedModel(network, avg_fn=get_ema_avg_fn(config["ema_decay"]), use_buffers=True)
     # An averaged model takes its first update as a copy; the published one starts as a copy of the initial weights.
     average.update_parameters(network)

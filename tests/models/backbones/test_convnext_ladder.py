@@ -165,3 +165,11 @@ def test_rungs_change_one_thing_at_a_time() -> None:
     rungs = LADDERS["r50"]
     before, after = rungs["7b_kernel7"], rungs["8_gelu"]
     assert before == Rung(**{**vars(after), "act": "relu"})
+
+
+@pytest.mark.parametrize("rung", ["1_stage_ratio", "5_inverted", "11_layernorm"])
+def test_compiles_without_a_break(rung: str) -> None:
+    network = small(rung).eval()
+    images = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), network(images))

@@ -1,0 +1,172 @@
+"""One folder a class, as torchvision's ImageFolder reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from datamodules.base import DataModule
+from datamodules.decoding import Encoded
+from datamodules.errors import DataError
+from datamodules.files import EXTENSIONS
+from datamodules.splits import Source, Subset, hold_out
+from datamodules.transforms import Transform
+from datamodules.transforms.recipes import evaluate_centre, large_image_augmentation
+
+
+class ImageFolder(DataModule):
+    """Images in ``root/train/<class>/``, with ``root/val/<class>/`` and ``root/test/<class>/`` where they exist.
+
+    Without ``val``, validation images are held out from ``train``. Without ``test`` there is no test split.
+
+    Batch: ``image`` [B,3,H,W], ``label`` int64 [B], ``index`` int64 [B]. Classes are the folders of ``train``, sorted.
+
+    Args:
+        root: Folder that holds ``train``.
+        batch_size: Samples of one batch over all processes.
+        holdout: Validation images taken from ``train`` if there is no ``val``: a number, or a fraction below 1.
+        train_transforms: Augmentation; by default a random resized crop to 224x224 and a flip.
+        eval_transforms: Transforms of validation, test and prediction images; by default the shorter side to 256 and
+            a centre crop of 224x224.
+        num_workers: Loader processes for each process.
+        on_bad_sample: ``error`` or ``skip``.
+        max_bad_samples: Bad samples that ``skip`` accepts.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        batch_size: int = 128,
+        holdout: int | float = 0.1,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        num_workers: int = 0,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+    ) -> None:
+        train_transforms = large_image_augmentation() if train_transforms is None else train_transforms
+        eval_transforms = evaluate_centre() if eval_transforms is None else eval_transforms
+        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        self.root, self.holdout = Path(root), holdout
+
+    def open(self) -> dict[str, Source | None]:
+        """Lists the folders; see ``DataModule.open``."""
+        if not (self.root / "train").is_dir():
+            raise DataError(
+                f"{self.root / 'train'} is not a folder. An image folder has {self.root}/train/<class>/<image>, and "
+                f"optionally {self.root}/val/<class>/<image> and {self.root}/test/<class>/<image>."
+            )
+        splits = {split: self.root / split for split in ("train", "val", "test") if (self.root / split).exists()}
+        refuse_same_folders(list(splits.values()))
+        train = ClassFolders(splits["train"])
+        self.class_names = train.class_names
+        others = {split: ClassFolders(splits[split], train.class_names) for split in splits if split != "train"}
+        if "val" in others:
+            return {"train": train, "val": others["val"], "test": others.get("test")}
+        kept, held = hold_out(train.labels, self.holdout)
+        return {
+            "train": Subset(train, kept),
+            "val": Subset(train, held) if len(held) else None,
+            "test": others.get("test"),
+        }
+
+
+class ClassFolders:
+    """The images of a folder of class folders, each searched with its subfolders.
+
+    File names are kept in one byte tensor: a worker process gets it as shared memory, not as a million strings.
+
+    Args:
+        folder: Folder of class folders.
+        class_names: Classes in label order; by default the class folders, sorted.
+
+    Raises:
+        DataError: If a folder cannot be read, has no images, or is none of ``class_names``.
+    """
+
+    def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
+        self.folder = folder
+        found = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+        if not found:
+            raise DataError(f"{folder} has no class folders. Images are expected as {folder}/<class>/<image>.")
+        self.class_names = list(class_names or found)
+        unknown = sorted(set(found) - set(self.class_names))
+        if unknown:
+            raise DataError(
+                f"{folder} has class folders that the training split lacks: {_some(unknown)}. Classes must be the same."
+            )
+        number = {name: label for label, name in enumerate(self.class_names)}
+        names: list[bytes] = []
+        counts = []
+        for name in found:
+            # The class folder is the label's; only what comes after it is kept.
+            within = sorted(_images(folder / name, b""))
+            names += within
+            counts.append(len(within))
+        empty = [name for name, count in zip(found, counts, strict=True) if not count]
+        if empty:
+            raise DataError(
+                f"{folder}: class folders without images: {_some(empty)}. Images end in "
+                f"{', '.join(sorted(EXTENSIONS))}. Fill or remove the folders."
+            )
+        self._names = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8)
+        self._ends = torch.from_numpy(np.cumsum(np.fromiter(map(len, names), np.int64, len(names))))
+        self._labels = torch.from_numpy(np.repeat([number[name] for name in found], counts).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, int64 [n]."""
+        return self._labels.numpy()
+
+    def path(self, index: int) -> Path:
+        """One image's file."""
+        start, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        within = os.fsdecode(self._names[start:end].numpy().tobytes())
+        return self.folder / self.class_names[int(self._labels[index])] / within
+
+    def load(self, index: int) -> dict[str, Any]:
+        """One sample: ``image`` (encoded) and ``label``."""
+        return {"image": Encoded(self.path(index)), "label": int(self._labels[index])}
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self.path(index))
+
+
+def refuse_same_folders(folders: list[Path]) -> None:
+    """Raises ``DataError`` if two splits are one folder."""
+    for position, first in enumerate(folders):
+        for second in folders[position + 1 :]:
+            if first.samefile(second):
+                raise DataError(f"{first} and {second} are the same folder: training images would be evaluated on.")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as problem:
+        raise DataError(
+            f"{folder} cannot be read: {problem.strerror}. Check that it exists and is readable."
+        ) from problem
+
+
+def _images(folder: Path, prefix: bytes) -> Iterator[bytes]:
+    for entry in _entries(folder):
+        name = prefix + os.fsencode(entry.name)
+        if entry.is_dir():
+            yield from _images(folder / entry.name, name + b"/")
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            yield name
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

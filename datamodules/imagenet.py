@@ -1,0 +1,79 @@
+"""ImageNet-1k as its archives unpack: one folder a WordNet id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from datamodules.base import DataModule
+from datamodules.errors import DataError
+from datamodules.folders import ClassFolders, refuse_same_folders
+from datamodules.splits import Source, Subset, hold_out
+from datamodules.transforms import Transform
+from datamodules.transforms.recipes import evaluate_centre, large_image_augmentation
+
+NAMES_FILE = "LOC_synset_mapping.txt"
+
+
+class ImageNet(DataModule):
+    """ImageNet in ``root/train/<wnid>/`` and ``root/val/<wnid>/``.
+
+    The official validation images are the *test* split here; validation images are held out from ``train``, so that
+    no choice made during training has seen the images that results are reported on.
+
+    Batch: ``image`` [B,3,H,W], ``label`` int64 [B], ``index`` int64 [B]. Classes are the WordNet ids, sorted; they are
+    named by ``root/LOC_synset_mapping.txt`` where it exists.
+
+    Args:
+        root: Folder that holds ``train`` and ``val``.
+        batch_size: Samples of one batch over all processes.
+        holdout: Validation images taken from ``train``: a number, or a fraction below 1; 0 for no validation.
+        train_transforms: Augmentation; by default a random resized crop to 224x224 and a flip.
+        eval_transforms: Transforms of validation, test and prediction images; by default the shorter side to 256 and
+            a centre crop of 224x224.
+        num_workers: Loader processes for each process.
+        on_bad_sample: ``error`` or ``skip``.
+        max_bad_samples: Bad samples that ``skip`` accepts.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        batch_size: int = 256,
+        holdout: int | float = 10000,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        num_workers: int = 8,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+    ) -> None:
+        train_transforms = large_image_augmentation() if train_transforms is None else train_transforms
+        eval_transforms = evaluate_centre() if eval_transforms is None else eval_transforms
+        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        self.root, self.holdout = Path(root), holdout
+
+    def open(self) -> dict[str, Source | None]:
+        """Lists the folders; see ``DataModule.open``."""
+        folders = [self.root / "train", self.root / "val"]
+        missing = [str(folder) for folder in folders if not folder.is_dir()]
+        if missing:
+            raise DataError(
+                f"ImageNet is not complete: {' and '.join(missing)} missing. It needs {folders[0]}/<wnid>/*.JPEG and "
+                f"{folders[1]}/<wnid>/*.JPEG. Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
+                "https://image-net.org/download-images (after registration), unpack each class of train into its own "
+                "folder and sort the validation images into folders of the same names."
+            )
+        refuse_same_folders(folders)
+        train = ClassFolders(folders[0])
+        test = ClassFolders(folders[1], train.class_names)
+        self.class_names = self._names(train.class_names)
+        kept, held = hold_out(train.labels, self.holdout)
+        return {"train": Subset(train, kept), "val": Subset(train, held) if len(held) else None, "test": test}
+
+    def _names(self, wnids: list[str]) -> list[str]:
+        file = self.root / NAMES_FILE
+        if not file.is_file():
+            return wnids
+        # A line is "n01440764 tench, Tinca tinca".
+        named = dict(line.split(" ", 1) for line in file.read_text().splitlines() if " " in line)
+        return [named.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]

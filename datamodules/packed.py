@@ -1,0 +1,152 @@
+"""Encoded images packed in ``.npz`` archives: all files one after the other, with offsets and labels."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.base import DataModule
+from datamodules.cache import MappedArray, unpack_once
+from datamodules.decoding import Encoded
+from datamodules.errors import DataError
+from datamodules.splits import Source, Subset, hold_out
+from datamodules.transforms import Transform
+from datamodules.transforms.recipes import evaluate_at, small_image_augmentation
+
+KEYS = ("data", "offsets", "labels")
+
+
+class PackedImages(DataModule):
+    """Images of one size range packed in ``train.npz`` and ``test.npz``.
+
+    Each archive holds ``data`` uint8 [bytes] (JPEG, PNG ... files one after the other), ``offsets`` int64 [n+1] (file i
+    is ``data[offsets[i]:offsets[i+1]]``), ``labels`` int64 [n] and, optionally, ``classes`` str [K]. Archives are
+    unpacked once to the cache folder (``EXP_CACHE``) and memory-mapped from there.
+
+    Batch: ``image`` [B,3,H,W], ``label`` int64 [B], ``index`` int64 [B].
+
+    Args:
+        root: Folder of the archives, such as ``../shared/data/cifar10``.
+        batch_size: Samples of one batch over all processes.
+        holdout: Validation images taken from the training part: a number, or a fraction below 1.
+        train_transforms: Augmentation; by default a shift of 4 pixels and a flip, for images of 32x32.
+        eval_transforms: Transforms of validation, test and prediction images; by default a resize to 32x32.
+        num_workers: Loader processes for each process.
+        on_bad_sample: ``error`` or ``skip``.
+        max_bad_samples: Bad samples that ``skip`` accepts.
+        mean: Mean of the RGB channels in [0, 1]; CIFAR's by default.
+        std: Their standard deviation.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        batch_size: int = 128,
+        holdout: int | float = 0.1,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        num_workers: int = 0,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+        mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
+        std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
+    ) -> None:
+        train_transforms = small_image_augmentation() if train_transforms is None else train_transforms
+        eval_transforms = evaluate_at(32) if eval_transforms is None else eval_transforms
+        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        self.root, self.holdout, self.mean, self.std = Path(root), holdout, mean, std
+
+    def open(self) -> dict[str, Source | None]:
+        """Opens both archives; see ``DataModule.open``."""
+        train, test = (Archive(self.root / f"{split}.npz") for split in ("train", "test"))
+        if train.class_names != test.class_names:
+            raise DataError(
+                f"{train.path} and {test.path} name different classes: {train.class_names} and {test.class_names}."
+            )
+        self.class_names = train.class_names
+        kept, held = hold_out(train.labels, self.holdout)
+        return {"train": Subset(train, kept), "val": Subset(train, held) if len(held) else None, "test": test}
+
+
+class Archive:
+    """One packed archive.
+
+    Args:
+        path: The ``.npz`` file.
+
+    Raises:
+        DataError: If it is missing or malformed, or its parts contradict each other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist. Packed images need train.npz and test.npz in one folder, each with the arrays "
+                "data (uint8, all files one after the other), offsets (int64, n+1) and labels (int64, n)."
+            )
+        try:
+            folder = unpack_once([path], self._unpack)
+            arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy")}
+        except (zipfile.BadZipFile, ValueError, EOFError) as problem:
+            raise DataError(f"{path} is not a readable .npz archive: {problem}. Copy or make it again.") from problem
+        self.data = MappedArray(folder / "data.npy")
+        self.offsets = MappedArray(folder / "offsets.npy")
+        self.labels = np.array(arrays["labels"])
+        self._check(arrays)
+        classes = arrays.get("classes", np.arange(int(self.labels.max()) + 1))
+        self.class_names = [str(name) for name in classes]
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
+            wrong = int(np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))[0])
+            raise DataError(
+                f"{path}: label {self.labels[wrong]} of image {wrong} is not one of {len(self.class_names)} classes."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> dict[str, Any]:
+        """One sample: ``image`` (encoded) and ``label``."""
+        start, end = self.offsets[slice(index, index + 2)]
+        return {"image": Encoded(self.data[slice(start, end)].tobytes()), "label": int(self.labels[index])}
+
+    def name(self, index: int) -> str:
+        """``cifar10/test #17``."""
+        return f"{self.path.parent.name}/{self.path.stem} #{index}"
+
+    def _unpack(self, folder: Path) -> None:
+        with zipfile.ZipFile(self.path) as archive:
+            missing = [key for key in KEYS if f"{key}.npy" not in archive.namelist()]
+            if missing:
+                raise DataError(f"{self.path} lacks the arrays {', '.join(missing)}; it needs {', '.join(KEYS)}.")
+            for key in (*KEYS, "classes"):
+                if f"{key}.npy" in archive.namelist():
+                    with archive.open(f"{key}.npy") as source, (folder / f"{key}.npy").open("wb") as target:
+                        shutil.copyfileobj(source, target)
+
+    def _check(self, arrays: dict[str, np.ndarray]) -> None:
+        data, offsets, labels = arrays["data"], arrays["offsets"], arrays["labels"]
+        if data.dtype != np.uint8 or data.ndim != 1:
+            raise DataError(f"{self.path}: data is {data.dtype} {data.shape}, not uint8 [bytes].")
+        for name, array in (("offsets", offsets), ("labels", labels)):
+            if array.dtype.kind not in "iu" or array.ndim != 1:
+                raise DataError(f"{self.path}: {name} is {array.dtype} {array.shape}, not a row of integers.")
+        if len(offsets) != len(labels) + 1 or not len(labels):
+            raise DataError(
+                f"{self.path}: {len(labels)} labels and {len(offsets)} offsets disagree: n images (at least one) have "
+                "n labels and n+1 offsets."
+            )
+        if offsets[0] != 0 or offsets[-1] != len(data):
+            raise DataError(
+                f"{self.path}: offsets run from {offsets[0]} to {offsets[-1]}, but data has {len(data)} bytes from 0."
+            )
+        steps = np.diff(offsets.astype(np.int64))
+        if (steps < 0).any():
+            wrong = int(np.flatnonzero(steps < 0)[0])
+            raise DataError(
+                f"{self.path}: offsets fall from {offsets[wrong]} to {offsets[wrong + 1]} at image {wrong}."
+            )

@@ -1,0 +1,27 @@
+"""Usual transforms, the defaults of the data modules."""
+
+from __future__ import annotations
+
+import albumentations as A
+
+from datamodules.transforms.pipeline import Transform
+
+
+def small_image_augmentation(size: int = 32, shift: int = 4) -> list[Transform]:
+    """A random shift over a zero border and a flip, as usual for CIFAR."""
+    return [A.Pad(shift), A.RandomCrop(size, size), A.HorizontalFlip()]
+
+
+def evaluate_at(size: int) -> list[Transform]:
+    """A resize to one size, which leaves images of that size as they are."""
+    return [A.Resize(size, size)]
+
+
+def large_image_augmentation(size: int = 224) -> list[Transform]:
+    """A random resized crop and a flip, as usual for ImageNet."""
+    return [A.RandomResizedCrop((size, size)), A.HorizontalFlip()]
+
+
+def evaluate_centre(size: int = 224, resized: int = 256) -> list[Transform]:
+    """A resize of the shorter side and a centre crop, as usual for ImageNet."""
+    return [A.SmallestMaxSize(resized), A.CenterCrop(size, size)]

@@ -1,0 +1,210 @@
+"""`python -m exp profile --config CONFIG`: what a network costs, counted and measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import nn
+
+    from models.compute import ComputeReport
+
+WARM_UP_RUNS = 3
+MIN_RUNS = 10
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """Cost of an inference.
+
+    Args:
+        device: Where it ran.
+        input_size: Channels, height, width of an image.
+        batch_size: Images in a batch.
+        dense: Multiply-adds per image by shapes alone.
+        executed: Multiply-adds per image of the operators that ran.
+        latency_median: Seconds for a batch.
+        latency_p95: Seconds for a batch that 95 % of the runs did not exceed.
+        images_per_second: Batch size by median latency.
+        peak_memory: Bytes of weights, input and activations when most of them were alive.
+        runs: Timed runs.
+    """
+
+    device: str
+    input_size: tuple[int, ...]
+    batch_size: int
+    dense: ComputeReport
+    executed: ComputeReport
+    latency_median: float
+    latency_p95: float
+    images_per_second: float
+    peak_memory: int
+    runs: int
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after `profile`; those that are not options here configure the network, as for `fit`.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m exp profile",
+        usage="%(prog)s --config CONFIG [overrides as for fit] [options]",
+        description="Report what a network costs: parameters, multiply-adds, latency, memory.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--batch_size", type=_positive, default=1, help="images in a batch (default: 1)")
+    parser.add_argument("--input_size", type=_positive, nargs=3, metavar=("C", "H", "W"), help="default: the config's")
+    parser.add_argument("--depth", type=int, default=2, help="levels of modules in the table (default: 2)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time to measure latency for (default: 2)")
+    parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    options, config = parser.parse_known_args(argv)
+
+    import torch
+
+    from exp.cli import build_network
+
+    network, input_size = build_network(config)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    report = profile(network.to(device), options.input_size or input_size, options.batch_size, options.seconds)
+    if options.json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        show(report, options.depth)
+    return 0
+
+
+def profile(network: nn.Module, input_size: Sequence[int], batch_size: int = 1, seconds: float = 2.0) -> ProfileReport:
+    """Count and measure an inference, where the network is; it is left in its mode.
+
+    Args:
+        network: Takes images [batch_size, *input_size].
+        input_size: Channels, height, width.
+        batch_size: Images in a batch.
+        seconds: Time to measure latency for; at least ten runs are made however long they take.
+
+    Returns:
+        The report.
+    """
+    import torch
+
+    from models.compute import count, executed, inference
+
+    reference = next(network.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, *input_size, generator=generator).to(reference)
+    with inference(network):
+        latencies = _latencies(network, images, seconds)
+        peak_memory = _peak_memory(network, images)
+    median = _quantile(latencies, 0.5)
+    on_gpu = images.is_cuda
+    return ProfileReport(
+        device=torch.cuda.get_device_name(images.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        input_size=tuple(input_size),
+        batch_size=batch_size,
+        dense=count(network, input_size, batch_size),
+        executed=executed(network, images),
+        latency_median=median,
+        latency_p95=_quantile(latencies, 0.95),
+        images_per_second=batch_size / median,
+        peak_memory=peak_memory,
+        runs=len(latencies),
+    )
+
+
+def show(report: ProfileReport, depth: int) -> None:
+    """Print a report for people: a summary, and a table of modules down to `depth` levels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    dense, ran = report.dense, report.executed
+    summary = Table(show_header=False, box=None)
+    size = " x ".join(map(str, report.input_size))
+    for name, value in (
+        ("input", f"{report.batch_size} x {size}"),
+        ("device", report.device),
+        ("parameters", f"{dense.params:,} ({dense.params / 1e6:.3f} M)"),
+        (
+            "multiply-adds",
+            f"{_giga(dense.macs)} an image, {_giga(dense.conv_linear_macs)} in convolutions and linear layers",
+        ),
+        ("executed", f"{_giga(ran.macs)} an image ({ran.macs / dense.macs:.1%})" if dense.macs else _giga(ran.macs)),
+        ("latency", f"median {report.latency_median * 1e3:.2f} ms, p95 {report.latency_p95 * 1e3:.2f} ms a batch"),
+        ("throughput", f"{report.images_per_second:.1f} images/s over {report.runs} runs"),
+        ("peak memory", f"{report.peak_memory / 2**20:.1f} MiB"),
+    ):
+        summary.add_row(name, value)
+    modules = Table("module", "type")
+    for column in ("parameters", "multiply-adds", "executed"):
+        modules.add_column(column, justify="right")
+    for counted, measured in zip(dense.modules, ran.modules, strict=True):
+        if counted.depth <= depth and (counted.params or counted.macs):
+            modules.add_row(
+                counted.name or "network",
+                counted.type,
+                f"{counted.params:,}",
+                _giga(counted.macs),
+                _giga(measured.macs),
+            )
+    console = Console()
+    console.print(modules)
+    console.print(summary)
+
+
+def _latencies(network: nn.Module, images: torch.Tensor, seconds: float) -> list[float]:
+    import torch
+
+    latencies: list[float] = []
+    for _ in range(WARM_UP_RUNS):
+        network(images)
+    while len(latencies) < MIN_RUNS or sum(latencies) < seconds:
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        start = time.perf_counter()
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        latencies.append(time.perf_counter() - start)
+    return latencies
+
+
+def _peak_memory(network: nn.Module, images: torch.Tensor) -> int:
+    import torch
+
+    from models.memory import PeakMemory
+
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(images.device)
+        network(images)
+        return torch.cuda.max_memory_allocated(images.device)
+    # The CPU allocator keeps no peak.
+    with PeakMemory([*network.parameters(), *network.buffers(), images]) as memory:
+        network(images)
+    return memory.peak
+
+
+def _quantile(values: list[float], fraction: float) -> float:
+    return sorted(values)[min(len(values) - 1, round(fraction * (len(values) - 1)))]
+
+
+def _giga(macs: float) -> str:
+    return f"{macs / 1e9:.4f} G"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.drawing import Series, confusion_matrix, contact_sheet, learning_curve, save
 
@@ -94,9 +95,9 @@ class ClassificationPictures(Callback):
             return
         if trainer.world_size > 1:
             # Every process holds as many rows, blanks included, so that they can be gathered.
-            self._mistakes = pl_module.all_gather(self._mistakes).flatten(0, 1)
+            self._mistakes = torch.cat(gather_all_tensors(self._mistakes))
             if self._counts is not None:
-                self._counts = pl_module.all_gather(self._counts).sum(0)
+                self._counts = torch.stack(gather_all_tensors(self._counts)).sum(0)
         if not trainer.is_global_zero:
             return
         assert self.folder is not None

@@ -47,7 +47,7 @@ def _train(cli: Cli, run: Run) -> None:
     if run.checkpoint is not None and leads:
         table.rewind(_step_of(run.checkpoint))
     loggers: list[Any] = [table]
-    if not trainer.fast_dev_run:
+    if leads and not trainer.fast_dev_run:
         wandb = wandb_logger(cli.config.wandb, run.path, cli.experiment, run.state().get("wandb_id", ""), cli.plain)
         loggers += [wandb] if wandb is not None else []
     given = cli.user_loggers

@@ -14,6 +14,8 @@ MESSAGES = (
     # Lightning suggests its own sanity hints on purposeful settings.
     r".*Checkpoint directory .* exists and is not empty",
     r".*Trying to infer the `batch_size` from an ambiguous collection",
+    # A 1x1 convolution's gradient has two equivalent strides; DDP remarks on the one it did not choose.
+    r"(?s)Grad strides do not match bucket view strides",
     # wandb and timm use names that their own dependencies deprecate.
     r".*'repr' attribute with value False was provided to the `Field\(\)` function",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -25,6 +27,7 @@ def silence() -> None:
     """Installs the filters; a warning with any other text still shows."""
     for message in MESSAGES:
         warnings.filterwarnings("ignore", message=message)
-    # "GPU available: False", tips and the like; errors and warnings still show.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
+    # "GPU available: False", "Seed set to 0", tips and the like; warnings and errors still show.
+    for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed",
+                 "fabric.utilities.distributed", "fabric.utilities.rank_zero"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)

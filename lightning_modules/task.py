@@ -64,7 +64,7 @@ class Task(LightningModule):
         self.losses: dict[str, Tensor] = {}
         self._sums: Tensor | None = None
         self._summed = 0
-        self._logged_at = time.perf_counter()
+        self._logged_at = self._paused_at = time.perf_counter()
 
     def setup(self, stage: str) -> None:
         """Compiles the network once, if asked to; in place, so that parameter names stay as they are."""
@@ -80,8 +80,8 @@ class Task(LightningModule):
     def total_loss(self, losses: dict[str, Tensor], metrics: dict[str, Tensor], batch_size: int) -> Tensor:
         """Adds penalties to the losses, logs each term by name and returns the sum to differentiate.
 
-        What is logged at a step is the mean over all micro-batches since the last logged step; it is gathered on the
-        device, so that only a logged step waits for it.
+        What is logged at a step is the mean over all processes and all micro-batches since the last logged step; it is
+        gathered on the device, so that only a logged step waits for it.
 
         Args:
             losses: named scalar losses of this micro-batch.
@@ -104,9 +104,10 @@ class Task(LightningModule):
         return total
 
     def _log_means(self, names: list[str], batch_size: int) -> None:
-        means = (self._sums / self._summed).unbind()
+        assert self._sums is not None
+        means = self.trainer.strategy.reduce(self._sums / self._summed, reduce_op="mean")
         shown = ("loss", "top1")
-        for name, mean in zip(names, means, strict=True):
+        for name, mean in zip(names, means.unbind(), strict=True):
             self.log(f"train/{name}", mean, prog_bar=name in shown)
         now = time.perf_counter()
         self.log_dict(
@@ -118,9 +119,17 @@ class Task(LightningModule):
         self._logged_at = now
         self._sums, self._summed = None, 0
 
-    def on_train_epoch_start(self) -> None:
-        """Restarts the clock, so that validation does not count as training time."""
+    def on_train_start(self) -> None:
+        """Starts the clock."""
         self._logged_at = time.perf_counter()
+
+    def on_validation_start(self) -> None:
+        """Notes the time, so that validation does not count as training."""
+        self._paused_at = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Moves the clock on by what validation took."""
+        self._logged_at += time.perf_counter() - self._paused_at
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the sums of what is not logged yet, so that a resumed run logs what an uninterrupted one does."""

@@ -95,6 +95,16 @@ def test_resumed_stream_is_the_rest(whole: tuple[Path, list[Any]], name: str, do
     assert fit(folder, name, **limits).stream == stream[done:]
 
 
+@pytest.mark.parametrize(("again", "done"), [("batch5.ckpt", 5), ("batch8.ckpt", 8), ("epoch1.ckpt", 8)])
+@pytest.mark.parametrize("limits", [{"max_epochs": EPOCHS}, {"max_steps": EPOCHS * STEPS_PER_EPOCH}], ids=str)
+def test_a_resumed_run_can_be_resumed(
+    whole: tuple[Path, list[Any]], tmp_path: Path, again: str, done: int, limits: dict[str, int]
+) -> None:
+    (tmp_path / "epoch0.ckpt").write_bytes((whole[0] / "epoch0.ckpt").read_bytes())
+    fit(tmp_path, "epoch0.ckpt", save=True, **limits)
+    assert fit(tmp_path, again, **limits).stream == whole[1][done:]
+
+
 @pytest.mark.parametrize(("resume", "done"), [(None, 0), ("batch2.ckpt", 2), ("batch5.ckpt", 5), ("epoch0.ckpt", 4)])
 def test_workers_change_nothing(whole: tuple[Path, list[Any]], resume: str | None, done: int) -> None:
     folder, stream = whole

@@ -173,3 +173,44 @@ def test_compiles_without_a_break(rung: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), network(images))
+
+
+BLOCKS = {
+    "0_resnet": "1x1 batch relu | 3x3 batch relu | 1x1 batch | + relu",
+    "1_stage_ratio": "1x1 batch relu | 3x3 batch relu | 1x1 batch | + relu",
+    "2_patchify": "1x1 batch relu | 3x3 batch relu | 1x1 batch | + relu",
+    "3_depthwise": "1x1 batch relu | 3x3 depthwise batch relu | 1x1 batch | + relu",
+    "4_width": "1x1 batch relu | 3x3 depthwise batch relu | 1x1 batch | + relu",
+    "5_inverted": "1x1 batch relu | 3x3 depthwise batch relu | 1x1 batch | + relu",
+    "6_depthwise_up": "3x3 depthwise batch relu | 1x1 batch relu | 1x1 batch | + relu",
+    "7a_kernel5": "5x5 depthwise batch relu | 1x1 batch relu | 1x1 batch | + relu",
+    "7b_kernel7": "7x7 depthwise batch relu | 1x1 batch relu | 1x1 batch | + relu",
+    "7c_kernel9": "9x9 depthwise batch relu | 1x1 batch relu | 1x1 batch | + relu",
+    "7d_kernel11": "11x11 depthwise batch relu | 1x1 batch relu | 1x1 batch | + relu",
+    "8_gelu": "7x7 depthwise batch gelu | 1x1 batch gelu | 1x1 batch | + gelu",
+    "9_fewer_activations": "7x7 depthwise batch | 1x1 batch gelu | 1x1 batch | +",
+    "10_fewer_norms": "7x7 depthwise batch | 1x1 gelu | 1x1 | +",
+    "11_layernorm": "7x7 depthwise layer | 1x1 gelu | 1x1 | +",
+}
+
+
+@pytest.mark.parametrize("rung", BLOCKS)
+def test_order_of_layers(rung: str) -> None:
+    """What runs, in order: multiply-adds cannot see where norms and activations are."""
+    names = {"BatchNorm2d": "batch", "LayerNorm2d": "layer", "ReLU": "relu", "GELU": "gelu"}
+    ran: list[str] = []
+
+    def note(module: torch.nn.Module, *_: object) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            kernel = "x".join(map(str, module.kernel_size))
+            ran.append(f"| {kernel}" + (" depthwise" if module.groups > 1 else ""))
+        elif type(module).__name__ in names:
+            ran.append(names[type(module).__name__])
+
+    block = small(rung).stages[2].blocks[1]
+    for module in block.branch:
+        module.register_forward_hook(note)
+    block.drop_path.register_forward_hook(lambda *_: ran.append("| +"))
+    block.act.register_forward_hook(note)
+    block.eval()(torch.randn(1, block.branch.conv1.in_channels, 12, 12))
+    assert " ".join(ran).removeprefix("| ") == BLOCKS[rung]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 EXIT_CODE = 75  # EX_TEMPFAIL: "saved; run the same command again"
 
@@ -84,7 +85,8 @@ class Preemption(Callback):
                 callback._requeue(trainer)
         # Lightning's launcher kills the job when a process that it started fails; those end in peace, and the main
         # process tells the code.
-        started_by_main = trainer.strategy.launcher is not None and trainer.local_rank > 0
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        started_by_main = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         raise Preempted(0 if started_by_main else EXIT_CODE)
 
     def _requeue(self, trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Outcome:
 def exit_code(cli: Cli) -> Iterator[Outcome]:
     """Turns expected errors into one message and exit code 1, and a requested stop into its own code.
 
-    Other errors keep their traceback; if a process of the job has died, that is said too.
+    Other errors show their traceback; if a process of the job has died, that is said last.
     """
     outcome = Outcome()
     try:
@@ -43,12 +44,12 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
         outcome.code = 1
         print(f"exp: {error}", file=sys.stderr)
     except Exception as error:
+        outcome.code = 1
         if cause := _expected_cause(error):
-            outcome.code = 1
             print(f"exp: {cause}", file=sys.stderr)
         else:
+            traceback.print_exc()
             _tell_dead_processes(cli)
-            raise
 
 
 def _expected_cause(error: BaseException) -> BaseException | None:

@@ -87,7 +87,8 @@ def _agree_on_run(cli: Cli) -> Run:
     if is_child():
         told = json.loads(os.environ["EXP_RUN"])
         return Run(Path(told["path"]), Path(told["checkpoint"]) if told["checkpoint"] else None, told["finished"])
-    externally_started = trainer.world_size > 1 and trainer.strategy.launcher is None
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    externally_started = trainer.world_size > 1 and environment and environment.creates_processes_externally
     if externally_started:
         # torchrun and SLURM start all processes at once: they must be connected before they can agree.
         trainer.strategy.setup_environment()

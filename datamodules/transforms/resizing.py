@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from datamodules.decoding import Box, Encoded
+from datamodules.decoding import MAX_PIXELS, Box, Encoded
+from datamodules.errors import DataError
 
 MODES = {cv2.INTER_LINEAR: "bilinear", cv2.INTER_AREA: "bilinear", cv2.INTER_CUBIC: "bicubic"}
 
@@ -45,7 +46,7 @@ class Resizing:
             RGB, uint8 [H',W',3].
 
         Raises:
-            DataError: If the image cannot be decoded.
+            DataError: If the image cannot be decoded, or is too elongated for a resize that keeps its proportions.
         """
         if isinstance(image, Encoded):
             opened = image.open()
@@ -64,7 +65,10 @@ class Resizing:
         drawn = self.transform.get_params_dependent_on_data({"shape": (height, width, 3)}, {})
         if isinstance(self.transform, A.RandomResizedCrop):
             return drawn["crop_coords"], *self.transform.size
-        return whole, max(1, round(height * drawn["scale"])), max(1, round(width * drawn["scale"]))
+        rows, columns = max(1, round(height * drawn["scale"])), max(1, round(width * drawn["scale"]))
+        if rows * columns > MAX_PIXELS:
+            raise DataError(f"{width}x{height} pixels are so elongated that they would be resized to {columns}x{rows}")
+        return whole, rows, columns
 
 
 def resize(image: np.ndarray, height: int, width: int, mode: str = "bilinear") -> np.ndarray:

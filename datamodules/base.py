@@ -76,6 +76,12 @@ class DataModule(lightning.LightningDataModule):
         """Number of classes."""
         return len(self.class_names)
 
+    def image_size(self) -> tuple[int, int, int]:
+        """Channels, height and width that the evaluation transforms make of an image of 256x256 pixels."""
+        blank = np.zeros((256, 256, 3), np.uint8)
+        height, width = Pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
+        return 3, height, width
+
     def open(self) -> dict[str, Source | None]:
         """Opens the data set and makes its splits; called once.
 
@@ -203,7 +209,7 @@ class DataModule(lightning.LightningDataModule):
             mean = torch.tensor(self.mean, device=image.device)[:, None, None]
             self._scale[image.device] = (1 / (255 * std), mean / std)
         scale, shift = self._scale[image.device]
-        image = image.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
+        image = image.to(torch.float32).mul_(scale).sub_(shift)
         if self.trainer is not None:
             # Lightning converts floats before the transfer, when these were still bytes.
             image = self.trainer.precision_plugin.convert_input(image)

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch import nn
 
-import callbacks
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
 import models.classifiers  # noqa: F401
@@ -109,13 +109,8 @@ class Cli(LightningCLI):
         """Adds the callbacks that make every run trustworthy."""
         config = self.config_init.trainer.as_dict()
         self.checkpoints: Checkpoints = self.config_init.checkpoint
-        always = [
-            StepSeed(self.config.seed_everything if self.config.seed_everything is not False else None),
-            NonFiniteGuard(),
-            Preemption(),
-            ClassificationPictures(),
-            self.checkpoints,
-        ]
+        seed = self.config.seed_everything
+        always = standard_callbacks(None if seed is False else seed, self.checkpoints)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, RichProgressBar) for c in given):
@@ -139,6 +134,24 @@ class Cli(LightningCLI):
     def config_text(self) -> str:
         """The resolved config as YAML."""
         return yaml.safe_dump(self.plain, sort_keys=False)
+
+
+def standard_callbacks(seed: int | None, checkpoints: Checkpoints) -> list[Callback]:
+    """The callbacks of every run, in the order that they rely on: checkpoints are taken last."""
+    return [StepSeed(seed), NonFiniteGuard(), Preemption(), ClassificationPictures(), checkpoints]
+
+
+def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The network of a config, and the size of the images that its data's evaluation pipeline yields.
+
+    Args:
+        argv: `--config` files and overrides.
+
+    Returns:
+        The network, and (channels, height, width).
+    """
+    cli = Cli(argv, "profile")
+    return cli.model.network, cli.datamodule.image_size()
 
 
 @contextmanager
@@ -170,6 +183,3 @@ def _option(argv: list[str], name: str) -> str | None:
 def is_child() -> bool:
     """Whether this process was started by Lightning's launcher, not by a person or a cluster."""
     return "EXP_RUN" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-__all__ = ["Cli", "UsageError", "callbacks", "is_child"]

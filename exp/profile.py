@@ -75,7 +75,9 @@ def main(argv: list[str]) -> int:
     import torch
 
     from exp.cli import build_network
+    from exp.quiet import silence
 
+    silence()
     network, input_size = build_network(config)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     report = profile(network.to(device), options.input_size or input_size, options.batch_size, options.seconds)

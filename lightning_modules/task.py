@@ -62,8 +62,7 @@ class Task(LightningModule):
         self.channels_last = channels_last
         self.penalties: dict[str, Callable[[], Tensor]] = {}
         self.losses: dict[str, Tensor] = {}
-        self._sums: Tensor | None = None
-        self._summed = 0
+        self._unlogged: list[dict[str, Tensor]] = []
         self._logged_at = self._paused_at = time.perf_counter()
 
     def setup(self, stage: str) -> None:
@@ -80,8 +79,8 @@ class Task(LightningModule):
     def total_loss(self, losses: dict[str, Tensor], metrics: dict[str, Tensor], batch_size: int) -> Tensor:
         """Adds penalties to the losses, logs each term by name and returns the sum to differentiate.
 
-        What is logged at a step is the mean over all processes and all micro-batches since the last logged step; it is
-        gathered on the device, so that only a logged step waits for it.
+        What is logged at a step is the mean over all processes and all micro-batches since the last logged step; the
+        values stay on the device until then, so that no other step waits for them.
 
         Args:
             losses: named scalar losses of this micro-batch.
@@ -89,35 +88,33 @@ class Task(LightningModule):
             batch_size: samples in this micro-batch on this process.
         """
         losses = losses | {name: penalty() for name, penalty in self.penalties.items()}
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
         self.losses = {name: value.detach() for name, value in losses.items()}
         terms = {"loss": total.detach(), **metrics}
         if len(losses) > 1:
             terms |= {f"loss_{name}": value for name, value in self.losses.items()}
-        values = torch.stack([value.detach().float() for value in terms.values()])
-        self._sums = values if self._sums is None else self._sums + values
-        self._summed += 1
+        self._unlogged.append(terms)
         trainer = self.trainer
-        accumulating = trainer.fit_loop._should_accumulate()
-        if not accumulating and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
-            self._log_means(list(terms), batch_size)
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0 and not trainer.fit_loop._should_accumulate():
+            self._log_means(batch_size)
         return total
 
-    def _log_means(self, names: list[str], batch_size: int) -> None:
-        assert self._sums is not None
-        means = self.trainer.strategy.reduce(self._sums / self._summed, reduce_op="mean")
+    def _log_means(self, batch_size: int) -> None:
+        names, values = list(self._unlogged[0]), _table(self._unlogged)
+        means = self.trainer.strategy.reduce(values.mean(0), reduce_op="mean")
         shown = ("loss", "top1")
         for name, mean in zip(names, means.unbind(), strict=True):
             self.log(f"train/{name}", mean, prog_bar=name in shown)
         now = time.perf_counter()
+        samples = len(self._unlogged) * batch_size * self.trainer.world_size
         self.log_dict(
             {
                 "train/lr": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
-                "train/images_per_second": self._summed * batch_size * self.trainer.world_size / (now - self._logged_at),
+                "train/images_per_second": samples / (now - self._logged_at),
             }
         )
         self._logged_at = now
-        self._sums, self._summed = None, 0
+        self._unlogged = []
 
     def on_train_start(self) -> None:
         """Starts the clock."""
@@ -132,14 +129,15 @@ class Task(LightningModule):
         self._logged_at += time.perf_counter() - self._paused_at
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the sums of what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
-        checkpoint["unlogged"] = {"sums": self._sums, "summed": self._summed}
+        """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
+        if self._unlogged:
+            checkpoint["unlogged"] = {"names": list(self._unlogged[0]), "values": _table(self._unlogged)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the sums of what was not logged yet."""
-        unlogged = checkpoint.get("unlogged", {"sums": None, "summed": 0})
-        sums = unlogged["sums"]
-        self._sums, self._summed = sums if sums is None else sums.to(self.device), unlogged["summed"]
+        """Restores what was not logged yet."""
+        if unlogged := checkpoint.get("unlogged"):
+            rows = unlogged["values"].to(self.device).unbind()
+            self._unlogged = [dict(zip(unlogged["names"], row.unbind(), strict=True)) for row in rows]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Groups the parameters, scales the learning rate and builds the schedule, one value per optimiser step."""
@@ -171,3 +169,8 @@ class Task(LightningModule):
     def effective_batch(self) -> int:
         """Samples per optimiser step over all processes."""
         return self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+
+
+def _table(rows: list[dict[str, Tensor]]) -> Tensor:
+    """Scalars of several micro-batches as one tensor [micro-batches, names]."""
+    return torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import timm
 import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, LayerScale2d, trunc_normal_
@@ -188,7 +189,8 @@ class Ladder(nn.Module):
 
         stages, self.feature_info = [], []
         in_dim, reduction = dims[0], patch_size
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(depths)
+        # Numbers, not tensors: networks are also built on the meta device, where tensors have no values.
+        drop_paths = np.split(np.linspace(0, drop_path_rate, sum(depths)), np.cumsum(depths)[:-1])
         for i, dim in enumerate(dims):
             stride = 2 if i > 0 or patch_size == 2 else 1
             stages.append(LadderStage(cfg, in_dim, dim, stride, drop_paths[i].tolist(), ls_init_value))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from datamodules import DataError, ImageFolder
+from datamodules.loading import permutation
 
 RESIZE = [A.Resize(16, 16)]
 
@@ -69,8 +70,6 @@ def test_skipping_in_training_substitutes_the_next_readable_sample(broken: Path,
 
 
 def order(data: ImageFolder) -> list[int]:
-    from datamodules.loading import permutation
-
     return permutation(data.seed, 0, len(data.source("train"))).tolist()
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from datamodules import DataError, Digits, ImageFolder
 from datamodules.loading import EvalBatches, TrainBatches, permutation, stack
@@ -57,7 +62,7 @@ def test_resuming_on_other_devices_continues_the_same_batches(
 
     def joined(world: int, samples: int) -> list[list[tuple[int, int]]]:
         ranks = [TrainBatches(n, batch, rank=rank, world_size=world).keys(3, samples) for rank in range(world)]
-        return [sum(parts, []) for parts in zip(*ranks, strict=True)]
+        return [[key for part in parts for key in part] for parts in zip(*ranks, strict=True)]
 
     assert joined(before, 0)[:done] + joined(after, done * batch) == whole
 
@@ -150,12 +155,39 @@ def test_stack_refuses_images_of_different_sizes() -> None:
 
 
 def test_images_of_different_sizes_are_one_clear_error_with_workers_too(image_tree: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (50, 60)).save(image_tree / "train" / "ant" / "big.png")
-    import albumentations as A
-
-    data = ImageFolder(image_tree, batch_size=16, holdout=0, train_transforms=[A.HorizontalFlip()], num_workers=1)
+    data = ImageFolder(image_tree, batch_size=37, holdout=0, train_transforms=[A.HorizontalFlip()], num_workers=1)
     with pytest.raises(DataError, match="differ in size"):
-        for _ in range(2):
-            list(data.train_dataloader())
+        list(data.train_dataloader())
+
+
+SIGNALLED = """
+import os, signal
+from datamodules import Digits
+
+heard = []
+
+def main():
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *which: heard.append(which[0]))
+    loader = Digits(batch_size=16, num_workers=2).train_dataloader()
+    count = 0
+    for batch in loader:
+        if count in (1, 5):
+            os.killpg(0, signal.SIGTERM if count == 1 else signal.SIGUSR1)
+        count += 1
+    print(count, *heard)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_survive_the_signals_of_preemption_and_leave_with_the_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SIGNALLED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, start_new_session=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["78", "15", "10"], "")

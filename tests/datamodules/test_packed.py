@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules import DataError, PackedImages
+
+
+def arrays(n: int = 40, classes: int = 4, form: str = "PNG") -> dict[str, np.ndarray]:
+    """n images of 32x32 whose grey level is 6 * number."""
+    files = []
+    for number in range(n):
+        stream = io.BytesIO()
+        Image.new("RGB", (32, 32), (6 * number,) * 3).save(stream, form)
+        files.append(stream.getvalue())
+    return {
+        "data": np.frombuffer(b"".join(files), np.uint8),
+        "offsets": np.cumsum([0, *map(len, files)]),
+        "labels": np.arange(n) * classes // n,
+        "classes": np.array([f"class {k}" for k in range(classes)]),
+    }
+
+
+def pack(folder: Path, compressed: bool = True, **changed: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    content = {key: value for key, value in (arrays() | changed).items() if value is not None}
+    for split in ("train", "test"):
+        (np.savez_compressed if compressed else np.savez)(folder / f"{split}.npz", **content)
+    return folder
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_and_labels_of_each_split(tmp_path: Path, compressed: bool, workers: int) -> None:
+    data = PackedImages(pack(tmp_path / "pack", compressed), batch_size=10, holdout=8, num_workers=workers)
+    data.setup("fit")
+    assert data.class_names == ["class 0", "class 1", "class 2", "class 3"]
+    assert [len(data.source(split)) for split in ("train", "val", "test")] == [32, 8, 40]
+    for batch in data.test_dataloader():
+        assert batch["image"].shape[1:] == (3, 32, 32)
+        assert batch["image"][:, 0, 0, 0].tolist() == [6 * i for i in batch["index"].tolist()]
+        assert batch["label"].tolist() == [i // 10 for i in batch["index"].tolist()]
+    assert data.sample_name("test", 17) == "pack/test #17"
+    assert data.raw_image("test", 17)[5, 5].tolist() == [102, 102, 102]
+
+
+def test_unpacked_once_and_anew_when_the_file_changes(tmp_path: Path, cache: Path) -> None:
+    folder = pack(tmp_path / "pack")
+    PackedImages(folder).setup("fit")
+    made = {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")}
+    assert len(made) == 8
+    PackedImages(folder).setup("fit")
+    assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")} == made
+    pack(folder, labels=np.zeros(40, np.int64))
+    data = PackedImages(folder, holdout=0)
+    data.setup("fit")
+    assert not data.source("train").labels.any()
+    assert not list(cache.glob(".draft-*"))
+
+
+def test_many_may_unpack_at_once(tmp_path: Path, cache: Path) -> None:
+    folder = pack(tmp_path / "pack")
+    start = threading.Barrier(4)
+
+    def set_up(_: int) -> int:
+        start.wait()
+        data = PackedImages(folder, holdout=0)
+        data.setup("fit")
+        return int(data.raw_image("train", 39)[0, 0, 0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(set_up, range(4))) == [234] * 4
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_class_names_default_to_numbers(tmp_path: Path) -> None:
+    data = PackedImages(pack(tmp_path / "pack", classes=None))
+    data.setup("fit")
+    assert data.class_names == ["0", "1", "2", "3"]
+
+
+GOOD = arrays()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": GOOD["labels"][:-1]}, "39 labels and 41 offsets disagree"),
+        ({"labels": GOOD["labels"] + 1}, r"label 4 of image 30 is not one of 4 classes"),
+        ({"labels": GOOD["labels"] - 1}, r"label -1 of image 0 is not one of 4 classes"),
+        ({"labels": GOOD["labels"].astype(float)}, "labels is float64"),
+        ({"labels": None}, "lacks the arrays labels"),
+        ({"offsets": GOOD["offsets"] + 5}, "offsets run from 5"),
+        ({"offsets": GOOD["offsets"][[0, 2, 1, *range(3, 41)]]}, "offsets fall .* at image 1"),
+        ({"data": GOOD["data"][:-7]}, "but data has"),
+        ({"data": GOOD["data"].astype(np.int16)}, "data is int16"),
+        ({"labels": np.empty(0, int), "offsets": np.zeros(1, int), "data": np.empty(0, np.uint8)}, "at least one"),
+        ({"labels": np.array([{}] * 40)}, "not a readable"),
+    ],
+)
+def test_contradictions_are_found_before_training(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    folder = pack(tmp_path / "pack", **changed)
+    with pytest.raises(DataError, match=message) as caught:
+        PackedImages(folder).setup("fit")
+    assert "train.npz" in str(caught.value)
+
+
+def test_missing_and_torn_archives(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.npz does not exist\. Packed images need"):
+        PackedImages(tmp_path).setup("fit")
+    folder = pack(tmp_path / "pack")
+    content = (folder / "train.npz").read_bytes()
+    (folder / "train.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="not a readable"):
+        PackedImages(folder).setup("fit")
+
+
+def test_splits_with_different_classes(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "pack")
+    np.savez(folder / "test.npz", **(arrays() | {"classes": np.array(list("abcd"))}))
+    with pytest.raises(DataError, match="different classes"):
+        PackedImages(folder).setup("fit")
+
+
+def test_a_bad_record_is_named(tmp_path: Path) -> None:
+    data = GOOD["data"].copy()
+    data[GOOD["offsets"][7] : GOOD["offsets"][7] + 30] = 0
+    module = PackedImages(pack(tmp_path / "pack", data=data))
+    module.setup("test")
+    with pytest.raises(DataError, match=r"pack/test #7 \(index 7, label 0\): not an image"):
+        list(module.test_dataloader())
+
+
+@pytest.mark.skipif("EXP_DATA" not in os.environ, reason="needs EXP_DATA, the folder of development data")
+def test_packed_cifar10() -> None:
+    data = PackedImages(Path(os.environ["EXP_DATA"]) / "cifar10", batch_size=500)
+    data.setup("fit")
+    assert [len(data.source(split)) for split in ("train", "val", "test")] == [45_000, 5000, 10_000]
+    assert np.bincount(data.source("val").labels).tolist() == [500] * 10
+    assert data.sample_name("test", 17) == "cifar10/test #17"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -368,6 +370,15 @@ def _worker_context() -> Any:
 
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(1)
+    # When the main process is killed, nobody tells its workers: they wait for the fork server's end, and it for theirs.
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _shut_down(loader: DataLoader) -> None:

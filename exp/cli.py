@@ -23,7 +23,7 @@ import lightning_modules  # noqa: F401
 import models.classifiers  # noqa: F401
 from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
 from callbacks.pictures import ClassificationPictures
-from exp.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.messages import explain, refusal
 from exp.progress import ProgressBar
 
@@ -60,6 +60,7 @@ class Cli(LightningCLI):
                 parser_kwargs={
                     "prog": f"python -m exp {command}",
                     "exit_on_error": False,
+                    "allow_abbrev": False,
                     "dump_header": [],
                     "description": None,
                 },
@@ -84,6 +85,11 @@ class Cli(LightningCLI):
             help="auto: online if logged in, else offline",
         )
         parser.add_argument("--test", type=bool, default=True, help="test the best checkpoint after fit")
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            help="fit: start from these weights, of an exp checkpoint or one that `convert` wrote",
+        )
         parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
@@ -161,7 +167,10 @@ def _own_config(argv: list[str]) -> Iterator[list[str]]:
     if checkpoint is None or any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
         yield argv
         return
-    text = read_checkpoint(Path(checkpoint)).get("exp_config")
+    try:
+        text = read_checkpoint(Path(checkpoint)).get("exp_config")
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
     if not text:
         raise UsageError(f"{checkpoint} carries no config: give one with --config")
     with tempfile.TemporaryDirectory() as folder:

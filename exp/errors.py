@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # What a person can mend: the message says how, and a traceback would hide it.
 EXPECTED = (DataError, CheckpointError, RunError, NonFiniteLoss)
 
+OURS = ("models", "lightning_modules", "datamodules", "callbacks", "exp")
+
 
 @dataclass
 class Outcome:
@@ -54,9 +56,18 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
 
 def _expected_cause(error: BaseException) -> BaseException | None:
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, EXPECTED):
+    while cause is not None and not (isinstance(cause, EXPECTED) or _refusal(cause)):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def _refusal(error: BaseException) -> bool:
+    """Whether exp's own code raised a ValueError: it refuses a value that the config gave."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return isinstance(error, ValueError) and module.split(".")[0] in OURS
 
 
 def _tell_dead_processes(cli: Cli) -> None:

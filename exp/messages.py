@@ -7,17 +7,21 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
-_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'|class_path='([^']+)'")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
-_IMPORT = re.compile(r"Expected a dot import path string: (\S+)|Import path (\S+) |No module named '([^']+)'")
+_NAME = re.compile(r"Expected a dot import path string: (\S+)|Import path (\S+) |No module named '([^']+)'")
+_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
-_EXPECTED = re.compile(r"Expected an? (?:<class '([^']+)'>|([^.\n]+))")
-_GIVEN = re.compile(r"(?:Got value|Given value): (.+)")
+_LITERAL = re.compile(r"typing\.Literal\[([^\]]+)\]")
+_EXPECTED = re.compile(r"Expected an? <class '([^']+)'>")
+_GIVEN = re.compile(r"(?:Got value|Given value): (.+?)(?:\. Got value|\n|$)")
+_FILE = re.compile(r"File does not exist: '([^']+)'")
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -31,22 +35,35 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if match := _UNKNOWN.search(message):
         key = match[1].lstrip("-").split("=")[0]
         return f"unknown option '{key}'{_nearest(key, _dests(parser))}"
-    classes = _CLASS.findall(message)
+    if match := _FILE.search(message):
+        path = Path(match[1])
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        beside = [f"{shown.parent / p.name}" for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        return f"{place}: no such file: {shown}{_nearest(str(shown), beside)}"
     if match := _OPTION.search(message):
         key = match[1]
+        classes = [a or b for a, b in _CLASS.findall(message)]
         if not classes:
             top = key.split(".")[0]
             return f"unknown key '{top}'{_nearest(top, {d.split('.')[0] for d in _dests(parser)})}"
         name = key.removeprefix("init_args.").split(".")[0]
         return f"{place}: {classes[-1]} has no argument '{name}'{_nearest(name, _arguments(classes[-1]))}"
-    if match := _IMPORT.search(message):
+    if match := _ATTRIBUTE.search(message):
+        known = [name for name in dir(importlib.import_module(match[1])) if not name.startswith("_")]
+        return f"{place}: {match[1]} has no '{match[2]}'{_nearest(match[2], known)}"
+    number = re.search(r"Expected a <class '(float|int)'>", message)
+    if (match := _NAME.search(message)) and not (number and number.start() < match.start()):
         name = next(group for group in match.groups() if group)
         return f"{place}: no class '{name}'{_nearest(name, _classes())}"
-    value = _GIVEN.findall(message)
-    expected = [a or b.strip() for a, b in _EXPECTED.findall(message)]
-    expected = list(dict.fromkeys(e.split(".")[-1] for e in expected if "NoneType" not in e))
-    if expected and value:
-        return f"{place}: expected {' or '.join(expected)}, got '{value[-1].strip()}'"
+    # The innermost report comes first.
+    value = _GIVEN.search(message)
+    if value and (literals := _LITERAL.findall(message)):
+        choices = [choice.strip().strip("'") for group in literals for choice in group.split(",")]
+        given = value[1].strip()
+        return f"{place}: '{given}' is not a choice{_nearest(given, dict.fromkeys(choices))}"
+    expected = [name.split(".")[-1] for name in _EXPECTED.findall(message) if "NoneType" not in name]
+    if value and expected:
+        return f"{place}: expected {' or '.join(dict.fromkeys(expected))}, got '{value[1].strip()}'"
     return " ".join(message.split())
 
 
@@ -76,7 +93,7 @@ def _nearest(name: str, choices: Iterable[str]) -> str:
     near = near or [short[m] for m in difflib.get_close_matches(name.split(".")[-1], short, n=1, cutoff=0.5)]
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; choose from {', '.join(known)}" if len(known) <= 20 else ""
+    return f"; choose from {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
 def _dests(parser: ArgumentParser) -> set[str]:

@@ -1,0 +1,103 @@
+"""What a person types, and what is said to mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.exp.runner import SMALL, run
+
+ROOT = Path(__file__).parents[2]
+
+MISTAKES = {
+    "trainr.max_epochs=3": "unknown option 'trainr.max_epochs'; did you mean 'trainer.max_epochs'?",
+    "trainer.max_epoch=3": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?",
+    "trainer.max_epochs=abc": "trainer.max_epochs: expected int, got 'abc'",
+    "trainer.precision=8": "trainer.precision: '8' is not a choice",
+    "config=configs/quickstrt.yaml": "did you mean 'configs/quickstart.yaml'?",
+    "model=Clasification": "model: no class 'Clasification'; did you mean 'Classification'?",
+    "model.label_smoothin=0.1": "has no argument 'label_smoothin'; did you mean 'label_smoothing'?",
+    "model.network.num_clases=3": "timm_classifier has no argument 'num_clases'; did you mean 'num_classes'?",
+    "model.network.name=convnext_atoo": "did you mean convnext_atto",
+    "model.network=models.classifiers.timm_classifer": "did you mean 'timm_classifier'?",
+    "model.network.options.dephts=[1, 1, 1, 1]": "unexpected keyword argument 'dephts'",
+    "model.optimizer=torch.optim.AdamV": "torch.optim has no 'AdamV'; did you mean 'Adam'?",
+    "model.optimizer.lrr=1": "torch.optim.AdamW has no argument 'lrr'; did you mean 'lr'?",
+    "model.optimizer.lr=fast": "model.init_args.optimizer.lr: expected float, got 'fast'",
+    "model.schedule=WarmupCosin": "no class 'WarmupCosin'; did you mean 'WarmupCosine'?",
+    "model.mix.mode=foo": "'foo' is not a choice; choose from batch, elem, pair",
+    "data=Digit": "data: no class 'Digit'; did you mean 'Digits'?",
+    "data.batch_size=big": "data.init_args.batch_size: expected int, got 'big'",
+    "data.batch_size=0": "batch_size=0 must be at least 1",
+    "data.train_transforms=[{class_path: albumentations.HorizontalFlop}]": "did you mean 'HorizontalFlip'?",
+    "wandb=ofline": "wandb: 'ofline' is not a choice; did you mean 'offline'?",
+    "checkpoint.mode=best": "checkpoint.mode is 'best', must be 'min' or 'max'",
+    "trainer.callbacks=WeightEMAA": "no class 'WeightEMAA'; did you mean 'WeightEMA'?",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_mistake_is_answered_in_one_line(argument: str, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    ended = run("fit", ["--config=configs/quickstart.yaml", f"--{argument}"], tmp_path)
+    assert ended.code == 2, ended.output
+    lines = ended.output.strip().splitlines()
+    assert len(lines) == 1, ended.output
+    assert lines[0].startswith("exp: ")
+    assert MISTAKES[argument] in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mistake_in_a_file_names_key_and_choice(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 1}\nmodell: {class_path: Classification}\n")
+    ended = run("fit", ["--config=mine.yaml"], tmp_path)
+    assert ended.code == 2
+    assert ended.output.strip() == "exp: unknown key 'modell'; did you mean 'model'?"
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("--model.schedule.warmup_epochs=3", "the warm-up (27 steps) leaves nothing of the training (27 steps)"),
+        ("--model.network.num_classes=7", "the network has 7 classes but the data has 10"),
+        ("--checkpoint.monitor=val/map", "checkpoint.monitor is 'val/map', but validation logs"),
+    ],
+)
+def test_refusal_during_training_has_no_traceback(argument: str, answer: str, tmp_path: Path) -> None:
+    ended = run("fit", [*SMALL, argument], tmp_path)
+    assert ended.code == 1
+    assert answer in ended.output.splitlines()[-1]
+    assert "Traceback" not in ended.output
+
+
+def test_help_is_quick_and_lists_every_command() -> None:
+    code = "import sys, exp.__main__ as m; m.main(['--help']); assert 'torch' not in sys.modules; print(m.COMMANDS)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for command in ("fit", "validate", "test", "predict", "profile", "convert"):
+        assert any(line.strip().startswith(command) for line in shown.splitlines())
+
+
+def test_unknown_command() -> None:
+    ended = subprocess.run([sys.executable, "-m", "exp", "ft"], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2
+    assert ended.stderr == "exp: unknown command 'ft': did you mean 'fit'?\n"
+
+
+def test_configs_merge_and_print_config_round_trips(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text((ROOT / "configs/quickstart.yaml").read_text())
+    (tmp_path / "b.yaml").write_text("trainer: {max_epochs: 7}\nmodel: {init_args: {label_smoothing: 0.3}}\n")
+    arguments = ["--config=a.yaml", "--config=b.yaml", "--trainer.log_every_n_steps=3", "--print_config"]
+    printed = run("fit", arguments, tmp_path)
+    assert printed.code == 0, printed.output
+    config = yaml.safe_load(printed.output)
+    assert config["trainer"]["max_epochs"] == 7
+    assert config["trainer"]["log_every_n_steps"] == 3
+    assert config["model"]["init_args"]["label_smoothing"] == 0.3
+    assert config["model"]["init_args"]["network"]["init_args"]["name"] == "convnext_atto"
+    (tmp_path / "c.yaml").write_text(printed.output)
+    again = run("fit", ["--config=c.yaml", "--print_config"], tmp_path)
+    assert again.output == printed.output

@@ -40,6 +40,7 @@ class Checkpoints(Checkpoint):
         self.best_score: float | None = None
         self.best_step = 0
         self._saved_step = 0
+        self._stopping = False
 
     @property
     def last(self) -> Path:
@@ -68,8 +69,9 @@ class Checkpoints(Checkpoint):
         self._saved_step = state_dict["saved_step"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the run's config into the checkpoint, so that a checkpoint can be used on its own."""
+        """Puts the config and the names of the classes into the checkpoint, so that it can be used on its own."""
         checkpoint["exp_config"] = self.config
+        checkpoint["class_names"] = list(getattr(trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks the module what it wants monitored, unless the config says."""
@@ -87,7 +89,11 @@ class Checkpoints(Checkpoint):
         stop = self._stop_requested(trainer)
         if stop or trainer.global_step - self._saved_step >= self.every_n_steps:
             self._save_last(trainer)
-        if stop:
+        self._stopping = stop
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Ends a run that was asked to stop: now, since what its last step logged has been written by now."""
+        if self._stopping:
             Preemption.stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from datamodules.transforms.pipeline import Pipeline, Transform
 Split = Literal["train", "val", "test", "predict"]
 
 
-class DataModule(lightning.LightningDataModule):
+class DataModule(lightning.LightningDataModule, ABC):
     """A data set with its splits and transforms.
 
     A batch is a dict: ``image`` [B,3,H,W] (uint8 from the loader, float32 and normalised on the device), ``index``
@@ -82,6 +83,7 @@ class DataModule(lightning.LightningDataModule):
         height, width = Pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
         return 3, height, width
 
+    @abstractmethod
     def open(self) -> dict[str, Source | None]:
         """Opens the data set and makes its splits; called once.
 
@@ -91,7 +93,11 @@ class DataModule(lightning.LightningDataModule):
         Raises:
             DataError: If files are missing or contradict each other.
         """
-        raise NotImplementedError
+
+    def has(self, split: Split) -> bool:
+        """Whether there is such a split."""
+        self.setup("fit")
+        return self._sources.get(split) is not None
 
     def setup(self, stage: str) -> None:
         """Opens the data set, once.

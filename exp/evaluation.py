@@ -38,12 +38,14 @@ def evaluate(argv: list[str], command: str) -> int:
         if cli.trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.json").write_text(json.dumps(results[0], indent=2) + "\n")
-            table = Table("metric", "value", title=f"{command}: {checkpoint}", title_justify="left", box=None)
+            table = Table("metric", "value", box=None)
             for name, value in results[0].items():
                 table.add_row(name, f"{value:.4f}")
             console = Console()
+            console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True)
             console.print(table)
-            console.print(f"in {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}", highlight=False)
+            files = ", ".join(sorted(p.name for p in folder.iterdir()))
+            console.print(f"in {folder}: {files}", highlight=False, soft_wrap=True)
     return outcome.code
 
 

@@ -10,14 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from callbacks.bad_samples import BadSamples
 from callbacks.pictures import ClassificationPictures, LearningCurve
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, is_child
+from exp.convert import ConvertError, read
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
+from models import official
 
 
 def main(argv: list[str]) -> int:
@@ -57,14 +60,19 @@ def _train(cli: Cli, run: Run) -> None:
         if isinstance(callback, ClassificationPictures):
             callback.folder = run.plots
     # Checkpoints stay last, so that what they save includes what every other callback did.
-    trainer.callbacks.insert(-1, LearningCurve(table.series, run.plots))  # type: ignore[attr-defined]
+    trainer.callbacks[-1:-1] = [  # type: ignore[attr-defined]
+        LearningCurve(table.series, run.plots),
+        BadSamples(run.path / "bad_samples.csv"),
+    ]
+    if cli.config.weights and run.checkpoint is None:
+        _start_from(cli, Path(cli.config.weights))
     if leads:
         print_start(cli, run)
     trainer.fit(
         cli.model, cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None, weights_only=True
     )
     results = {}
-    if cli.config.test and not trainer.fast_dev_run and _has_test(cli):
+    if cli.config.test and not trainer.fast_dev_run and cli.datamodule.has("test"):
         best = cli.checkpoints.best or cli.checkpoints.last
         results = trainer.test(cli.model, cli.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)[0]
     if leads:
@@ -72,9 +80,19 @@ def _train(cli: Cli, run: Run) -> None:
         print_summary(cli, run, results)
 
 
-def _has_test(cli: Cli) -> bool:
-    cli.datamodule.setup("test")
-    return bool(cli.datamodule.test_dataloader())
+def _start_from(cli: Cli, path: Path) -> None:
+    """Puts weights into the network; a classifier of another number of classes stays as it was initialised."""
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: no such file")
+    try:
+        state = official.unwrap(read(path))
+        if official.foreign(state):
+            raise UsageError(f"--weights {path}: an official layout; translate it with `python -m exp convert` first")
+        dropped = official.load(cli.model.network, state)
+    except (ConvertError, official.LayoutError) as error:
+        raise UsageError(f"--weights {path}: {error}") from error
+    if dropped:
+        print(f"{path}: another number of classes, so {', '.join(dropped)} start afresh")
 
 
 def _step_of(checkpoint: Path) -> int:

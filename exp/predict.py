@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.drawing import contact_sheet, save
+from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError
 from exp.errors import exit_code
 from exp.evaluation import output_folder
@@ -33,12 +34,12 @@ def main(argv: list[str]) -> int:
         if not paths:
             raise UsageError("predict needs image files or folders: python -m exp predict --ckpt_path FILE images/")
         data = cli.datamodule
-        data.predict_paths = paths
-        data.setup("fit")  # names of the classes
-        batches = cli.trainer.predict(cli.model, data, ckpt_path=checkpoint, weights_only=True)
         if cli.trainer.world_size > 1:
             raise UsageError("predict runs on one device: set trainer.devices=1")
-        _write(cli, batches or [], output_folder(Path(checkpoint), "predict"))
+        data.predict_paths = paths
+        names = read_checkpoint(Path(checkpoint)).get("class_names", [])
+        batches = cli.trainer.predict(cli.model, data, ckpt_path=checkpoint, weights_only=True)
+        _write(cli, batches or [], names, output_folder(Path(checkpoint), "predict"))
     return outcome.code
 
 
@@ -59,10 +60,11 @@ def split_paths(argv: list[str]) -> tuple[list[Path], list[str]]:
     return paths, options
 
 
-def _write(cli: Cli, batches: list[Any], folder: Path) -> None:
-    data, names = cli.datamodule, list(cli.datamodule.class_names)
+def _write(cli: Cli, batches: list[Any], names: list[str], folder: Path) -> None:
+    data = cli.datamodule
     indices = torch.cat([batch["index"] for batch in batches]).tolist()
     probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
+    names = names or [f"class {i}" for i in range(probabilities.shape[1])]
     values, classes = probabilities.topk(min(TOP, len(names)))
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "predictions.csv"
@@ -89,4 +91,4 @@ def _write(cli: Cli, batches: list[Any], folder: Path) -> None:
     console.print(table, highlight=False)
     for name, reason in data.bad_samples.items():
         console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
-    console.print(f"wrote {target} and {sheet}", highlight=False)
+    console.print(f"wrote {target} and {sheet}", highlight=False, soft_wrap=True)

@@ -140,9 +140,9 @@ def show(report: ProfileReport, depth: int) -> None:
         ("parameters", f"{dense.params:,} ({dense.params / 1e6:.3f} M)"),
         (
             "multiply-adds",
-            f"{_giga(dense.macs)} an image, {_giga(dense.conv_linear_macs)} in convolutions and linear layers",
+            f"{_readable(dense.macs)} an image, {_readable(dense.conv_linear_macs)} in convolutions and linear layers",
         ),
-        ("executed", f"{_giga(ran.macs)} an image ({ran.macs / dense.macs:.1%})" if dense.macs else _giga(ran.macs)),
+        ("executed", f"{_readable(ran.macs)} an image ({ran.macs / dense.macs:.1%})" if dense.macs else _readable(ran.macs)),
         ("latency", f"median {report.latency_median * 1e3:.2f} ms, p95 {report.latency_p95 * 1e3:.2f} ms a batch"),
         ("throughput", f"{report.images_per_second:.1f} images/s over {report.runs} runs"),
         ("peak memory", f"{report.peak_memory / 2**20:.1f} MiB"),
@@ -157,8 +157,8 @@ def show(report: ProfileReport, depth: int) -> None:
                 counted.name or "network",
                 counted.type,
                 f"{counted.params:,}",
-                _giga(counted.macs),
-                _giga(measured.macs),
+                _readable(counted.macs),
+                _readable(measured.macs),
             )
     console = Console()
     console.print(modules)
@@ -201,8 +201,8 @@ def _quantile(values: list[float], fraction: float) -> float:
     return sorted(values)[min(len(values) - 1, round(fraction * (len(values) - 1)))]
 
 
-def _giga(macs: float) -> str:
-    return f"{macs / 1e9:.4f} G"
+def _readable(macs: float) -> str:
+    return f"{macs / 1e9:.4f} G" if macs >= 1e8 else f"{macs / 1e6:.4f} M"
 
 
 def _positive(text: str) -> int:

@@ -20,6 +20,7 @@ CONTENT = {
     "plots/learning_curve.png": "loss and accuracy over the steps",
     "plots/confusion_matrix.png": "which class is taken for which",
     "plots/worst_mistakes.png": "the images that the network gets most wrong",
+    "bad_samples.csv": "[yellow]the samples that could not be read, and why[/]",
     "wandb": "the offline W&B run; `wandb sync` uploads it",
 }
 

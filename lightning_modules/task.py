@@ -156,7 +156,9 @@ class Task(LightningModule):
         # again where it does.
         self.trainer.fit_loop._combined_loader = None
         per_epoch = max(1, int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
-        table = self.schedule.table(lr, steps_per_epoch=per_epoch, total_steps=total)
+        # A trial of one batch is too short for any warm-up.
+        schedule = Constant() if self.trainer.fast_dev_run else self.schedule
+        table = schedule.table(lr, steps_per_epoch=per_epoch, total_steps=total)
 
         def factor(step: int) -> float:
             # The scheduler asks for one value more than there are steps.

@@ -87,6 +87,11 @@ def unwrap(checkpoint: Any, ema: bool = False) -> State:
     return dict(state)
 
 
+def foreign(state: Mapping[str, Tensor]) -> bool:
+    """Whether weights are in some system's official layout, to be translated before they are loaded."""
+    return any(layout(system).matches(state) for system in systems())
+
+
 def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float = 1.0) -> list[str]:
     """Put weights in our layout into a network, in place.
 
@@ -158,4 +163,4 @@ def _classifier_names(network: nn.Module) -> list[str]:
     return [name for name, parameter in network.named_parameters() if id(parameter) in mine]
 
 
-__all__ = ["LayoutError", "State", "check_keys", "layout", "load", "some", "system_of", "systems", "unwrap"]
+__all__ = ["LayoutError", "State", "check_keys", "foreign", "layout", "load", "some", "system_of", "systems", "unwrap"]

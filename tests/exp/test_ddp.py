@@ -1,0 +1,97 @@
+"""The same config on two processes: the same training, and no job that hangs when one of them dies."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.exp.runner import SMALL, run
+
+ROOT = Path(__file__).parents[2]
+CONFIG = [*SMALL, "--model.network.drop_path_rate=0", "--experiment=run"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+def start(folder: Path, argv: list[str]) -> subprocess.Popen[str]:
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-m", "exp", "fit", *argv]
+    log = (folder / "log.txt").open("w")
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Waits until the table has a row of this step."""
+    table = folder / "runs/run/0/metrics.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if table.exists():
+            with table.open() as file:
+                if any(int(row["step"]) >= step for row in csv.DictReader(file)):
+                    return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} not reached:\n{(folder / 'log.txt').read_text()}")
+
+
+def metrics(folder: Path) -> dict[tuple[str, str], float]:
+    with (folder / "runs/run/0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row["step"], name): float(value)
+        for row in rows
+        for name, value in row.items()
+        if value and name not in ("step", "epoch", "train/images_per_second")
+    }
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], float]:
+    folder = tmp_path_factory.mktemp("one")
+    ended = run("fit", CONFIG, folder)
+    assert ended.code == 0, ended.output
+    return metrics(folder)
+
+
+def test_two_processes_train_like_one(one_process: dict[tuple[str, str], float], tmp_path: Path) -> None:
+    process = start(tmp_path, [*CONFIG, *TWO])
+    assert process.wait(120) == 0, (tmp_path / "log.txt").read_text()
+    two = metrics(tmp_path)
+    assert two.keys() == one_process.keys()
+    assert [p.name for p in (tmp_path / "runs/run").iterdir()] == ["0"]
+    # 180 validation images in batches of 128: the last batch is incomplete, and counted once.
+    for key, value in one_process.items():
+        assert two[key] == pytest.approx(value, abs=1e-4), key
+
+
+def test_signal_stops_all_and_one_process_goes_on(
+    one_process: dict[tuple[str, str], float], tmp_path: Path
+) -> None:
+    process = start(tmp_path, [*CONFIG, *TWO])
+    wait_for_step(tmp_path, 5, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, (tmp_path / "log.txt").read_text()
+    ended = run("fit", CONFIG, tmp_path)
+    assert ended.code == 0, ended.output
+    assert "resuming from" in ended.output
+    resumed = metrics(tmp_path)
+    assert resumed.keys() == one_process.keys()
+    for key, value in one_process.items():
+        assert resumed[key] == pytest.approx(value, abs=1e-4), key
+
+
+def test_a_process_that_dies_ends_the_job(tmp_path: Path) -> None:
+    process = start(tmp_path, [*CONFIG, *TWO, "--trainer.max_epochs=1000"])
+    wait_for_step(tmp_path, 5, process)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children.split()}
+    (worker,) = [pid for pid, command in commands.items() if "exp" in command and "fit" in command]
+    os.kill(int(worker), signal.SIGKILL)
+    code = process.wait(60)
+    assert code not in (0, 75)
+    assert "rank 1 was killed by signal 9" in (tmp_path / "log.txt").read_text()

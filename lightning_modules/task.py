@@ -129,9 +129,13 @@ class Task(LightningModule):
         self._logged_at += time.perf_counter() - self._paused_at
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
+        """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does.
+
+        The values are averaged over the processes, of which there may be another number when the run goes on.
+        """
         if self._unlogged:
-            checkpoint["unlogged"] = {"names": list(self._unlogged[0]), "values": _table(self._unlogged)}
+            values = self.trainer.strategy.reduce(_table(self._unlogged), reduce_op="mean")
+            checkpoint["unlogged"] = {"names": list(self._unlogged[0]), "values": values}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what was not logged yet."""

@@ -8,6 +8,7 @@ from typing import Any
 import albumentations as A
 import numpy as np
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_transform
 
 
@@ -31,6 +32,9 @@ class RandAugment(A.ImageOnlyTransform):
             raise ValueError(f"policy={policy!r} does not begin with 'rand-', as in 'rand-m9-mstd0.5-inc1'.")
         self.policy, self.fill = policy, tuple(fill)
         self._augment = rand_augment_transform(policy, {"img_mean": self.fill})
+        for operation in self._augment.ops:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         """Augments one image, uint8 [H,W,3]."""
@@ -44,3 +48,10 @@ class RandAugment(A.ImageOnlyTransform):
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    # At full strength timm keeps no bit at all. Pillow made a black image of that until version 13 refused it.
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **options)

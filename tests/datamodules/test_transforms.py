@@ -124,3 +124,12 @@ def test_randaugment_is_reproducible_and_leaves_the_global_generators_alone(phot
 def test_randaugment_refuses_other_policies() -> None:
     with pytest.raises(ValueError, match="begin with 'rand-'"):
         RandAugment("augmix-m3")
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n2-inc1", "rand-m0-n2"])
+def test_randaugment_survives_posterizing_to_no_bits(policy: str) -> None:
+    augment = RandAugment(policy)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    for seed in range(60):
+        augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        assert augment.apply(image).shape == image.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -15,6 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 EXIT_CODE = 75  # EX_TEMPFAIL: "saved; run the same command again"
+
+# What a process may have received. The processes agree on the largest index that any of them has.
+SIGNALS = (None, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
@@ -31,6 +35,7 @@ class Preemption(Callback):
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.decided: signal.Signals | None = None
         self._group: Any = None
         self._flag: torch.Tensor | None = None
         self._work: Any = None
@@ -58,19 +63,19 @@ class Preemption(Callback):
     def agreed(self, trainer: Trainer) -> bool:
         """Whether all processes stop here; every process must ask at the same steps and gets the same answer."""
         if self._group is None:
-            return self.received is not None
-        answer = False
+            self.decided = self.received
+            return self.decided is not None
         if self._work is not None:
             self._work.wait()
             assert self._flag is not None
-            answer = bool(self._flag)  # lies in host memory
-        self._flag = torch.tensor(self.received is not None, dtype=torch.uint8)
+            self.decided = SIGNALS[int(self._flag)]  # lies in host memory
+        self._flag = torch.tensor(SIGNALS.index(self.received), dtype=torch.uint8)
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return answer
+        return self.decided is not None
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stops in the middle of a validation at once: its epoch's last checkpoint resumes before it."""
-        if self._group is None and self.received is not None and trainer.state.fn == "fit":
+        if self._group is None and trainer.state.fn == "fit" and self.agreed(trainer):
             self.stop(trainer)
 
     @staticmethod
@@ -91,8 +96,19 @@ class Preemption(Callback):
 
     def _requeue(self, trainer: Trainer) -> None:
         job = os.environ.get("SLURM_JOB_ID")
-        if job and trainer.is_global_zero and self.received == signal.SIGUSR1:
-            subprocess.run(["scontrol", "requeue", job], check=True)
+        if not job or self.decided != signal.SIGUSR1:
+            return
+        if trainer.is_global_zero:
+            try:
+                asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+                problem = asked.stderr.strip() if asked.returncode else None
+            except OSError as error:
+                problem = str(error)
+            if problem:
+                print(f"exp: the checkpoint is saved, but job {job} was not requeued: {problem}", file=sys.stderr)
+        if self._group is not None:
+            # The first process to end with a code other than 0 ends the step: not before the job is requeued.
+            dist.barrier(self._group)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back to who had them."""

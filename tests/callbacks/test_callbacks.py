@@ -1,0 +1,139 @@
+"""The callbacks of every run, one property each."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from callbacks import NonFiniteGuard, NonFiniteLoss, StepSeed, WeightEMA
+from callbacks.drawing import confusion_matrix, contact_sheet, learning_curve, save
+from lightning_modules import Classification
+from tests.batches import Batches
+
+
+class Linear(nn.Module):
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1))
+
+
+class Data(lightning.LightningDataModule):
+    batch_size = 4
+
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> Batches:
+        return Batches(self.batches)
+
+    def sample_name(self, split: str, index: int) -> str:
+        return f"{split}/{index}.png"
+
+
+def batches(number: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randn(4, 3, 2, 2, generator=generator),
+            "label": torch.randint(3, (4,), generator=generator),
+            "index": torch.arange(4 * i, 4 * i + 4),
+        }
+        for i in range(number)
+    ]
+
+
+def fit(module: Classification, data: Data, callbacks: list[Callback], folder: Path, **options: Any) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        **{"max_epochs": 1, **options},
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_non_finite_loss_names_step_term_and_samples(step: int, tmp_path: Path) -> None:
+    data = Data(batches(6))
+    data.batches[step]["image"][1] = torch.inf
+    with pytest.raises(NonFiniteLoss) as error:
+        fit(Classification(Linear()), data, [NonFiniteGuard()], tmp_path)
+    message = str(error.value)
+    assert f"'ce' is not finite at step {step} (epoch 0)" in message
+    assert ", ".join(f"train/{i}.png" for i in range(4 * step, 4 * step + 4)) in message
+
+
+def test_finite_losses_pass(tmp_path: Path) -> None:
+    fit(Classification(Linear()), Data(batches(6)), [NonFiniteGuard()], tmp_path)
+
+
+def test_ema_starts_from_the_initial_weights_and_follows_every_step(tmp_path: Path) -> None:
+    decay, seen = 0.75, []
+
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            seen.append(copy.deepcopy(pl_module.state_dict()))
+
+    module = Classification(Linear())
+    average = copy.deepcopy(module.state_dict())
+    fit(module, Data(batches(5)), [Recorder(), WeightEMA(decay)], tmp_path)
+    for weights in seen:
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, average[name], rtol=1e-6, atol=1e-7)
+
+
+def test_step_seed_is_a_function_of_seed_epoch_step() -> None:
+    class State:
+        current_epoch, global_rank = 2, 0
+
+    def draw(seed: int, step: int, rank: int = 0) -> tuple[float, ...]:
+        state = State()
+        state.global_rank = rank
+        StepSeed(seed).on_train_batch_start(state, Classification(Linear()), None, step)  # type: ignore[arg-type]
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draw(0, 5) == draw(0, 5)
+    different = {draw(0, 5), draw(0, 6), draw(1, 5), draw(0, 5, rank=1)}
+    assert len(different) == 4
+    assert all(len({d[i] for d in different}) == 4 for i in range(3))
+
+
+def test_penalties_are_added_and_logged_by_name(tmp_path: Path) -> None:
+    module = Classification(Linear(), optimizer=torch.optim.SGD)
+    before = module.network.layer.weight.detach().clone()
+    module.penalties["budget"] = lambda: 5.0 * module.network.layer.weight.sum()
+    trainer = fit(module, Data(batches(1)), [], tmp_path, log_every_n_steps=1)
+    logged = trainer.logged_metrics
+    expected = logged["train/loss_ce"] + logged["train/loss_budget"]
+    torch.testing.assert_close(logged["train/loss"], expected)
+    torch.testing.assert_close(logged["train/loss_budget"], 5 * before.sum())
+
+
+def test_drawings_are_readable_files(tmp_path: Path) -> None:
+    curve = learning_curve({"loss": {"train": ([1, 2], [3.0, 0.1]), "val": ([], [])}, "top1": {"train": ([], [])}})
+    assert len(curve.axes) == 1
+    matrix = confusion_matrix(np.array([[3, 1], [0, 0]]), ["cat", "dog"])
+    sheet = contact_sheet([np.zeros((4, 6, 3), np.uint8)] * 7, [str(i) for i in range(7)])
+    for name, figure in (("curve", curve), ("matrix", matrix), ("sheet", sheet)):
+        assert save(figure, tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

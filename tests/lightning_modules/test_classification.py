@@ -1,0 +1,118 @@
+"""Losses and metrics of classification, against their definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_modules import Classification, Mix
+from tests.batches import Batches
+
+CLASSES = 7
+
+
+class Exits(nn.Module):
+    """Two exits: the first knows nothing, the second reads the answer off the image."""
+
+    def __init__(self, exits: int = 2) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(CLASSES))
+        self.exits = exits
+
+    def forward(self, images: Tensor) -> Any:
+        logits = images[:, 0, :, 0]
+        return [self.bias.expand(len(images), CLASSES), logits + self.bias][-self.exits :]
+
+
+class Data(lightning.LightningDataModule):
+    batch_size = 5
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(samples, 3, CLASSES, 1, generator=generator)
+        self.labels = torch.randint(CLASSES, (samples,), generator=generator)
+
+    def loader(self) -> Batches:
+        parts = range(0, len(self.labels), self.batch_size)
+        batches = [
+            {
+                "image": self.images[i : i + self.batch_size],
+                "label": self.labels[i : i + self.batch_size],
+                "index": torch.arange(len(self.labels))[i : i + self.batch_size],
+            }
+            for i in parts
+        ]
+        return Batches(batches)
+
+    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, enable_model_summary=False, **quiet, **options)
+
+
+def test_metrics_count_every_sample_once(tmp_path: Path) -> None:
+    """13 samples in batches of 5: the last batch has 3, which a mean of batch means would overrate."""
+    data = Data(13)
+    logits = data.images[:, 0, :, 0]
+    (logged,) = trainer(tmp_path).test(Classification(Exits(), num_classes=CLASSES), data, verbose=False)
+    order = logits.argsort(1, descending=True)
+    hits = order == data.labels[:, None]
+    assert logged["test/top1"] == pytest.approx(hits[:, 0].float().mean().item())
+    assert logged["test/top5"] == pytest.approx(hits[:, :5].any(1).float().mean().item())
+    assert logged["test/loss"] == pytest.approx(F.cross_entropy(logits, data.labels).item())
+    assert logged["test/top1_exit0"] == pytest.approx((data.labels == 0).float().mean().item())
+    assert logged["test/loss_exit0"] == pytest.approx(torch.tensor(CLASSES).log().item())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_the_mean_over_exits(smoothing: float, tmp_path: Path) -> None:
+    data = Data(5)
+    module = Classification(Exits(), num_classes=CLASSES, label_smoothing=smoothing)
+    runner = trainer(tmp_path, log_every_n_steps=1)
+    runner.fit(module, train_dataloaders=data.train_dataloader())
+    logp = F.log_softmax(torch.stack([torch.zeros(5, CLASSES), data.images[:, 0, :, 0]]), -1)
+    picked = logp[:, torch.arange(5), data.labels]
+    expected = -((1 - smoothing) * picked + smoothing * logp.mean(-1)).mean()
+    assert runner.logged_metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_mixed_targets_include_the_smoothing(tmp_path: Path) -> None:
+    module = Classification(Exits(1), num_classes=CLASSES, label_smoothing=0.1, mix=Mix(mixup=1.0, cutmix=0.0))
+    assert module.mix is not None
+    images, targets = module.mix(torch.randn(4, 3, CLASSES, 1), torch.tensor([0, 1, 2, 3]))
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    assert targets.min() == pytest.approx(0.1 / CLASSES)
+    runner = trainer(tmp_path, log_every_n_steps=1)
+    data = Data(4)
+    data.batch_size = 4
+    runner.fit(module, train_dataloaders=data.train_dataloader())
+    assert "train/top1" not in runner.logged_metrics
+
+
+def test_prediction_sums_to_one(tmp_path: Path) -> None:
+    data = Data(8)
+    module = Classification(Exits(), num_classes=CLASSES)
+    outputs = trainer(tmp_path).predict(module, data.predict_dataloader())
+    assert outputs is not None
+    probabilities = torch.cat([batch["probabilities"] for batch in outputs])
+    torch.testing.assert_close(probabilities, data.images[:, 0, :, 0].softmax(1))
+
+
+def test_number_of_classes_must_be_known() -> None:
+    with pytest.raises(ValueError, match="Exits has no attribute num_classes"):
+        Classification(Exits())
+
+
+def test_logits_of_another_number_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="returns 7 logits, expected 9"):
+        trainer(tmp_path).test(Classification(Exits(), num_classes=9), Data(5), verbose=False)

@@ -1,0 +1,277 @@
+"""Every shipped config: recipes are what was published, small ones run, and each does what its first lines say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from timm.layers import DropPath
+
+from callbacks import WeightEMA
+from datamodules import CIFAR10, ImageNet
+from datamodules.loading import TrainBatches
+from datamodules.transforms import Pipeline
+from exp.cli import Cli
+from lightning_modules.parameter_groups import parameter_groups
+from models.classifiers import timm_classifier
+from models.compute import count
+from tests.datamodules.test_cifar import write as write_cifar
+from tests.datamodules.test_packed import arrays, pack
+from tests.exp.runner import run
+from tests.models.backbones.test_convnext_ladder import COSTS
+
+ROOT = Path(__file__).parents[1]
+IMAGENET_TRAIN = 1_281_167
+# Claims are configs of `exp compare`, which are run, not fitted; their arms are checked with that command.
+CONFIGS = sorted(p.relative_to(ROOT) for p in ROOT.glob("configs/**/*.yaml") if "claims" not in p.parts)
+HARDWARE = [path for path in CONFIGS if path.parent.name == "hardware"]
+TASKS = [path for path in CONFIGS if path not in HARDWARE]
+
+
+def command(path: Path) -> list[str]:
+    """The arguments of the command that the first lines of a config give for it."""
+    found = re.findall(r"^# +python -m exp fit (.*)$", (ROOT / path).read_text(), re.MULTILINE)
+    commands = [shlex.split(line) for line in found]
+    mine = [c for c in commands if str(path) in c and not any("hardware" in argument for argument in c)]
+    assert mine, f"{path} does not say by which command it is run"
+    return mine[0]
+
+
+def without_weights(argv: list[str]) -> list[str]:
+    """The command without `--weights FILE`: there is no such file here."""
+    if "--weights" not in argv:
+        return argv
+    at = argv.index("--weights")
+    return argv[:at] + argv[at + 2 :]
+
+
+@cache
+def built(path: Path) -> Cli:
+    """What a config's command builds, with no memory for its weights."""
+    with torch.device("meta"):
+        return Cli(without_weights(command(path)), "fit")
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a config trains on ImageNet."""
+    return "imagenet" in path.stem
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are typed in the checkout's root."""
+    monkeypatch.chdir(ROOT)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was published of a training: arXiv 2201.03545, tables 1, 2, 5, 6 and 12, and parameters counted exactly.
+
+    Args:
+        params, macs: parameters, and 1e9 multiply-adds of convolutions and linear layers at `size`.
+        drop_path: stochastic depth rate of the last block.
+        size: height and width of the images.
+        gammas: LayerScale parameters in the network.
+        epochs, warmup: length of the training and of its warm-up, in epochs.
+        batch: images an optimiser step.
+        lr, weight_decay: of AdamW.
+        layer_decay: learning rate of a layer by that of the layer above; None for one rate.
+        mixed: whether images are mixed (mixup and cutmix).
+        averaged: whether the weights are averaged (EMA).
+    """
+
+    params: int
+    macs: float
+    drop_path: float
+    size: int = 224
+    gammas: int = 0
+    epochs: int = 300
+    warmup: int = 20
+    batch: int = 4096
+    lr: float = 4e-3
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    mixed: bool = True
+    averaged: bool = True
+
+
+TUNING: dict[str, Any] = dict(
+    epochs=30, warmup=0, batch=512, lr=5e-5, weight_decay=1e-8, layer_decay=0.7, mixed=False, averaged=False
+)
+RECIPES = {
+    "convnext_imagenet1k": Recipe(28_589_128, 4.4555, 0.1, gammas=18),
+    "convnext_small_imagenet1k": Recipe(50_223_688, 8.6837, 0.4, gammas=36),
+    "convnext_base_imagenet1k": Recipe(88_591_464, 15.3547, 0.5, gammas=36),
+    "convnext_large_imagenet1k": Recipe(197_767_336, 34.3614, 0.5, gammas=36),
+    "convnext_isotropic_small_imagenet1k": Recipe(22_308_712, 4.2864, 0.1, warmup=50),
+    "convnext_isotropic_base_imagenet1k": Recipe(87_083_752, 16.8963, 0.2, warmup=50),
+    "convnext_isotropic_large_imagenet1k": Recipe(305_942_504, 59.6992, 0.5, warmup=50, gammas=36),
+    "ladder_imagenet1k": Recipe(33_761_320, 5.2680, 0.1, averaged=False),
+    "convnext_base_imagenet1k_384": Recipe(88_591_464, 45.1221, 0.8, size=384, gammas=36, **TUNING),
+    "convnext_large_imagenet1k_384": Recipe(197_767_336, 100.9776, 0.95, size=384, gammas=36, **TUNING),
+    "convnext_imagenet22k_to_1k": Recipe(88_591_464, 15.3547, 0.2, gammas=36, **TUNING | {"layer_decay": 0.8}),
+}
+
+
+def test_every_recipe_is_checked() -> None:
+    assert sorted(RECIPES) == [path.stem for path in TASKS if is_recipe(path)]
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest) -> Iterator[tuple[Recipe, Cli]]:
+    yield RECIPES[request.param], built(Path(f"configs/classification/{request.param}.yaml"))
+
+
+def test_network_has_the_published_size(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    report = count(cli.model.network, cli.datamodule.image_size())
+    assert report.params == published.params
+    assert report.conv_linear_macs / 1e9 == pytest.approx(published.macs, abs=1e-4)
+    assert report.macs == report.conv_linear_macs
+    rates = [module.drop_prob for module in cli.model.network.modules() if isinstance(module, DropPath)]
+    assert max(rates) == rates[-1] == pytest.approx(published.drop_path)
+    names = [name for name, _ in cli.model.network.named_parameters()]
+    assert sum(name.endswith("gamma") for name in names) == published.gammas
+    assert cli.plain["model"]["init_args"]["network"]["init_args"]["options"].get("ls_init_value") in (None, 1e-6)
+
+
+def test_schedule_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    data, accumulate = cli.datamodule, cli.trainer.accumulate_grad_batches
+    assert isinstance(data, ImageNet)
+    assert data.holdout == 0
+    assert data.batch_size * accumulate == published.batch == cli.model.reference_batch
+    micro_batches = len(TrainBatches(IMAGENET_TRAIN, data.batch_size, accumulate))
+    steps = IMAGENET_TRAIN // published.batch
+    assert micro_batches == steps * accumulate
+    assert cli.trainer.max_epochs == published.epochs
+    table = cli.model.schedule.table(published.lr, steps, steps * published.epochs)
+    assert len(table) == {300: 93_600, 30: 75_060}[published.epochs]
+    assert table.max() == published.lr
+    assert np.flatnonzero(table == published.lr).tolist() in (
+        [published.warmup * steps - 1, published.warmup * steps] if published.warmup else [0],
+    )
+    assert table[0] == (0 if published.warmup else published.lr)
+    assert 1e-6 < table[-1] < 1.01e-6
+
+
+def test_optimiser_groups_are_the_published_ones(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    network = cli.model.network
+    defaults = cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+    assert (defaults["lr"], defaults["weight_decay"]) == (published.lr, published.weight_decay)
+    assert (tuple(defaults["betas"]), defaults["eps"]) == ((0.9, 0.999), 1e-8)
+    groups = parameter_groups(network, defaults["lr"], defaults["weight_decay"], cli.model.layer_decay)
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    for group in groups:
+        flat = {parameter.ndim == 1 for parameter in group["params"]}
+        assert flat == {group["weight_decay"] == 0}
+        assert group["weight_decay"] in (0, published.weight_decay)
+    if published.layer_decay is None:
+        assert [group["lr_scale"] for group in groups] == [1, 1]
+    else:
+        # The stem, 12 layers and the head, each with and without weight decay.
+        expected = [published.layer_decay**k for k in range(14) for _ in range(2)]
+        assert sorted((group["lr_scale"] for group in groups), reverse=True) == pytest.approx(expected)
+        assert len(groups) == 28
+
+
+def test_augmentation_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    arguments = cli.plain["model"]["init_args"]
+    assert arguments["label_smoothing"] == 0.1
+    assert arguments["random_erasing"] == 0.25
+    assert arguments["mix"] == (
+        {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "batch"} if published.mixed else None
+    )
+    averages = [callback for callback in cli.trainer.callbacks if isinstance(callback, WeightEMA)]
+    assert len(averages) == published.averaged
+    given = cli.plain["trainer"]["callbacks"]
+    assert given == (
+        [{"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.9999}}] if published.averaged else None
+    )
+    # Interpolation 2 is OpenCV's bicubic.
+    crop, flip, augment = cli.plain["data"]["init_args"]["train_transforms"]
+    assert crop["class_path"] == "albumentations.RandomResizedCrop"
+    assert crop["init_args"]["size"] == [published.size] * 2
+    assert crop["init_args"]["scale"] == [0.08, 1.0]
+    assert crop["init_args"]["ratio"] == pytest.approx([3 / 4, 4 / 3])
+    assert crop["init_args"]["interpolation"] == 2
+    assert flip == {"class_path": "albumentations.HorizontalFlip", "init_args": {"p": 0.5}}
+    assert augment["init_args"]["policy"] == "rand-m9-mstd0.5-inc1"
+    evaluation = {
+        t["class_path"].removeprefix("albumentations."): t["init_args"]
+        for t in cli.plain["data"]["init_args"]["eval_transforms"]
+    }
+    if published.size == 224:
+        assert list(evaluation) == ["SmallestMaxSize", "CenterCrop"]
+        assert evaluation["SmallestMaxSize"]["max_size"] == 256
+        assert evaluation["SmallestMaxSize"]["interpolation"] == 2
+    else:
+        assert list(evaluation) == ["Resize"]
+        assert evaluation["Resize"]["interpolation"] == 2
+    photo = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    for transforms in (cli.datamodule.train_transforms, cli.datamodule.eval_transforms):
+        image = Pipeline(transforms)({"image": photo}, 0, 0)["image"]
+        assert image.shape == (published.size, published.size, 3)
+
+
+@pytest.mark.parametrize(("regime", "column"), [("r50", 0), ("r200", 2)])
+@pytest.mark.parametrize("rung", COSTS)
+def test_ladder_takes_every_rung(regime: str, column: int, rung: str) -> None:
+    arguments = built(Path("configs/classification/ladder_imagenet1k.yaml")).plain["model"]["init_args"]["network"]
+    with torch.device("meta"):
+        network = timm_classifier(**arguments["init_args"] | {"name": f"ladder_{regime}_{rung}"})
+    macs, params = COSTS[rung][column : column + 2]
+    report = count(network)
+    assert report.conv_linear_macs / 1e9 == pytest.approx(macs, abs=1e-4)
+    assert report.params / 1e6 == pytest.approx(params, abs=5.1e-4)
+
+
+@pytest.mark.parametrize("rung", COSTS)
+def test_small_ladder_takes_every_rung(rung: str) -> None:
+    arguments = built(Path("configs/classification/ladder_cifar10.yaml")).plain["model"]["init_args"]["network"]
+    network = timm_classifier(**arguments["init_args"] | {"name": f"ladder_r50_{rung}"})
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("path", [path for path in TASKS if not is_recipe(path)], ids=str)
+def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    argv = command(path) if path.stem != "quickstart" else ["--config=configs/quickstart.yaml"]
+    data = built(path).plain["data"]
+    if "root" in data["init_args"]:
+        root = tmp_path / data["init_args"]["root"]
+        root.mkdir(parents=True)
+        if data["class_path"].endswith("PackedImages"):
+            pack(root, **arrays(n=40, classes=10))
+        else:
+            write_cifar(root, CIFAR10, monkeypatch)
+        argv = [*argv, "--data.init_args.batch_size=10", "--data.init_args.holdout=10"]
+    ended = run("fit", [*argv, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], tmp_path)
+    assert ended.code == 0, ended.output
+    assert "Traceback" not in ended.output
+    assert f"runs/{path.stem}/0" in ended.output
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=str)
+def test_hardware_merges_onto_any_config(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    ended = run("fit", ["--config=configs/quickstart.yaml", f"--config={path}", "--print_config"], tmp_path)
+    assert ended.code == 0, ended.output
+    merged = yaml.safe_load(ended.output)
+    wanted = yaml.safe_load((ROOT / path).read_text())
+    assert list(wanted) == ["trainer"]
+    assert {key: merged["trainer"][key] for key in wanted["trainer"]} == wanted["trainer"]
+    assert merged["experiment"] == "quickstart"
+    assert merged["trainer"]["max_epochs"] == 40

@@ -56,6 +56,7 @@ class Preemption(Callback):
             return
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._previous)  # one that came during the start is heard now
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import signal
 import sys
 
 import exp
@@ -49,6 +51,9 @@ def main(argv: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}."
         print(f"exp: unknown command '{command}': {hint}", file=sys.stderr)
         return 2
+    if command == "fit" and "SLURM_JOB_ID" in os.environ:
+        # A job may be preempted while it still imports torch; `Preemption` takes the signal up when it can save.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     return importlib.import_module(f"exp.{command}").main(rest)
 
 

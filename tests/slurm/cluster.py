@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 # A requeued job waits until its old credential has expired: two minutes, unless told otherwise.
-AuthInfo=socket={folder}/munge/socket,cred_expire=2
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -38,6 +37,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1
 JobRequeue=1
 KillWait={kill_wait}
 MailProg=/bin/true
@@ -211,8 +211,3 @@ class Cluster:
             text = HOSTS.read_text()
             self._hosts_added = True
             HOSTS.write_text(text + ("" if text.endswith("\n") else "\n") + "".join(lines))
-
-
-def kill(pid: int, number: signal.Signals) -> None:
-    """Signals a process, as another process on its node would."""
-    os.kill(pid, number)

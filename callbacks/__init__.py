@@ -7,4 +7,13 @@ from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
 from callbacks.preemption import Preempted, Preemption
 from callbacks.step_seed import StepSeed
 
-__all__ = ["BadSamples", "Checkpoints", "NonFiniteGuard", "NonFiniteLoss", "Preempted", "Preemption", "StepSeed", "WeightEMA"]
+__all__ = [
+    "BadSamples",
+    "Checkpoints",
+    "NonFiniteGuard",
+    "NonFiniteLoss",
+    "Preempted",
+    "Preemption",
+    "StepSeed",
+    "WeightEMA",
+]

@@ -30,5 +30,6 @@ class WeightEMA(EMAWeightAveraging):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restores both sets of weights to train on; evaluation needs only the average, which `state_dict` holds."""
-        if self._average_model is not None:
+        # A test at the end of fit is an evaluation, although the average of the training is still there.
+        if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

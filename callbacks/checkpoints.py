@@ -98,7 +98,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the checkpoint if the monitored metric is the best so far."""
-        if trainer.sanity_checking or not trainer.state.fn == "fit" or self.monitor is None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor is None:
             return
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:

@@ -108,8 +108,8 @@ class ClassificationPictures(Callback):
             accuracy = counts.trace() / max(1, counts.sum())
             figure = confusion_matrix(counts, names, f"{split}: {accuracy:.2%} of {counts.sum():,} right")
             show(trainer, f"{split}/confusion_matrix", save(figure, self.folder / "confusion_matrix.png"))
-        rows = self._mistakes[self._mistakes[:, 0].argsort(descending=True)].cpu()
-        rows = rows[torch.isfinite(rows[:, 0])][: self.worst].tolist()
+        mistakes = self._mistakes[self._mistakes[:, 0].argsort(descending=True)].cpu()
+        rows = mistakes[torch.isfinite(mistakes[:, 0])][: self.worst].tolist()
         if rows:
             images = [data.raw_image(split, int(index)) for _, index, *_ in rows]
             captions = [

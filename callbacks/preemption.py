@@ -42,14 +42,14 @@ class Preemption(Callback):
         self._previous: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens from the first batch on."""
-        self._listen()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens, and opens a channel between the hosts if there are several processes."""
+        """Listens from the first batch on, and opens a channel between the hosts if there are several processes."""
         self._listen()
         if trainer.world_size > 1 and dist.is_initialized() and self._group is None:
             self._group = dist.new_group(backend="gloo")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens, where there was no sanity check."""
+        self.on_sanity_check_start(trainer, pl_module)
 
     def _listen(self) -> None:
         if self._previous or threading.current_thread() is not threading.main_thread():

@@ -184,7 +184,8 @@ class DataModule(lightning.LightningDataModule, ABC):
         if self.trainer is None:
             return None
         loop = self.trainer.fit_loop
-        return loop.epoch_progress.current.completed, loop.epoch_loop.batch_progress.current.processed * self.batch_size
+        batches: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        return loop.epoch_progress.current.completed, batches * self.batch_size
 
     def _report(self, bad: list[BadSample]) -> None:
         for sample in bad:

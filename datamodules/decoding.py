@@ -87,7 +87,7 @@ class OpenImage:
 
     def __init__(self, data: bytes, header: Header | None) -> None:
         self.data, self.header = data, header
-        self._pixels = None if header is not None else _decode_any(data)
+        self._pixels = np.empty(0) if header is not None else _decode_any(data)
         self.height, self.width = (header.height, header.width) if header else self._pixels.shape[:2]
 
     def region(self, box: Box, height: int, width: int) -> np.ndarray:

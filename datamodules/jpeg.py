@@ -113,7 +113,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         raise DataError(f"the JPEG data are corrupt: {problem}") from problem
 
 
-def decode_region(data: bytes | bytearray, header: Header, box: tuple[int, int, int, int], scale: int) -> np.ndarray:
+def decode_region(data: bytes, header: Header, box: tuple[int, int, int, int], scale: int) -> np.ndarray:
     """Decodes a box of a plain JPEG at reduced scale.
 
     Rows below the box are not decoded, so damage there goes unnoticed.
@@ -136,7 +136,7 @@ def decode_region(data: bytes | bytearray, header: Header, box: tuple[int, int, 
     if rows < header.height and header.sequential:
         shortened = bytearray(data)
         shortened[header.height_at : header.height_at + 2] = rows.to_bytes(2, "big")
-        data = shortened
+        data = bytes(shortened)
     elif scale == 1:
         return decode_jpeg(data)[top:bottom, left:right]
     else:

@@ -260,7 +260,7 @@ class Loader:
         self._cursor = _Cursor(batches)
         self._running: int | None = None
         self._loader: DataLoader = DataLoader(
-            samples,  # type: ignore[arg-type]
+            samples,
             batch_sampler=self._cursor,  # type: ignore[arg-type]
             collate_fn=_Collate(join),
             num_workers=num_workers,
@@ -384,7 +384,7 @@ def _leave_with_parent() -> None:
 def _shut_down(loader: DataLoader) -> None:
     iterator, loader._iterator = loader._iterator, None
     if iterator is not None:
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in iterator._workers:  # type: ignore[attr-defined]
             # They do not hear SIGTERM, which is torch's last resort.
             worker.kill()

@@ -32,7 +32,9 @@ class Source(Protocol):
 class LabelledSource(Source, Protocol):
     """A data set with one class index a sample."""
 
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices, int64 [n]."""
 
 
 class Subset:

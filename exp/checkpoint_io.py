@@ -59,7 +59,7 @@ def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__ or error
     for candidate in (error, cause):
         if isinstance(candidate, OSError) and candidate.errno == errno.ENOSPC:
-            return "no space left on the device. The previous checkpoint is intact; free space and run the command again"
+            return "no space left on the device. The previous checkpoint is intact: free space, run the command again"
     return f"{cause}. The previous checkpoint is intact"
 
 

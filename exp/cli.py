@@ -162,7 +162,7 @@ def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, int, int]]:
 
 @contextmanager
 def _own_config(argv: list[str]) -> Iterator[list[str]]:
-    """Puts the config that a checkpoint carries before the arguments, where a checkpoint is given and a config is not."""
+    """Puts the config that a checkpoint carries before the arguments, if a checkpoint is given and a config is not."""
     checkpoint = _option(argv, "--ckpt_path")
     if checkpoint is None or any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
         yield argv

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
 def _train(cli: Cli, run: Run) -> None:
     trainer = cli.trainer
     leads = trainer.is_global_zero and not is_child()
+    trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
     cli.checkpoints.folder = run.checkpoints
     cli.checkpoints.config = cli.config_text()
     if leads:
@@ -50,7 +51,7 @@ def _train(cli: Cli, run: Run) -> None:
     if run.checkpoint is not None and leads:
         table.rewind(_step_of(run.checkpoint))
     loggers: list[Any] = [table]
-    if leads and not trainer.fast_dev_run:
+    if leads and not trial:
         wandb = wandb_logger(cli.config.wandb, run.path, cli.experiment, run.state().get("wandb_id", ""), cli.plain)
         loggers += [wandb] if wandb is not None else []
     given = cli.user_loggers
@@ -68,13 +69,13 @@ def _train(cli: Cli, run: Run) -> None:
         _start_from(cli, Path(cli.config.weights))
     if leads:
         print_start(cli, run)
-    trainer.fit(
-        cli.model, cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None, weights_only=True
-    )
-    results = {}
-    if cli.config.test and not trainer.fast_dev_run and cli.datamodule.has("test"):
+    trainer.fit(cli.model, cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None, weights_only=True)
+    results: dict[str, float] = {}
+    if cli.config.test and not trial and cli.datamodule.has("test"):
         best = cli.checkpoints.best or cli.checkpoints.last
-        results = trainer.test(cli.model, cli.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)[0]
+        results = dict(
+            trainer.test(cli.model, cli.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)[0]
+        )
     if leads:
         run.update(status="finished", test=results, best=cli.checkpoints.best_score)
         print_summary(cli, run, results)
@@ -113,9 +114,7 @@ def _agree_on_run(cli: Cli) -> Run:
     run, problem = None, None
     if trainer.is_global_zero:
         try:
-            run = open_run(
-                Path(cli.config.runs), cli.experiment, cli.config.version, cli.config.resume, cli.plain
-            )
+            run = open_run(Path(cli.config.runs), cli.experiment, cli.config.version, cli.config.resume, cli.plain)
         except RunError as error:
             problem = str(error)
     if externally_started:

@@ -8,13 +8,12 @@ import os
 import uuid
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 
 class MetricsTable(Logger):
@@ -65,7 +64,7 @@ class MetricsTable(Logger):
         self._rewrite()
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Writes metrics of one step; values logged at the same step and epoch share a row."""
         values = {name: f"{float(value):.7g}" for name, value in metrics.items() if name != "epoch"}
         epoch = metrics.get("epoch", "")
@@ -98,7 +97,13 @@ class MetricsTable(Logger):
         return [step for step, _ in found], [value for _, value in found]
 
 
-def wandb_logger(mode: str, folder: Path, experiment: str, run_id: str, config: dict[str, Any]) -> WandbLogger | None:
+def wandb_logger(
+    mode: Literal["auto", "online", "offline", "disabled"],
+    folder: Path,
+    experiment: str,
+    run_id: str,
+    config: dict[str, Any],
+) -> WandbLogger | None:
     """The W&B run of a directory; it never prompts, and calls no server unless the user is logged in.
 
     Args:
@@ -110,7 +115,8 @@ def wandb_logger(mode: str, folder: Path, experiment: str, run_id: str, config: 
         config: the resolved config.
     """
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        asked = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")
+        mode = "disabled" if asked == "disabled" else "online" if asked == "online" else "offline"
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")

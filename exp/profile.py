@@ -142,7 +142,10 @@ def show(report: ProfileReport, depth: int) -> None:
             "multiply-adds",
             f"{_readable(dense.macs)} an image, {_readable(dense.conv_linear_macs)} in convolutions and linear layers",
         ),
-        ("executed", f"{_readable(ran.macs)} an image ({ran.macs / dense.macs:.1%})" if dense.macs else _readable(ran.macs)),
+        (
+            "executed",
+            f"{_readable(ran.macs)} an image ({ran.macs / dense.macs:.1%})" if dense.macs else _readable(ran.macs),
+        ),
         ("latency", f"median {report.latency_median * 1e3:.2f} ms, p95 {report.latency_p95 * 1e3:.2f} ms a batch"),
         ("throughput", f"{report.images_per_second:.1f} images/s over {report.runs} runs"),
         ("peak memory", f"{report.peak_memory / 2**20:.1f} MiB"),

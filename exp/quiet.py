@@ -30,6 +30,11 @@ def silence() -> None:
     for message in MESSAGES:
         warnings.filterwarnings("ignore", message=message)
     # "GPU available: False", "Seed set to 0", tips and the like; warnings and errors still show.
-    for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed",
-                 "fabric.utilities.distributed", "fabric.utilities.rank_zero"):
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "pytorch.accelerators.cuda",
+        "fabric.utilities.seed",
+        "fabric.utilities.distributed",
+        "fabric.utilities.rank_zero",
+    ):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)

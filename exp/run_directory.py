@@ -79,7 +79,9 @@ def read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:
-        raise RunError(f"{path / 'run.json'} is not valid JSON ({error}); remove {path} or choose another --version")
+        raise RunError(
+            f"{path / 'run.json'} is not valid JSON ({error}); remove {path} or choose another --version"
+        ) from error
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:

@@ -81,15 +81,17 @@ class Classification(Task):
             raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
         self.num_classes = int(classes)
         self.label_smoothing = label_smoothing
-        self.mix = mix and Mixup(
-            mixup_alpha=mix.mixup,
-            cutmix_alpha=mix.cutmix,
-            prob=mix.prob,
-            switch_prob=mix.switch_prob,
-            mode=mix.mode,
-            label_smoothing=label_smoothing,
-            num_classes=self.num_classes,
-        )
+        self.mix: Mixup | None = None
+        if mix is not None:
+            self.mix = Mixup(
+                mixup_alpha=mix.mixup,
+                cutmix_alpha=mix.cutmix,
+                prob=mix.prob,
+                switch_prob=mix.switch_prob,
+                mode=mix.mode,
+                label_smoothing=label_smoothing,
+                num_classes=self.num_classes,
+            )
         self.erase: RandomErasing | None = None
         self.random_erasing = random_erasing
         self.evaluation: dict[str, MetricCollection] = {}

@@ -95,7 +95,8 @@ class Task(LightningModule):
             terms |= {f"loss_{name}": value for name, value in self.losses.items()}
         self._unlogged.append(terms)
         trainer = self.trainer
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0 and not trainer.fit_loop._should_accumulate():
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % every == 0 and not trainer.fit_loop._should_accumulate():
             self._log_means(batch_size)
         return total
 
@@ -161,7 +162,8 @@ class Task(LightningModule):
         self.trainer.fit_loop._combined_loader = None
         per_epoch = max(1, int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         # A trial of one batch is too short for any warm-up.
-        schedule = Constant() if self.trainer.fast_dev_run else self.schedule
+        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        schedule = Constant() if trial else self.schedule
         table = schedule.table(lr, steps_per_epoch=per_epoch, total_steps=total)
 
         def factor(step: int) -> float:

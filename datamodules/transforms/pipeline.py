@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import albumentations as A
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from datamodules.decoding import Encoded
 from datamodules.transforms.resizing import Resizing
 
-Transform = A.BasicTransform | A.BaseCompose
+Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
 
 class SampleRandom:

@@ -32,7 +32,9 @@ class RandAugment(A.ImageOnlyTransform):
             raise ValueError(f"policy={policy!r} does not begin with 'rand-', as in 'rand-m9-mstd0.5-inc1'.")
         self.policy, self.fill = policy, tuple(fill)
         # Bicubic, as the published recipes; timm left to itself draws bilinear or bicubic for every operation.
-        self._augment = rand_augment_transform(policy, {"img_mean": self.fill, "interpolation": Image.BICUBIC})
+        self._augment = rand_augment_transform(
+            policy, {"img_mean": self.fill, "interpolation": Image.Resampling.BICUBIC}
+        )
         for operation in self._augment.ops:
             if operation.aug_fn is auto_augment.posterize:
                 operation.aug_fn = _posterize

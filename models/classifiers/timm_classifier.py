@@ -39,7 +39,7 @@ def timm_classifier(
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all names"
         raise ValueError(f"no network is called '{name}': {hint}")
-    arguments: dict[str, Any] = dict(num_classes=num_classes, in_chans=in_chans, pretrained=pretrained)
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "pretrained": pretrained}
     if drop_path_rate:
         arguments["drop_path_rate"] = drop_path_rate
     return timm.create_model(name, **arguments, **(options or {}))

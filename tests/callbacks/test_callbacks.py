@@ -103,6 +103,25 @@ def test_ema_starts_from_the_initial_weights_and_follows_every_step(tmp_path: Pa
         torch.testing.assert_close(value, average[name], rtol=1e-6, atol=1e-7)
 
 
+def test_test_after_fit_uses_the_average(tmp_path: Path) -> None:
+    class Keeper(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "kept.ckpt")
+
+    class WithTest(Data):
+        def test_dataloader(self) -> Batches:
+            return Batches(self.batches)
+
+    module, data = Classification(Linear()), WithTest(batches(5))
+    trainer = fit(module, data, [WeightEMA(0.9), Keeper()], tmp_path)
+    trainer.test(module, data, ckpt_path=tmp_path / "kept.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / "kept.ckpt", weights_only=True)
+    name = "network.layer.weight"
+    assert torch.equal(module.state_dict()[name], kept["state_dict"][name])
+    assert not torch.equal(module.state_dict()[name], kept["current_model_state"][name])
+
+
 def test_step_seed_is_a_function_of_seed_epoch_step() -> None:
     class State:
         current_epoch, global_rank = 2, 0

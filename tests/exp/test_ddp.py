@@ -69,9 +69,7 @@ def test_two_processes_train_like_one(one_process: dict[tuple[str, str], float],
         assert two[key] == pytest.approx(value, abs=1e-4), key
 
 
-def test_signal_stops_all_and_one_process_goes_on(
-    one_process: dict[tuple[str, str], float], tmp_path: Path
-) -> None:
+def test_signal_stops_all_and_one_process_goes_on(one_process: dict[tuple[str, str], float], tmp_path: Path) -> None:
     process = start(tmp_path, [*CONFIG, *TWO])
     wait_for_step(tmp_path, 5, process)
     process.send_signal(signal.SIGTERM)

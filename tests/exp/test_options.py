@@ -33,7 +33,10 @@ OPTIONS = {
     ],
     "channels-last": ["--model.channels_last=true"],
     "scaled-lr": ["--model.reference_batch=512", "--trainer.accumulate_grad_batches=2"],
-    "early-stopping": ["--trainer.callbacks=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
+    "early-stopping": [
+        "--trainer.callbacks=lightning.pytorch.callbacks.EarlyStopping",
+        "--trainer.callbacks.monitor=val/loss",
+    ],
     "mid-epoch-validation": ["--trainer.val_check_interval=0.5"],
     "ladder": [
         "--model.network={class_path: models.classifiers.timm_classifier, init_args: {name: ladder_r50_4_width, "
@@ -47,7 +50,7 @@ def test_option_trains(name: str, tmp_path: Path) -> None:
     ended = run("fit", [*SMALL, "--experiment=run", *OPTIONS[name]], tmp_path)
     assert ended.code == 0, ended.output
     table = MetricsTable(tmp_path / "runs/run/0/metrics.csv")
-    steps, losses = table.series("train/loss")
+    _, losses = table.series("train/loss")
     assert losses[-1] < losses[0]
     if name == "scaled-lr":
         assert max(table.series("train/lr")[1]) == pytest.approx(0.01 * 256 / 512)

@@ -162,9 +162,7 @@ def test_killed_while_writing_a_checkpoint(tmp_path: Path, reference: Callable[[
 
 
 @pytest.mark.parametrize("harm", ["torn", "flipped"])
-def test_damaged_checkpoint_falls_back(
-    harm: str, tmp_path: Path, reference: Callable[[tuple[str, ...]], Path]
-) -> None:
+def test_damaged_checkpoint_falls_back(harm: str, tmp_path: Path, reference: Callable[[tuple[str, ...]], Path]) -> None:
     assert fit(tmp_path, FULL, MOMENTS["second epoch"]).code == -signal.SIGKILL
     last = tmp_path / "runs/run/0/checkpoints/last.ckpt"
     content = bytearray(last.read_bytes())
@@ -180,9 +178,7 @@ def test_damaged_checkpoint_falls_back(
     assert_same(contents(reference(tuple(FULL))), contents(tmp_path))
 
 
-def test_full_disk_keeps_the_previous_checkpoint(
-    tmp_path: Path, reference: Callable[[tuple[str, ...]], Path]
-) -> None:
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, reference: Callable[[tuple[str, ...]], Path]) -> None:
     def sabotage() -> None:
         whole, count = torch.save, [0]
 
@@ -220,9 +216,7 @@ def test_signal_saves_between_steps(
     assert_same(contents(reference(tuple(options))), contents(tmp_path))
 
 
-def test_signal_during_validation_stops_at_once(
-    tmp_path: Path, reference: Callable[[tuple[str, ...]], Path]
-) -> None:
+def test_signal_during_validation_stops_at_once(tmp_path: Path, reference: Callable[[tuple[str, ...]], Path]) -> None:
     def terminate() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -56,8 +56,8 @@ class Data(lightning.LightningDataModule):
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, enable_model_summary=False, **quiet, **options)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, **quiet, **options)
 
 
 def test_metrics_count_every_sample_once(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_loss_is_the_mean_over_exits(smoothing: float, tmp_path: Path) -> None:
 def test_mixed_targets_include_the_smoothing(tmp_path: Path) -> None:
     module = Classification(Exits(1), num_classes=CLASSES, label_smoothing=0.1, mix=Mix(mixup=1.0, cutmix=0.0))
     assert module.mix is not None
-    images, targets = module.mix(torch.randn(4, 3, CLASSES, 1), torch.tensor([0, 1, 2, 3]))
+    _, targets = module.mix(torch.randn(4, 3, CLASSES, 1), torch.tensor([0, 1, 2, 3]))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     assert targets.min() == pytest.approx(0.1 / CLASSES)
     runner = trainer(tmp_path, log_every_n_steps=1)

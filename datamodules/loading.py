@@ -260,8 +260,8 @@ class Loader:
         self._cursor = _Cursor(batches)
         self._running: int | None = None
         self._loader: DataLoader = DataLoader(
-            samples,
-            batch_sampler=self._cursor,  # type: ignore[arg-type]
+            samples,  # type: ignore[arg-type]
+            batch_sampler=self._cursor,
             collate_fn=_Collate(join),
             num_workers=num_workers,
             pin_memory=pin_memory,

@@ -123,12 +123,30 @@ class Cli(LightningCLI):
             always.insert(0, ProgressBar())
         plugins = config["plugins"] or []
         plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        if SLURMEnvironment.detect():
-            # Requeueing is Preemption's: Lightning's own saves inside the signal handler.
-            plugins.append(SLURMEnvironment(auto_requeue=False))
+        on_slurm = SLURMEnvironment.detect()
+        if on_slurm:
+            try:
+                # Requeueing is Preemption's: Lightning's own saves inside the signal handler.
+                plugins.append(SLURMEnvironment(auto_requeue=False))
+            except RuntimeError:
+                raise UsageError("SLURM: give --nodes and --ntasks-per-node instead of --ntasks") from None
         self.user_loggers = config["logger"]
         config |= {"callbacks": [*given, *always], "plugins": plugins, "logger": False}
-        return self.trainer_class(**config)
+        try:
+            trainer = self.trainer_class(**config)
+        except KeyError as error:
+            if "SLURM_" not in str(error):
+                raise
+            raise UsageError("SLURM: start it by srun; the shell of salloc is none of the job's tasks") from None
+        # Without this check the processes would wait for others that nobody starts. The batch shell runs one process.
+        started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+        nodes, devices = trainer.num_nodes, trainer.num_devices
+        if on_slurm and nodes * devices != started:
+            raise UsageError(
+                f"the trainer wants {nodes} nodes x {devices} devices, but SLURM started {started} tasks: "
+                f"use srun --nodes={nodes} --ntasks-per-node={devices}"
+            )
+        return trainer
 
     @property
     def experiment(self) -> str:

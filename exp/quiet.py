@@ -11,6 +11,8 @@ MESSAGES = (
     r"(?s).*JsonargparseDeprecationWarning",
     # The loaders' workers are the user's choice; two cores have no use for more.
     r".*does not have many workers which may be a bottleneck",
+    # On a cluster's login node, or where SLURM is merely installed, a run without srun is meant.
+    r"The `srun` command is available on your system but is not used",
     # Lightning suggests its own sanity hints on purposeful settings.
     r".*Checkpoint directory .* exists and is not empty",
     r".*Trying to infer the `batch_size` from an ambiguous collection",

@@ -79,12 +79,13 @@ class Job:
 def submit(cluster: Cluster) -> Callable[..., Job]:
     """Submits the job script as a user does, with one task and no GPU on each node."""
 
+    cluster.environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    }
+
     def sbatch(folder: Path, argv: list[str]) -> Job:
-        cluster.environment |= {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": "1",
-        }
         size = ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1"]
         number = cluster.run(
             "sbatch", "--parsable", f"--chdir={folder}", *size, str(SCRIPT), *NETWORK, *LAYOUT, *argv
@@ -221,3 +222,31 @@ def test_order_to_stop_saves_and_does_not_requeue(
         assert "resuming from runs/run/0/checkpoints/last.ckpt" in again.output
         assert again.versions() == ["0"]
         assert_same(contents(uninterrupted), contents(tmp_path))
+
+
+MISTAKES = {
+    "tasks not spread": (["srun", "--nodes=2", "--ntasks=2"], LAYOUT, "--ntasks-per-node"),
+    "more devices than tasks": (
+        ["srun", "--nodes=2", "--ntasks-per-node=1"],
+        [*LAYOUT, "--trainer.devices=2"],
+        "2 nodes x 2 devices, but SLURM started 2 tasks",
+    ),
+    "no srun": (["salloc", "--nodes=2", "--ntasks-per-node=1"], LAYOUT, "start it by srun"),
+    "fewer tasks than nodes": (
+        ["srun", "--nodes=1", "--ntasks-per-node=1"],
+        LAYOUT,
+        "2 nodes x 1 devices, but SLURM started 1 tasks: use srun --nodes=2 --ntasks-per-node=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_wrong_layout_is_refused(mistake: str, submit: Callable[..., Job], cluster: Cluster, tmp_path: Path) -> None:
+    start, layout, said = MISTAKES[mistake]
+    # Lightning takes a job named after a shell for an interactive one; salloc would name it so.
+    argv = [*start, "--job-name=exp", f"--chdir={tmp_path}", "python", "-m", "exp", "fit", *NETWORK, *layout]
+    ended = cluster.run(*argv, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "runs").exists()

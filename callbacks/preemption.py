@@ -86,6 +86,10 @@ class Preemption(Callback):
         Raises:
             Preempted: always, with `EXIT_CODE`.
         """
+        if "SLURM_JOB_ID" in os.environ:
+            # The first task to end has SLURM terminate the others, which are about to end with the same code: what the
+            # Trainer gives the signals back to ignores them. A mask would not do, for other threads do not have it.
+            trainer._signal_connector._original_handlers.update(dict.fromkeys(SIGNALS[1:], signal.SIG_IGN))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption):
                 callback._requeue(trainer)

@@ -16,8 +16,6 @@ MESSAGES = (
     # Lightning suggests its own sanity hints on purposeful settings.
     r".*Checkpoint directory .* exists and is not empty",
     r".*Trying to infer the `batch_size` from an ambiguous collection",
-    # Running one process on a machine that also has SLURM is the user's choice.
-    r".*The `srun` command is available on your system but is not used",
     # A 1x1 convolution's gradient has two equivalent strides; DDP remarks on the one it did not choose.
     r"(?s)Grad strides do not match bucket view strides",
     # wandb and timm use names that their own dependencies deprecate.

@@ -281,3 +281,21 @@ def test_hardware_merges_onto_any_config(path: Path, tmp_path: Path) -> None:
     assert {key: merged["trainer"][key] for key in wanted["trainer"]} == wanted["trainer"]
     assert merged["experiment"] == "quickstart"
     assert merged["trainer"]["max_epochs"] == 40
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.stem)
+def test_docs_name_only_configs_that_exist(page: Path) -> None:
+    named = set(re.findall(r"configs/[\w/]+\.yaml", page.read_text()))
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
+
+
+def test_docs_list_every_recipe_with_its_cost() -> None:
+    text = (ROOT / "docs" / "classification.md").read_text()
+    for name, published in RECIPES.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}.yaml`"))
+        if "ladder" not in name:
+            assert f"{published.params:,} | {published.macs:.4f} G" in row
+    for rung, (macs, params, wide_macs, wide_params) in COSTS.items():
+        cells = next(line for line in text.splitlines() if line.startswith(f"| `{rung}`")).split(" | ")
+        counted = [float(cells[i].replace(",", "")) for i in (1, 2, 4, 5)]
+        assert counted == pytest.approx([params * 1e6, macs, wide_params * 1e6, wide_macs], rel=3e-5)

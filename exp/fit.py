@@ -86,7 +86,9 @@ def _start_from(cli: Cli, path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"--weights {path}: no such file")
     try:
-        state = official.unwrap(read(path))
+        checkpoint = read(path)
+        # Of a run with averaged weights, what its evaluation used.
+        state = official.unwrap(checkpoint, ema="averaging_state" in checkpoint)
         if official.foreign(state):
             raise UsageError(f"--weights {path}: an official layout; translate it with `python -m exp convert` first")
         dropped = official.load(cli.model.network, state)

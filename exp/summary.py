@@ -38,11 +38,15 @@ def print_start(cli: Cli, run: Run) -> None:
         f"[bold]{cli.experiment}[/]: {verb}\n"
         f"  network  {type(network).__name__}, {parameters:,} parameters\n"
         f"  data     {type(cli.datamodule).__name__}, batches of {cli.datamodule.batch_size}"
-        + (f" x {trainer.accumulate_grad_batches} accumulated" if trainer.accumulate_grad_batches > 1 else "")
+        + _accumulated(cli.datamodule.batch_size, trainer.accumulate_grad_batches)
         + f"\n  device   {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}\n"
         f"  run      {run.path}",
         highlight=False,
     )
+
+
+def _accumulated(batch_size: int, batches: int) -> str:
+    return f" x {batches} accumulated = {batch_size * batches} images a step" if batches > 1 else ""
 
 
 def print_summary(cli: Cli, run: Run, results: dict[str, Any]) -> None:

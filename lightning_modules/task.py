@@ -102,7 +102,8 @@ class Task(LightningModule):
 
     def _log_means(self, batch_size: int) -> None:
         names, values = list(self._unlogged[0]), _table(self._unlogged)
-        means = self.trainer.strategy.reduce(values.mean(0), reduce_op="mean")
+        # Over the processes first, as `on_save_checkpoint` does: sums in another order differ in the last digit.
+        means = self.trainer.strategy.reduce(values, reduce_op="mean").mean(0)
         shown = ("loss", "top1")
         for name, mean in zip(names, means.unbind(), strict=True):
             self.log(f"train/{name}", mean, prog_bar=name in shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -60,6 +61,9 @@ def run(command: str, argv: list[str], folder: Path, sabotage: Callable[[], None
             sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
             sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
             torch.set_num_threads(1)
+            # A fork server that other tests have started is not this process's child and cannot be asked for workers.
+            server = multiprocessing.forkserver._forkserver
+            server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
             if sabotage is not None:
                 sabotage()
             from exp.__main__ import main

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,18 +22,17 @@ class NonFiniteGuard(Callback):
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[int, list[str], Tensor, Any] | None = None
+        self._pending: tuple[int, dict[str, Tensor], Any] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Reads the verdict on the last step and asks for this one's."""
+        """Reads the losses of the last step and notes this one's."""
         self.settle(trainer)
         losses: dict[str, Tensor] = getattr(pl_module, "losses", {})
         if losses:
-            finite = torch.stack([torch.isfinite(value) for value in losses.values()])
             samples = batch.get("index") if isinstance(batch, dict) else None
-            self._pending = (trainer.fit_loop.epoch_loop.total_batch_idx, list(losses), finite, samples)
+            self._pending = (trainer.fit_loop.epoch_loop.total_batch_idx, losses, samples)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the verdict on the epoch's last step."""
@@ -46,12 +46,12 @@ class NonFiniteGuard(Callback):
         """
         if self._pending is None:
             return
-        step, names, finite, samples = self._pending
+        step, losses, samples = self._pending
         self._pending = None
-        verdict = finite.tolist()
-        if all(verdict):
+        values = torch.stack(list(losses.values())).tolist()
+        if all(map(math.isfinite, values)):
             return
-        bad = ", ".join(f"'{name}'" for name, ok in zip(names, verdict, strict=True) if not ok)
+        bad = ", ".join(f"'{name}'" for name, value in zip(losses, values, strict=True) if not math.isfinite(value))
         raise NonFiniteLoss(
             f"the loss {bad} is not finite at step {step} (epoch {trainer.current_epoch}). "
             f"Samples of this batch: {self._names(trainer, samples)}. "

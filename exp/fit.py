@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -69,6 +70,9 @@ def _train(cli: Cli, run: Run) -> None:
         _start_from(cli, Path(cli.config.weights))
     if leads:
         print_start(cli, run)
+    # What is alive now stays alive: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     trainer.fit(cli.model, cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None, weights_only=True)
     results: dict[str, float] = {}
     if cli.config.test and not trial and cli.datamodule.has("test"):

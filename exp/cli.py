@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -85,6 +87,7 @@ class Cli(LightningCLI):
             default="auto",
             help="auto: online if logged in, else offline",
         )
+        parser.add_argument("--threads", type=PositiveInt | None, help="CPU threads of each process (default: torch's)")
         parser.add_argument("--test", type=bool, default=True, help="test the best checkpoint after fit")
         parser.add_argument(
             "--weights",
@@ -104,6 +107,8 @@ class Cli(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a class refuses is a usage error."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:

@@ -157,10 +157,11 @@ class Cli(LightningCLI):
 
     @property
     def experiment(self) -> str:
-        """The run's experiment: as given, else the name of the last config file."""
+        """The run's experiment: as given, else the name of the last config file that is not about hardware."""
         if self.config.experiment:
             return self.config.experiment
-        return Path(self.config_files[-1]).stem if self.config_files else type(self.model).__name__.lower()
+        named = [path for path in map(Path, self.config_files) if path.parent.name != "hardware"]
+        return named[-1].stem if named else type(self.model).__name__.lower()
 
     def config_text(self) -> str:
         """The resolved config as YAML."""

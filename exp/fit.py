@@ -13,6 +13,7 @@ from typing import Any
 
 from callbacks.bad_samples import BadSamples
 from callbacks.pictures import ClassificationPictures, LearningCurve
+from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, is_child
 from exp.convert import ConvertError, read
@@ -31,6 +32,11 @@ def main(argv: list[str]) -> int:
         _die_with_parent()
     cli = Cli(argv, "fit")
     with exit_code(cli) as outcome:
+        # What is missing is missed before there is a run directory.
+        if isinstance(cli.datamodule, DataModule):
+            cli.datamodule.setup("fit")
+        if cli.config.weights and not Path(cli.config.weights).is_file():
+            raise UsageError(f"--weights {cli.config.weights}: no such file")
         run = _agree_on_run(cli)
         if run.finished:
             print(f"{run.path} is finished; nothing to do")
@@ -87,8 +93,6 @@ def _train(cli: Cli, run: Run) -> None:
 
 def _start_from(cli: Cli, path: Path) -> None:
     """Puts weights into the network; a classifier of another number of classes stays as it was initialised."""
-    if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file")
     try:
         checkpoint = read(path)
         # Of a run with averaged weights, what its evaluation used.

@@ -47,6 +47,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
             top = key.split(".")[0]
             return f"unknown key '{top}'{_nearest(top, {d.split('.')[0] for d in _dests(parser)})}"
         name = key.removeprefix("init_args.").split(".")[0]
+        if classes[-1].startswith("lightning."):
+            return f"{place}: '{name}' belongs to no class: a config that changes another goes after the one it changes"
         return f"{place}: {classes[-1]} has no argument '{name}'{_nearest(name, _arguments(classes[-1]))}"
     if match := _ATTRIBUTE.search(message):
         known = [name for name in dir(importlib.import_module(match[1])) if not name.startswith("_")]

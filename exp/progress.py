@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -31,10 +32,18 @@ class ProgressBar(RichProgressBar):
         if self._due(batch_idx + 1 == trainer.num_training_batches):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Redraws if it is time."""
-        if self._due():
-            super().on_validation_batch_end(*args, **kwargs)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Redraws; where nobody watches, in a log file, writes a line."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.is_enabled and not sys.stdout.isatty():
+            values = "  ".join(f"{name} {value:.4f}" for name, value in self.get_metrics(trainer, pl_module).items())
+            print(f"{self._get_train_description(trainer.current_epoch).strip()}: {values}", flush=True)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Redraws if it is time, or the validation ends."""
+        batch_idx: int = args[2] if len(args) > 2 else kwargs["batch_idx"]
+        if self._due(batch_idx + 1 == self.total_val_batches_current_dataloader):
+            super().on_validation_batch_end(trainer, pl_module, *args, **kwargs)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Redraws if it is time, or the test ends."""

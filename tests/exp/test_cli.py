@@ -101,3 +101,18 @@ def test_configs_merge_and_print_config_round_trips(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(printed.output)
     again = run("fit", ["--config=c.yaml", "--print_config"], tmp_path)
     assert again.output == printed.output
+
+
+def test_missing_data_leaves_no_run_directory(tmp_path: Path) -> None:
+    ended = run("fit", [*SMALL, "--data=ImageFolder", "--data.root=nowhere"], tmp_path)
+    assert ended.code == 1
+    assert "nowhere/train" in ended.output
+    assert "Traceback" not in ended.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_overlay_without_its_recipe_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "overlay.yaml").write_text("model: {init_args: {network: {init_args: {name: resnet18}}}}\n")
+    ended = run("fit", ["--config=overlay.yaml"], tmp_path)
+    assert ended.code == 2
+    assert "goes after the one it changes" in ended.output

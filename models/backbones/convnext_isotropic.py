@@ -5,6 +5,7 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545, section 3.3.
 
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import LayerNorm, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
@@ -50,7 +51,7 @@ class ConvNeXtIsotropic(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 ConvNeXtBlock(dim, ls_init_value=ls_init_value or None, norm_layer=LayerNorm, drop_path=drop_path)
-                for drop_path in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+                for drop_path in np.linspace(0, drop_path_rate, depth).tolist()
             )
         )
         self.feature_info = [{"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]

@@ -130,19 +130,19 @@ class Classification(Task):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets what an interrupted validation left behind."""
-        self._reset("val")
+        self._reset()
 
     def on_test_epoch_start(self) -> None:
         """Forgets what an interrupted test left behind."""
-        self._reset("test")
+        self._reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Counts the batch into the validation metrics."""
-        return self._evaluate(batch, "val")
+        return self._evaluate(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Counts the batch into the test metrics."""
-        return self._evaluate(batch, "test")
+        return self._evaluate(batch)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Class probabilities [B, K] of the last exit, and the samples' indices [B]."""
@@ -156,11 +156,11 @@ class Classification(Task):
         """Logs the test metrics over all samples of all processes."""
         self._log("test")
 
-    def _reset(self, split: str) -> None:
+    def _reset(self) -> None:
         for metrics in self.evaluation.values():
             metrics.reset()
 
-    def _evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+    def _evaluate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         exits = as_exits(self(batch["image"]))
         target = batch["label"]
         for i, logits in enumerate(exits):

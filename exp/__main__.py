@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "label image files or folders with a checkpoint",
+    "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "convert": "translate an official checkpoint to exp's layout, or back",
 }

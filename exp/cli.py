@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
@@ -37,6 +37,10 @@ class UsageError(SystemExit):
     def __init__(self, message: str) -> None:
         print(f"exp: {message}", file=sys.stderr)
         super().__init__(2)
+
+
+class ConfigError(ValueError):
+    """A config or override that cannot be resolved; the message is the one line that `UsageError` prints."""
 
 
 class Cli(LightningCLI):
@@ -73,7 +77,11 @@ class Cli(LightningCLI):
                 args=argv,
             )
         except ArgumentError as error:
-            raise UsageError(explain(str(error), self.parser)) from None
+            self.refuse(explain(str(error), self.parser))
+
+    def refuse(self, message: str) -> NoReturn:
+        """Ends the command because of a mistake in its config."""
+        raise UsageError(message) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has: its place, its checkpoints, how it resumes and what it tells W&B."""
@@ -166,6 +174,28 @@ class Cli(LightningCLI):
     def config_text(self) -> str:
         """The resolved config as YAML."""
         return yaml.safe_dump(self.plain, sort_keys=False)
+
+
+class _Resolved(Cli):
+    """Stops after parsing: no class is built."""
+
+    def refuse(self, message: str) -> NoReturn:
+        raise ConfigError(message) from None
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+
+def resolve(argv: list[str]) -> dict[str, Any]:
+    """The config that a `fit` command would run with, as plain values.
+
+    Args:
+        argv: `--config` files and overrides.
+
+    Raises:
+        ConfigError: a file, key, class or value in it is wrong.
+    """
+    return _Resolved(argv, "fit").plain
 
 
 class NoProfiler(PassThroughProfiler):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks import Cost
 from callbacks.bad_samples import BadSamples
 from callbacks.pictures import ClassificationPictures, LearningCurve
 from datamodules import DataModule
@@ -19,6 +19,7 @@ from exp.cli import Cli, UsageError, is_child
 from exp.convert import ConvertError, read
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
+from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Runs `fit`; the exit code is 0, 2 for a mistake in the command, 75 for a stop by signal, else 1."""
     silence()
     if is_child():
-        _die_with_parent()
+        die_with_parent()
     cli = Cli(argv, "fit")
     with exit_code(cli) as outcome:
         # What is missing is missed before there is a run directory.
@@ -67,10 +68,13 @@ def _train(cli: Cli, run: Run) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ClassificationPictures):
             callback.folder = run.plots
+    cost = Cost()
     # Checkpoints stay last, so that what they save includes what every other callback did.
     trainer.callbacks[-1:-1] = [  # type: ignore[attr-defined]
         LearningCurve(table.series, run.plots),
         BadSamples(run.path / "bad_samples.csv"),
+        Length(run),
+        cost,
     ]
     if cli.config.weights and run.checkpoint is None:
         _start_from(cli, Path(cli.config.weights))
@@ -87,8 +91,26 @@ def _train(cli: Cli, run: Run) -> None:
             trainer.test(cli.model, cli.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)[0]
         )
     if leads:
-        run.update(status="finished", test=results, best=cli.checkpoints.best_score)
-        print_summary(cli, run, results)
+        spent = cost.measure(cli.model.network)
+        run.update(status="finished", test=results, best=cli.checkpoints.best_score, cost=spent)
+        print_summary(cli, run, results, spent)
+
+
+class Length(Callback):
+    """Notes in `run.json` how long the run is going to be, for whoever watches it from outside.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the number of optimiser steps and epochs."""
+        if trainer.is_global_zero and not is_child():
+            steps = trainer.estimated_stepping_batches
+            self.run.update(total_steps=steps if steps != float("inf") else None, max_epochs=trainer.max_epochs)
 
 
 def _start_from(cli: Cli, path: Path) -> None:
@@ -138,10 +160,3 @@ def _agree_on_run(cli: Cli) -> Run:
         {"path": str(run.path), "checkpoint": str(run.checkpoint or ""), "finished": run.finished}
     )
     return run
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to end this process with the one that started it, which may be killed without a word."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -29,7 +29,7 @@ class ProgressBar(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Redraws if it is time, or the epoch ends."""
-        if self._due(batch_idx + 1 == trainer.num_training_batches):
+        if self.is_enabled and self._due(batch_idx + 1 == trainer.num_training_batches):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,13 +42,14 @@ class ProgressBar(RichProgressBar):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Redraws if it is time, or the validation ends."""
         batch_idx: int = args[2] if len(args) > 2 else kwargs["batch_idx"]
-        if self._due(batch_idx + 1 == self.total_val_batches_current_dataloader):
+        # Of all processes only the first has a bar.
+        if self.is_enabled and self._due(batch_idx + 1 == self.total_val_batches_current_dataloader):
             super().on_validation_batch_end(trainer, pl_module, *args, **kwargs)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Redraws if it is time, or the test ends."""
         batch_idx: int = args[2] if len(args) > 2 else kwargs["batch_idx"]
-        if self._due(batch_idx + 1 == self.total_test_batches_current_dataloader):
+        if self.is_enabled and self._due(batch_idx + 1 == self.total_test_batches_current_dataloader):
             super().on_test_batch_end(trainer, pl_module, *args, **kwargs)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

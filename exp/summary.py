@@ -49,16 +49,27 @@ def _accumulated(batch_size: int, batches: int) -> str:
     return f" x {batches} accumulated = {batch_size * batches} images a step" if batches > 1 else ""
 
 
-def print_summary(cli: Cli, run: Run, results: dict[str, Any]) -> None:
-    """Says how good the network is, and what lies where."""
+def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, float]) -> None:
+    """Says how good the network is, what it costs, and what lies where."""
     console = Console()
     monitor, score = cli.checkpoints.monitor, cli.checkpoints.best_score
     if score is not None:
         console.print(f"best {monitor} {score:.4f} at step {cli.checkpoints.best_step}", highlight=False)
     if results:
         console.print("  ".join(f"{name} [bold]{value:.4f}[/]" for name, value in results.items()), highlight=False)
+    if cost:
+        console.print(
+            f"{millions(cost['params'])} parameters, {millions(cost['macs'])} multiply-adds an image "
+            f"(executed, mean of {int(cost['macs_samples'])} images)",
+            highlight=False,
+        )
     table = Table(title=str(run.path), title_justify="left", box=None, show_header=False, pad_edge=True)
     for name, what in CONTENT.items():
         if (run.path / name).exists():
             table.add_row(name, what)
     console.print(table, highlight=False)
+
+
+def millions(number: float) -> str:
+    """A count of parameters or multiply-adds, readable."""
+    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"

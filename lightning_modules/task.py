@@ -76,6 +76,15 @@ class Task(LightningModule):
             images = images.contiguous(memory_format=torch.channels_last)
         return self.network(images)
 
+    def inference_inputs(self, batch: dict[str, Tensor], samples: int) -> tuple[Any, ...]:
+        """What the network takes for the first samples of an evaluation batch, to measure its cost on.
+
+        Args:
+            batch: as the evaluation steps get it.
+            samples: how many, at most.
+        """
+        return (batch["image"][:samples].clone(),)
+
     def total_loss(self, losses: dict[str, Tensor], metrics: dict[str, Tensor], batch_size: int) -> Tensor:
         """Adds penalties to the losses, logs each term by name and returns the sum to differentiate.
 

@@ -1,0 +1,294 @@
+"""The cells of a claim: one ordinary `fit` for each arm and seed, and what is known of each."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exp.claims.claim_file import Arm, Claim, ClaimError
+from exp.claims.code_version import changes, code_version
+from exp.cli import ConfigError, resolve
+from exp.loggers import MetricsTable
+from exp.run_directory import RunError, differences, essence, fingerprint, read_state
+
+# What compare decides for every cell.
+OWN_KEYS = ("experiment", "version", "runs", "resume", "config", "seed_everything", "ckpt_path", "wandb")
+
+
+class State(StrEnum):
+    """How far a cell has come."""
+
+    NEW = "to run"
+    UNFINISHED = "to resume"
+    FINISHED = "finished"
+    STALE = "to run again"
+    RUNNING = "running"
+    FAILED = "failed"
+    BLOCKED = "not run"
+
+
+@dataclass
+class Cell:
+    """One fit.
+
+    Args:
+        arm: its arm.
+        seed: its seed.
+        path: its run directory.
+        command: what follows `python -m exp fit`.
+        config: the resolved config.
+        identity: what its result depends on: config, code, and the cell that it starts from.
+        parent: the cell that it starts from.
+        state: how far it has come.
+        reason: why it is stale, failed or blocked.
+    """
+
+    arm: Arm
+    seed: int
+    path: Path
+    command: list[str]
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    parent: Cell | None = None
+    state: State = State.NEW
+    reason: str = ""
+    _series: dict[str, tuple[int, list[float]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.arm.name} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.path.with_suffix(".log")
+
+    @property
+    def record(self) -> Path:
+        """Where its identity is kept, beside the run directory that `fit` makes."""
+        return self.path.with_suffix(".cell.json")
+
+    def recorded(self) -> dict[str, Any]:
+        """What the record says; empty if there is none that can be read."""
+        try:
+            return json.loads(self.record.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def note(self, **values: Any) -> None:
+        """Adds to the record, whole or not at all."""
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.record.with_name(f".{self.record.name}.partial")
+        partial.write_text(json.dumps(self.recorded() | values, indent=1) + "\n")
+        os.replace(partial, self.record)
+
+    def look(self) -> None:
+        """Finds out how far the cell has come."""
+        self.state, self.reason = State.NEW, ""
+        if not self.path.exists():
+            return
+        was = self.recorded().get("identity")
+        if was != self.identity:
+            self.state, self.reason = State.STALE, _why(was, self.identity)
+            return
+        try:
+            status = read_state(self.path).get("status")
+        except RunError as error:
+            self.state, self.reason = State.STALE, str(error)
+            return
+        self.state = State.FINISHED if status == "finished" else State.UNFINISHED
+
+    def clear(self, keep: bool) -> None:
+        """Makes room for a new run; the old one is moved aside, or removed."""
+        if self.path.exists() and keep:
+            aside = self.path.parent / "stale"
+            aside.mkdir(exist_ok=True)
+            number = sum(1 for _ in aside.glob(f"{self.path.name}-*"))
+            self.path.rename(aside / f"{self.path.name}-{number}")
+        elif self.path.exists():
+            shutil.rmtree(self.path)
+        self.record.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+        self.state, self.reason = State.NEW, ""
+
+    def value(self, metric: str, at: str, better: str) -> float:
+        """The metric of a finished cell: of `test/...` the tested one, else the last or the best logged one."""
+        if metric.startswith("test/"):
+            return float(read_state(self.path).get("test", {}).get(metric, math.nan))
+        _, values = MetricsTable(self.path / "metrics.csv").series(metric)
+        if not values:
+            return math.nan
+        return values[-1] if at == "last" else (max if better == "max" else min)(values)
+
+    def cost(self) -> dict[str, float]:
+        """`params` and `macs` as the run measured them, `seconds` of training and images per second (`throughput`).
+
+        Seconds are those of training steps, without start-up and validation, over all resumptions.
+        """
+        state = read_state(self.path)
+        steps, rates = MetricsTable(self.path / "metrics.csv").series("train/images_per_second")
+        batch = self.config["data"]["init_args"].get("batch_size") if "data" in self.config else None
+        cost = {name: state.get("cost", {}).get(name, math.nan) for name in ("params", "macs")}
+        if not rates or not isinstance(batch, int):
+            return cost | {"seconds": math.nan, "throughput": math.nan}
+        batch *= self.config["trainer"].get("accumulate_grad_batches") or 1
+        taken = [b - a for a, b in zip([-1, *steps], steps, strict=False)]
+        seconds = sum(count * batch / rate for count, rate in zip(taken, rates, strict=True))
+        return cost | {"seconds": seconds, "throughput": (steps[-1] + 1) * batch / seconds}
+
+
+def _why(was: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    if was is None:
+        return "of unknown origin"
+    reasons = differences([was.get("config"), was.get("arm")], [now["config"], now["arm"]])
+    reasons += [f"changed: {line}" for line in changes(was.get("code", {}), now["code"])]
+    if was.get("after") != now["after"]:
+        reasons.append("the arm that it starts from has changed")
+    return "; ".join(reasons)
+
+
+def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path, extra: list[str]) -> list[Cell]:
+    """The cells of a claim, seed by seed, each behind the one that it starts from.
+
+    Args:
+        claim: the claim.
+        arms: names of the arms to run, and those that they start from.
+        seeds: the seeds to run.
+        runs: the folder of all runs.
+        extra: overrides of every cell, from the command line.
+
+    Raises:
+        ClaimError: a config or an override that cannot be resolved; names the line.
+    """
+    experiment = f"claims/{claim.name}"
+    base = [*(f"--config={config}" for config in claim.configs)]
+    configs = _resolved(claim, base, extra)
+    cells: dict[tuple[str, int], Cell] = {}
+    for seed in seeds:
+        for arm in claim.arms.values():
+            if arm.name not in arms:
+                continue
+            parent = cells[arm.after.arm, seed] if arm.after else None
+            settings = [*base, *arm.arguments(), *extra, f"--seed_everything={seed}"]
+            config = configs[arm.name] | {"seed_everything": seed}
+            if parent is not None and arm.after is not None:
+                settings.append(f"--{arm.after.key}={parent.path / 'checkpoints' / f'{arm.after.checkpoint}.ckpt'}")
+                config = resolve(settings)
+            path = runs / experiment / arm.name / f"seed{seed}"
+            cell = Cell(
+                arm=arm,
+                seed=seed,
+                path=path,
+                command=[
+                    *settings,
+                    f"--runs={runs}",
+                    f"--experiment={experiment}/{arm.name}",
+                    f"--version={path.name}",
+                ],
+                config=config,
+                identity={
+                    "config": _plain(essence(config)),
+                    # Where and on how many devices a run computes is no part of the essence; a claim may be about it.
+                    "arm": _plain(arm.overrides),
+                    "code": code_version(config),
+                    "after": fingerprint({"parent": parent.identity}) if parent else None,
+                },
+                parent=parent,
+            )
+            cell.look()
+            cells[arm.name, seed] = cell
+    return list(cells.values())
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """As it reads back from JSON."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def _resolved(claim: Claim, base: list[str], extra: list[str]) -> dict[str, dict[str, Any]]:
+    """Every arm's config; or an error with the line of what is wrong."""
+    try:
+        resolve(base)
+    except ConfigError as error:
+        raise claim.error(f"the config {' + '.join(claim.configs)}: {error}", "config") from error
+    configs = {}
+    for arm in claim.arms.values():
+        for key in arm.overrides:
+            if key in OWN_KEYS:
+                hint = "list seeds under 'seeds'" if key == "seed_everything" else "compare sets it for every cell"
+                raise claim.error(f"'{key}': {hint}", *_place(claim, arm, key))
+        try:
+            configs[arm.name] = resolve([*base, *arm.arguments(), *extra])
+        except ConfigError as error:
+            raise _blame(claim, arm, base, extra, str(error)) from error
+    return configs
+
+
+def _blame(claim: Claim, arm: Arm, base: list[str], extra: list[str], message: str) -> ClaimError:
+    """The override that cannot be resolved: the first one without which all is well, or the arm as a whole."""
+    given: list[str] = []
+    for key, argument in zip(arm.overrides, arm.arguments(), strict=True):
+        given.append(argument)
+        try:
+            resolve([*base, *given])
+        except ConfigError as error:
+            return claim.error(f"arm '{arm.name}': {error}", *_place(claim, arm, key))
+    return ClaimError(f"{' '.join(extra)}: {message}")
+
+
+def _place(claim: Claim, arm: Arm, key: str) -> tuple[str | int, ...]:
+    for place in ((*arm.place, key), (*arm.place, "sweep", key), ("overrides", key)):
+        if place in claim.lines:
+            return place
+    return arm.place
+
+
+def trial(cell: Cell) -> set[str]:
+    """The names of the metrics that a cell logs, from one batch of each split; nothing is written.
+
+    Any device will do, and one process.
+
+    Raises:
+        SystemExit: the config names classes that refuse their arguments.
+        Exception: whatever the first batch runs into.
+    """
+    from exp.cli import Cli
+    from exp.quiet import silence
+
+    silence()
+    here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
+    quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
+    cli = Cli([*cell.command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        cli.checkpoints.folder = Path(folder)
+        cli.trainer.fit(cli.model, cli.datamodule)
+        names = set(cli.trainer.callback_metrics) | set(cli.trainer.logged_metrics)
+        if cli.config.test and cli.datamodule.has("test"):
+            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+            names |= set(cli.trainer.callback_metrics)
+    return names
+
+
+def missing_metric(claim: Claim, metric: str, arm: str, known: Collection[str]) -> ClaimError:
+    """The error for a metric that an arm does not log."""
+    place: tuple[str | int, ...] = ("metric",)
+    if metric != claim.metric:
+        found = [i for i, e in enumerate(claim.expectations) if any(q == metric for q, _ in e.quantities())]
+        place = ("expect", found[0]) if ("expect", found[0]) in claim.lines else ("expect",)
+    names = sorted(name for name in known if name.split("/")[0] in ("train", "val", "test"))
+    near = difflib.get_close_matches(metric, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"it logs {', '.join(names)}"
+    return claim.error(f"arm '{arm}' logs no metric '{metric}'; {hint}", *place)

@@ -1,0 +1,161 @@
+"""One progress display for all cells."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from exp.claims.cells import Cell, State
+from exp.claims.claim_file import Claim
+from exp.loggers import MetricsTable
+from exp.run_directory import RunError, read_state
+
+# Finished cells of a large claim would push the running ones off the screen.
+MOST_ROWS = 30
+STYLES = {State.FINISHED: "green", State.FAILED: "red", State.BLOCKED: "red", State.RUNNING: "bold"}
+
+
+@dataclass
+class Progress:
+    """Where a cell is.
+
+    Args:
+        step: optimiser steps done.
+        total: of all; 0 if not known yet.
+        epochs: of all; None if training is measured in steps.
+        metric: the last logged value of the claim's metric, or of the validation metric like it.
+    """
+
+    step: int = 0
+    total: int = 0
+    epochs: int | None = None
+    metric: float = math.nan
+
+    @property
+    def share(self) -> float:
+        """Share of the steps done."""
+        return min(1.0, self.step / self.total) if self.total else 0.0
+
+
+def progress(cell: Cell, metric: str) -> Progress:
+    """Reads a cell's progress from its run directory."""
+    found = Progress()
+    try:
+        state = read_state(cell.path)
+        table = MetricsTable(cell.path / "metrics.csv")
+        values = table.series(metric)[1]
+        found.step = int(table.rows[-1]["step"]) + 1 if table.rows else 0
+    except (RunError, ValueError, KeyError):
+        # Caught in the middle of being written: the next look will see it whole.
+        return found
+    found.total = int(state.get("total_steps") or 0)
+    found.epochs = state.get("max_epochs")
+    found.metric = values[-1] if values else math.nan
+    return found
+
+
+class Display:
+    """A live table where somebody watches, a line for each event elsewhere.
+
+    Args:
+        claim: the claim.
+        cells: all of its cells.
+        console: where to draw.
+    """
+
+    def __init__(self, claim: Claim, cells: list[Cell], console: Console) -> None:
+        self.claim = claim
+        self.cells = cells
+        self.console = console
+        # While it trains only validation is logged; the test comes at the end.
+        self.metric = claim.metric.replace("test/", "val/")
+        self.scale = 100.0 if claim.percent else 1.0
+        self._begun: dict[int, float] = {}
+        self._first: dict[int, tuple[float, float]] = {}
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self.console.print(message, highlight=False, soft_wrap=True)
+
+    def started(self, cell: Cell) -> None:
+        """A cell has been started."""
+        self._begun[id(cell)] = time.monotonic()
+        if self._live is None:
+            self.say(f"{self._count()} {cell.name}: started")
+
+    def ended(self, cell: Cell) -> None:
+        """A cell has ended."""
+        seconds = time.monotonic() - self._begun[id(cell)]
+        if cell.state is State.FINISHED:
+            value = cell.value(self.claim.metric, self.claim.at, self.claim.better) * self.scale
+            result = f"{self.claim.metric} {value:.4g}{self.claim.unit}"
+        else:
+            result = f"[red]{cell.state}: {cell.reason}[/]"
+        if self._live is None or cell.state is not State.FINISHED:
+            self.say(f"{self._count()} {cell.name}: {result} ({_clock(seconds)})")
+
+    def refresh(self) -> None:
+        """Draws the table again."""
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+
+    def _count(self) -> str:
+        done = sum(cell.state is State.FINISHED for cell in self.cells)
+        return f"[{done}/{len(self.cells)}]".replace("[", "\\[")
+
+    def _table(self) -> RenderableType:
+        table = Table("arm", "seed", "", "epoch", self.metric, "left", box=None, pad_edge=False)
+        shown = self.cells
+        if len(shown) > MOST_ROWS:
+            shown = [c for c in self.cells if c.state in (State.RUNNING, State.FAILED, State.BLOCKED)][:MOST_ROWS]
+        for cell in shown:
+            table.add_row(*self._row(cell))
+        done = sum(cell.state is State.FINISHED for cell in self.cells)
+        waiting = sum(cell.state in (State.NEW, State.UNFINISHED, State.STALE) for cell in self.cells)
+        foot = Text(f"{done} of {len(self.cells)} cells finished, {waiting} waiting", style="dim")
+        return Group(table, foot)
+
+    def _row(self, cell: Cell) -> list[RenderableType]:
+        name = [cell.arm.name, str(cell.seed)]
+        if cell.state is State.FINISHED:
+            value = cell.value(self.claim.metric, self.claim.at, self.claim.better) * self.scale
+            return [*name, Text("finished", style="green"), "", f"{value:.4g}{self.claim.unit}", ""]
+        if cell.state is not State.RUNNING:
+            return [*name, Text(cell.state, style=STYLES.get(cell.state, "dim")), "", "", ""]
+        now = progress(cell, self.metric)
+        epoch = f"{math.floor(now.share * now.epochs) + 1}/{now.epochs}" if now.epochs and now.share < 1 else ""
+        metric = "" if math.isnan(now.metric) else f"{now.metric * self.scale:.4g}{self.claim.unit}"
+        bar = ProgressBar(total=1.0, completed=now.share, width=20)
+        return [*name, bar, epoch or f"{now.step}/{now.total or '?'}", metric, self._left(cell, now)]
+
+    def _left(self, cell: Cell, now: Progress) -> str:
+        """The time that the rest will take, at the rate since the first step seen."""
+        if not now.step or not now.total:
+            return ""
+        begun, first = self._first.setdefault(id(cell), (time.monotonic(), now.share))
+        if now.share <= first:
+            return ""
+        return _clock((time.monotonic() - begun) * (1 - now.share) / (now.share - first))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

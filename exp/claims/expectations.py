@@ -1,0 +1,293 @@
+"""The language of `expect:`: inequalities between arms and numbers, and how seeds answer them.
+
+    entangled > classic                      the claim's metric, arm against arm
+    fine_tune <= scratch + 0.5               sums, differences, products and quotients
+    macs(pruned) < 0.6 * macs(dense)         a measured cost: macs, params, seconds, throughput
+    'val/loss'(a) < 'val/loss'(b)            another logged metric
+    |one - two| < 0.5                        equal within a margin
+    c > b > a                                a chain: each pair is answered by itself
+
+An arm stands for its value at one seed; the seeds are paired.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from exp.claims.statistics import Estimate, Verdict, all_of, any_of, estimate, judge
+
+COSTS = ("macs", "params", "seconds", "throughput")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))|(?P<metric>'[^']+'|\"[^\"]+\")"
+    r"|(?P<name>[A-Za-z_][\w.]*)|(?P<sign><=|>=|[-+*/()|<>]))"
+)
+_COMPARISONS = ("<", "<=", ">", ">=")
+
+# (quantity, arm) -> its value at the seed in question; the quantity "" is the claim's metric.
+Values = Callable[[str, str], float]
+Operator = Literal["+", "-", "*", "/"]
+
+
+class ExpectationError(ValueError):
+    """An expectation that cannot be understood; the message says what is wrong and what is known."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A constant."""
+
+    value: float
+
+    def at(self, values: Values) -> float:
+        """The constant itself."""
+        return self.value
+
+    def quantities(self) -> set[tuple[str, str]]:
+        """None."""
+        return set()
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What was measured of an arm: `""` (the claim's metric), a cost, or the name of another metric."""
+
+    name: str
+    arm: str
+
+    def at(self, values: Values) -> float:
+        """Its value at a seed."""
+        return values(self.name, self.arm)
+
+    def quantities(self) -> set[tuple[str, str]]:
+        """Itself."""
+        return {(self.name, self.arm)}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Arithmetic of two terms."""
+
+    operator: Operator
+    left: Term
+    right: Term
+
+    def at(self, values: Values) -> float:
+        """Its value at a seed; a division by zero is not a number."""
+        a, b = self.left.at(values), self.right.at(values)
+        if self.operator == "+":
+            return a + b
+        if self.operator == "-":
+            return a - b
+        if self.operator == "*":
+            return a * b
+        return a / b if b else float("nan")
+
+    def quantities(self) -> set[tuple[str, str]]:
+        """What both sides need."""
+        return self.left.quantities() | self.right.quantities()
+
+
+Term = Number | Quantity | Operation
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """`left sign right`; with `absolute`, of the size of `left`.
+
+    Args:
+        text: as written.
+        left: the left side.
+        sign: the comparison.
+        right: the right side.
+        absolute: whether the left side stands between bars.
+    """
+
+    text: str
+    left: Term
+    sign: Literal["<", "<=", ">", ">="]
+    right: Term
+    absolute: bool = False
+
+    def quantities(self) -> set[tuple[str, str]]:
+        """All (quantity, arm) that it speaks of."""
+        return self.left.quantities() | self.right.quantities()
+
+    def answer(self, seeds: Collection[int], value: Callable[[str, str, int], float]) -> tuple[Verdict, Estimate]:
+        """The verdict over seeds, and the estimate of left minus right (for an absolute one: of left).
+
+        `|e| < c` means -c < e < c of the mean, which is tested as two inequalities: the spread over seeds of a
+        difference around zero makes the mean of its size positive even where the mean difference is zero.
+
+        Args:
+            seeds: the seeds; each pairs the arms.
+            value: (quantity, arm, seed) -> what was measured.
+        """
+        # Seen from the side of whoever hopes: positive means that the expectation is met.
+        direction = 1 if self.sign in (">", ">=") else -1
+        strict = self.sign in ("<", ">")
+        at: list[Values] = [_at(value, seed) for seed in seeds]
+        lefts, rights = [self.left.at(v) for v in at], [self.right.at(v) for v in at]
+        verdict, found = judge([direction * (a - b) for a, b in zip(lefts, rights, strict=True)], strict)
+        if not self.absolute:
+            return verdict, _turned(found, direction)
+        mirrored, _ = judge([direction * (-a - b) for a, b in zip(lefts, rights, strict=True)], strict)
+        combine = all_of if direction < 0 else any_of
+        return combine([verdict, mirrored]), estimate(lefts)
+
+
+def _at(value: Callable[[str, str, int], float], seed: int) -> Values:
+    return lambda quantity, arm: value(quantity, arm, seed)
+
+
+def _turned(found: Estimate, direction: int) -> Estimate:
+    if direction > 0:
+        return found
+    low = None if found.high is None else -found.high
+    high = None if found.low is None else -found.low
+    return Estimate(-found.mean, low, high, found.count)
+
+
+def parse(text: str, arms: Collection[str]) -> list[Expectation]:
+    """The expectations of one line; a chain `a < b < c` is several.
+
+    Args:
+        text: the line.
+        arms: names that may occur.
+
+    Raises:
+        ExpectationError: an unknown arm or quantity, or a line that is no inequality.
+    """
+    return _Parser(text, arms).line()
+
+
+class _Parser:
+    """Recursive descent over the tokens of a line."""
+
+    def __init__(self, text: str, arms: Collection[str]) -> None:
+        self.text = text
+        self.arms = list(arms)
+        self.tokens: list[tuple[str, str, int]] = []
+        position = 0
+        while position < len(text.rstrip()):
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise ExpectationError(f"'{text}': cannot read '{text[position:].strip()}'")
+            kind = match.lastgroup or ""
+            self.tokens.append((kind, match[kind], match.start(kind)))
+            position = match.end()
+        self.next = 0
+
+    def line(self) -> list[Expectation]:
+        found = []
+        start, absolute, left = self._side()
+        while self._peek() in _COMPARISONS:
+            sign = self._take()
+            right_start, right_absolute, right = self._side()
+            text = self.text[start : self._offset()].strip()
+            if absolute and right_absolute:
+                raise ExpectationError(f"'{text}': bars on one side only")
+            if right_absolute:
+                mirrored = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}[sign]
+                found.append(Expectation(text, right, mirrored, left, True))  # type: ignore[arg-type]
+            else:
+                found.append(Expectation(text, left, sign, right, absolute))  # type: ignore[arg-type]
+            start, absolute, left = right_start, right_absolute, right
+        if self.next < len(self.tokens):
+            hint = "; for equality within a margin write |a - b| < margin" if "=" in self.text else ""
+            raise ExpectationError(f"'{self.text}': did not expect '{self.tokens[self.next][1]}'{hint}")
+        if not found:
+            raise ExpectationError(f"'{self.text}' is no inequality: it needs one of {', '.join(_COMPARISONS)}")
+        for expectation in found:
+            if not expectation.quantities():
+                raise ExpectationError(f"'{expectation.text}' names no arm; the arms are {', '.join(self.arms)}")
+        return found
+
+    def _side(self) -> tuple[int, bool, Term]:
+        start = self._offset()
+        if self._peek() == "|":
+            self._take()
+            inner = self._sum()
+            self._demand("|")
+            return start, True, inner
+        return start, False, self._sum()
+
+    def _sum(self) -> Term:
+        term = self._product()
+        while self._peek() in ("+", "-"):
+            operator = self._take()
+            term = Operation(operator, term, self._product())  # type: ignore[arg-type]
+        return term
+
+    def _product(self) -> Term:
+        term = self._factor()
+        while self._peek() in ("*", "/"):
+            operator = self._take()
+            term = Operation(operator, term, self._factor())  # type: ignore[arg-type]
+        return term
+
+    def _factor(self) -> Term:
+        if self.next >= len(self.tokens):
+            raise ExpectationError(f"'{self.text}' ends too early")
+        kind, word, _ = self.tokens[self.next]
+        self.next += 1
+        if word == "-":
+            return Operation("-", Number(0.0), self._factor())
+        if word == "(":
+            term = self._sum()
+            self._demand(")")
+            return term
+        if kind == "number":
+            return Number(float(word))
+        if kind == "metric":
+            return Quantity(word[1:-1], self._argument(word))
+        if kind == "name" and self._peek() == "(":
+            if word not in COSTS:
+                raise ExpectationError(
+                    f"'{self.text}': '{word}' is no cost{_nearest(word, COSTS)} (a metric is quoted: 'val/loss'(arm))"
+                )
+            return Quantity(word, self._argument(word))
+        if kind == "name":
+            return Quantity("", self._arm(word))
+        raise ExpectationError(f"'{self.text}': did not expect '{word}'")
+
+    def _argument(self, of: str) -> str:
+        self._demand("(")
+        if self.next >= len(self.tokens):
+            raise ExpectationError(f"'{self.text}': {of}( needs an arm")
+        kind, word, _ = self.tokens[self.next]
+        if kind != "name":
+            raise ExpectationError(f"'{self.text}': {of}({word} ...) needs the name of an arm")
+        self.next += 1
+        arm = self._arm(word)
+        self._demand(")")
+        return arm
+
+    def _arm(self, name: str) -> str:
+        if name not in self.arms:
+            raise ExpectationError(f"'{self.text}': no arm '{name}'{_nearest(name, self.arms)}")
+        return name
+
+    def _peek(self) -> str:
+        return self.tokens[self.next][1] if self.next < len(self.tokens) else ""
+
+    def _take(self) -> str:
+        word = self._peek()
+        self.next += 1
+        return word
+
+    def _demand(self, word: str) -> None:
+        if self._peek() != word:
+            raise ExpectationError(f"'{self.text}': '{word}' is missing")
+        self.next += 1
+
+    def _offset(self) -> int:
+        return self.tokens[self.next][2] if self.next < len(self.tokens) else len(self.text)
+
+
+def _nearest(name: str, choices: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; choose from {', '.join(choices)}"

@@ -1,0 +1,122 @@
+"""The pictures of a result: learning curves with a band over seeds, and accuracy against compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from callbacks.drawing import save
+from exp.claims.cells import Cell, State
+from exp.claims.claim_file import Claim
+from exp.loggers import MetricsTable
+
+# Arms cost the same if they differ by less than this share.
+SAME_COMPUTE = 0.02
+
+
+def draw(claim: Claim, cells: Sequence[Cell], result: dict[str, Any], folder: Path) -> list[Path]:
+    """Draws what the finished cells allow.
+
+    Returns:
+        The files written.
+    """
+    pictures = []
+    curves = _curves(claim, cells)
+    if curves:
+        pictures.append(save(learning_curves(claim, curves), folder / "learning_curves.png"))
+    points = {name: arm for name, arm in result["arms"].items() if arm["mean"] is not None}
+    if points:
+        pictures.append(save(comparison(claim, points), folder / "comparison.png"))
+    costs = [arm["macs"] for arm in points.values() if arm["macs"]]
+    if len(costs) > 1 and max(costs) > (1 + SAME_COMPUTE) * min(costs):
+        pictures.append(save(accuracy_compute(claim, points), folder / "accuracy_compute.png"))
+    return pictures
+
+
+def _curves(claim: Claim, cells: Sequence[Cell]) -> dict[str, dict[int, tuple[list[int], list[float]]]]:
+    """arm -> seed -> steps and values of the metric, or of the validation metric like it."""
+    metric = claim.metric.replace("test/", "val/")
+    found: dict[str, dict[int, tuple[list[int], list[float]]]] = {}
+    for cell in cells:
+        if cell.state is State.FINISHED:
+            steps, values = MetricsTable(cell.path / "metrics.csv").series(metric)
+            if len(steps) > 1:
+                found.setdefault(cell.arm.name, {})[cell.seed] = (steps, values)
+    return found
+
+
+def learning_curves(claim: Claim, curves: dict[str, dict[int, tuple[list[int], list[float]]]]) -> Figure:
+    """One line per arm, the mean over seeds, in a band from the lowest to the highest seed."""
+    scale = 100.0 if claim.percent else 1.0
+    figure, axes = _figure()
+    for colour, (arm, seeds) in zip(_colours(len(curves)), curves.items(), strict=True):
+        # Seeds that validated at other steps (on other devices) are brought to the steps of the first.
+        steps = next(iter(seeds.values()))[0]
+        values = scale * np.stack([np.interp(steps, *series) for series in seeds.values()])
+        axes.plot(steps, values.mean(0), color=colour, label=arm, linewidth=1.4)
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    count = max(len(seeds) for seeds in curves.values())
+    axes.set(xlabel="optimiser steps", ylabel=claim.metric.replace("test/", "val/") + claim.unit)
+    axes.set_title(f"{claim.name}: mean and range of {count} seeds", fontsize=10)
+    _legend(axes, len(curves))
+    return figure
+
+
+def comparison(claim: Claim, arms: dict[str, Any]) -> Figure:
+    """Each arm's seeds, mean and 95 % interval."""
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(arms)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, (arm, colour) in enumerate(zip(arms.values(), _colours(len(arms)), strict=True)):
+        values = [v for v in arm["values"].values() if v is not None]
+        axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, alpha=0.5)
+        axes.errorbar(arm["mean"], y, xerr=_error(arm), fmt="|", color=colour, markersize=14, capsize=4)
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.invert_yaxis()
+    axes.set(xlabel=claim.metric + claim.unit)
+    axes.set_title(f"{claim.name}: seeds, mean and 95 % interval", fontsize=10)
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def accuracy_compute(claim: Claim, arms: dict[str, Any]) -> Figure:
+    """The metric against executed multiply-adds an image."""
+    figure, axes = _figure()
+    known = {name: arm for name, arm in arms.items() if arm["macs"]}
+    for colour, (name, arm) in zip(_colours(len(known)), known.items(), strict=True):
+        macs = arm["macs"] / 1e6
+        axes.errorbar(macs, arm["mean"], yerr=_error(arm), fmt="o", color=colour, capsize=3, label=name, markersize=5)
+    axes.set(xlabel="executed multiply-adds an image, millions", ylabel=claim.metric + claim.unit)
+    axes.set_title(f"{claim.name}: mean and 95 % interval against compute", fontsize=10)
+    _legend(axes, len(known))
+    return figure
+
+
+def _error(arm: dict[str, Any]) -> list[list[float]] | None:
+    interval = arm["interval"]
+    return None if interval is None else [[arm["mean"] - interval[0]], [interval[1] - arm["mean"]]]
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _colours(count: int) -> list[Any]:
+    if count <= 10:
+        return [colormaps["tab10"](i) for i in range(count)]
+    return [colormaps["viridis"](i / (count - 1)) for i in range(count)]
+
+
+def _legend(axes: Axes, count: int) -> None:
+    if count > 6:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axes.legend(frameon=False, fontsize=9)

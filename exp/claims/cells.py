@@ -152,7 +152,8 @@ class Cell:
 def _why(was: dict[str, Any] | None, now: dict[str, Any]) -> str:
     if was is None:
         return "of unknown origin"
-    reasons = differences([was.get("config"), was.get("arm")], [now["config"], now["arm"]])
+    # What an arm changes shows in its config, unless it is about where it runs.
+    reasons = differences(was.get("config"), now["config"]) or differences(was.get("arm"), now["arm"])
     reasons += [f"changed: {line}" for line in changes(was.get("code", {}), now["code"])]
     if was.get("after") != now["after"]:
         reasons.append("the arm that it starts from has changed")

@@ -63,24 +63,18 @@ class Arm:
     Args:
         name: as `expect:` calls it.
         overrides: dotted config key -> value, the claim's common ones first.
-        own: the keys of those that are not common.
         place: where the file defines it.
         after: the arm that it starts from.
     """
 
     name: str
     overrides: dict[str, Any]
-    own: frozenset[str]
     place: Place
     after: After | None = None
 
-    def arguments(self, own: bool | None = None) -> list[str]:
-        """The overrides as `fit` takes them: all, only the arm's own, or only the common ones."""
-        return [
-            f"--{key}={written(value)}"
-            for key, value in self.overrides.items()
-            if own is None or own == (key in self.own)
-        ]
+    def arguments(self) -> list[str]:
+        """The overrides as `fit` takes them."""
+        return [f"--{key}={written(value)}" for key, value in self.overrides.items()]
 
 
 @dataclass(frozen=True)
@@ -291,8 +285,7 @@ class _Reader:
             for member, swept in members:
                 if member in arms:
                     raise self.error(f"two arms are called '{member}'", *place)
-                changed = own | swept
-                arms[member] = Arm(member, common | changed, frozenset(changed), place, self._after(content, *place))
+                arms[member] = Arm(member, common | own | swept, place, self._after(content, *place))
             if content.get("reference", False) not in (True, False):
                 raise self.error("'reference' is true or false", *place, "reference")
             if content.get("reference"):

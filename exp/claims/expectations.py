@@ -175,7 +175,9 @@ class _Parser:
         while position < len(text.rstrip()):
             match = _TOKEN.match(text, position)
             if match is None:
-                raise ExpectationError(f"'{text}': cannot read '{text[position:].strip()}'")
+                rest = text[position:].strip()
+                hint = "; for equality within a margin write |a - b| < margin" if rest.startswith("=") else ""
+                raise ExpectationError(f"'{text}': cannot read '{rest}'{hint}")
             kind = match.lastgroup or ""
             self.tokens.append((kind, match[kind], match.start(kind)))
             position = match.end()
@@ -197,8 +199,7 @@ class _Parser:
                 found.append(Expectation(text, left, sign, right, absolute))  # type: ignore[arg-type]
             start, absolute, left = right_start, right_absolute, right
         if self.next < len(self.tokens):
-            hint = "; for equality within a margin write |a - b| < margin" if "=" in self.text else ""
-            raise ExpectationError(f"'{self.text}': did not expect '{self.tokens[self.next][1]}'{hint}")
+            raise ExpectationError(f"'{self.text}': did not expect '{self.tokens[self.next][1]}'")
         if not found:
             raise ExpectationError(f"'{self.text}' is no inequality: it needs one of {', '.join(_COMPARISONS)}")
         for expectation in found:

@@ -107,7 +107,8 @@ def _pairs(options: list[str]) -> dict[str, Any]:
 def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Console) -> None:
     """The command that all cells share, and what each arm and seed adds to it."""
     configs = [f"--config {config}" for config in claim.configs]
-    common = next(iter(claim.arms.values())).arguments(own=False)
+    first, *others = (arm.arguments() for arm in claim.arms.values())
+    common = [argument for argument in first if all(argument in other for other in others)]
     _say(console, " ".join(["python -m exp fit", *configs, shlex.join([*common, *extra])]))
     for arm in claim.arms.values():
         own = [cell for cell in cells if cell.arm is arm]
@@ -116,7 +117,8 @@ def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Cons
         title = arm.name + (" (reference)" if arm.name == claim.reference else "")
         title += f", after {arm.after.arm}, from its {arm.after.checkpoint} checkpoint" if arm.after else ""
         _say(console, title)
-        _say(console, f"    {shlex.join(arm.arguments(own=True)) or 'changes nothing'}")
+        changes = [argument for argument in arm.arguments() if argument not in common]
+        _say(console, f"    {shlex.join(changes) or 'changes nothing'}")
         for cell in own:
             _say(console, f"    seed {cell.seed}: {cell.state}" + (f" ({cell.reason})" if cell.reason else ""))
     to_run = sum(cell.state is not State.FINISHED for cell in cells)

@@ -65,11 +65,12 @@ class Slurm(Executor):
             self._running.append((cell, self._job(folder=self._folder, job_id=earlier)))
             return
         trainer = cell.config["trainer"]
-        devices = trainer.get("devices", 1)
+        # A number, or what names one process a device, such as `auto`.
+        devices = str(trainer.get("devices", 1))
         self._executor.update_parameters(
             job_name=f"{cell.arm.name}-seed{cell.seed}",
             nodes=int(trainer.get("num_nodes") or 1),
-            ntasks_per_node=devices if isinstance(devices, int) and devices > 0 else 1,
+            ntasks_per_node=int(devices) if devices.isdigit() else 1,
         )
         try:
             job = self._executor.submit(Fit(cell.command, str(cell.log), self.environment))
@@ -139,7 +140,9 @@ class Fit:
                 env={**os.environ, **self.environment},
                 preexec_fn=_ignore_preemption_signal,
             )
-        code = self._process.wait()
+        # Not `wait()`: it would hold a lock that `checkpoint`, called in the midst of it, needs.
+        while (code := self._process.poll()) is None:
+            time.sleep(0.5)
         if code == STOPPED and os.environ.get("SLURM_PROCID", "0") != "0":
             # All tasks stop together; the first one has the job requeued, which ends this wait.
             time.sleep(REQUEUE_PATIENCE)
@@ -150,9 +153,9 @@ class Fit:
         """What submitit calls before a job is requeued: lets the fit save, and asks for the same command again."""
         import submitit
 
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait()
+        if self._process is not None and self._process.returncode is None:
+            os.kill(self._process.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Fit(self.command, self.log, self.environment))
 
 

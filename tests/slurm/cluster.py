@@ -182,7 +182,7 @@ class Cluster:
             time.sleep(0.1)
 
     def _logs(self) -> str:
-        logs = [*self.folder.glob("*.log"), *self.folder.glob("*.out"), self.folder / "munge/log"]
+        logs = [*self.folder.glob("*.log"), *self.folder.glob("*.out"), *self.folder.glob("munge/log")]
         return "\n".join(f"--- {path}\n" + "\n".join(path.read_text().splitlines()[-20:]) for path in logs)
 
     def _start(self, *command: str) -> None:

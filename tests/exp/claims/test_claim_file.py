@@ -1,0 +1,118 @@
+"""A claim file is read as written, and what is wrong in it is refused with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exp.claims.cells import plan
+from exp.claims.claim_file import After, ClaimError, read_claim
+
+CONFIG = "configs/quickstart.yaml"
+GOOD = f"""\
+claim: Wide beats narrow.
+config: {CONFIG}
+metric: val/top1
+seeds: [0, 1, 2]
+overrides:
+  trainer.max_epochs: 3
+arms:
+  narrow: {{reference: true}}
+  wide:
+    model.init_args.network.init_args.options.dims: [8, 8, 8, 16]
+    trainer.max_epochs: 4
+expect: wide > narrow
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "width.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_claim_is_what_it_says(tmp_path: Path) -> None:
+    claim = read_claim(write(tmp_path, GOOD))
+    assert (claim.name, claim.reference, claim.seeds, claim.at) == ("width", "narrow", [0, 1, 2], "last")
+    assert claim.arms["wide"].overrides == {
+        "trainer.max_epochs": 4,
+        "model.init_args.network.init_args.options.dims": [8, 8, 8, 16],
+    }
+    cells = plan(claim, claim.arms, [0, 1], tmp_path, [])
+    assert [cell.name for cell in cells] == ["narrow seed 0", "wide seed 0", "narrow seed 1", "wide seed 1"]
+    assert cells[1].path == tmp_path / "claims/width/wide/seed0"
+    configs = [cell.config for cell in cells]
+    assert [c["trainer"]["max_epochs"] for c in configs] == [3, 4, 3, 4]
+    assert [c["seed_everything"] for c in configs] == [0, 0, 1, 1]
+    assert configs[1]["model"]["init_args"]["network"]["init_args"]["options"]["dims"] == [8, 8, 8, 16]
+    # What the arm does not change stays, inside an option too.
+    assert configs[1]["model"]["init_args"]["network"]["init_args"]["options"]["depths"] == [1, 1, 2, 1]
+
+
+def test_sweeps_and_arms_that_start_from_others(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "expect:",
+        "  tuned: {after: {arm: lr_0.01_a, checkpoint: last}}\n"
+        "  lr: {sweep: {model.optimizer.lr: [0.1, 0.01], experiment_tag: [a]}}\nexpect:",
+    )
+    claim = read_claim(write(tmp_path, text))
+    assert list(claim.arms) == ["narrow", "wide", "lr_0.01_a", "tuned", "lr_0.1_a"]
+    assert claim.arms["lr_0.1_a"].overrides["model.optimizer.lr"] == 0.1
+    assert claim.arms["tuned"].after == After("lr_0.01_a", "last")
+
+
+def test_an_arm_that_starts_from_another_takes_its_checkpoint(tmp_path: Path) -> None:
+    claim = read_claim(write(tmp_path, GOOD.replace("expect:", "  tuned: {after: wide}\nexpect:")))
+    *_, wide, tuned = plan(claim, claim.arms, [7], tmp_path, [])
+    assert tuned.parent is wide
+    assert tuned.config["weights"] == str(tmp_path / "claims/width/wide/seed7/checkpoints/best.ckpt")
+    other = plan(claim, claim.arms, [7], tmp_path, ["--model.init_args.network.init_args.drop_path_rate=0.3"])[-1]
+    assert other.identity["after"] != tuned.identity["after"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("expect: wide", "expect: wider", 12, "no arm 'wider'; did you mean 'wide'?"),
+        ("metric: val/top1", "metric: top1", 3, "train/..., val/... or test/..., not 'top1'"),
+        ("seeds: [0, 1, 2]", "seeds: 3", 4, "list of whole numbers"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 0]", 4, "listed twice"),
+        ("claim:", "clame:", 1, "unknown key 'clame'; did you mean 'claim'?"),
+        ("metric: val/top1\n", "", 1, "'metric' is missing"),
+        (CONFIG, "configs/quickstrat.yaml", 2, "did you mean 'configs/quickstart.yaml'?"),
+        ("trainer.max_epochs: 3", "trainer.max_epoch: 3", 6, "did you mean 'trainer.max_epochs'?"),
+        ("trainer.max_epochs: 4", "trainer.max_epochs: four", 11, "expected int, got 'four'"),
+        ("trainer.max_epochs: 4", "seed_everything: 4", 11, "list seeds under 'seeds'"),
+        ("trainer.max_epochs: 4", "after: wides", 11, "no arm 'wides'; did you mean 'wide'?"),
+        ("trainer.max_epochs: 4", "after: wide", 9, "wait for each other: wide after wide"),
+        ("trainer.max_epochs: 4", "sweep: {trainer.max_epochs: 4}", 11, "a list of values"),
+        ("trainer.max_epochs: 4", "after: {arm: narrow, ckpt: last}", 11, "'after' has no 'ckpt'"),
+        ("trainer.max_epochs: 4", "reference: true", 11, "only one arm is the reference"),
+        ("  wide:", "  wide-one:", 9, "letters, digits, _ and ., not 'wide-one'"),
+        ("  wide:", "  narrow:", 9, "'narrow' is already on line 8"),
+        ("expect: wide > narrow", "expect: [wide > narrow, wide = narrow]", 12, "|a - b| < margin"),
+        ("expect: wide > narrow", "unit: percents\nexpect: wide > narrow", 12, "'unit' is percent, not 'percents'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(ClaimError) as caught:
+        plan(claim := read_claim(path), claim.arms, claim.seeds, tmp_path, [])
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("claim: [", "while parsing"), ("just text", "is a mapping"), ("", "is a mapping")]
+)
+def test_a_file_that_is_no_claim(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ClaimError, match=message):
+        read_claim(write(tmp_path, text))
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    with pytest.raises(ClaimError, match=r"no such claim file; did you mean .*width\.yaml"):
+        read_claim(tmp_path / "widht.yaml")

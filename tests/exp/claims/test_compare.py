@@ -1,0 +1,212 @@
+"""`python -m exp compare`, run as a person runs it, on digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CLAIM = f"""\
+claim: A network that learns beats one that hardly does.
+config: {ROOT}/configs/quickstart.yaml
+metric: val/top1
+unit: percent
+seeds: [0, 1, 2]
+overrides:
+  trainer.max_epochs: 2
+  trainer.limit_train_batches: 6
+  model.schedule: null
+  model.network.options: {{patch_size: 1, depths: [1, 1, 1, 1], dims: [4, 8, 8, 8], kernel_sizes: 3}}
+  model.network.options.ls_init_value: 1.0
+  checkpoint.every_n_steps: 1
+arms:
+  slow: {{model.optimizer.lr: 1.0e-6, reference: true}}
+  fast: {{model.optimizer.lr: 0.01}}
+  tuned: {{after: {{arm: fast, checkpoint: last}}, model.optimizer.lr: 0.001}}
+expect:
+  - fast > slow
+  - tuned < slow
+  - macs(fast) <= macs(slow)
+  - "'val/loss'(fast) < 'val/loss'(slow)"
+"""
+COMMAND = [sys.executable, "-m", "exp", "compare", "--config", "claim.yaml", "--wandb=disabled"]
+
+
+def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*COMMAND, *options], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "runs/claims/claim/results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A claim that has been run from beginning to end."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "claim.yaml").write_text(CLAIM)
+    return folder, compare(folder, "--jobs=2")
+
+
+def test_runs_every_cell_and_answers_every_expectation(
+    compared: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = compared
+    assert done.returncode == 3, done.stdout + done.stderr
+    result = results(folder)
+    assert [(a["expect"], a["verdict"]) for a in result["expectations"]] == [
+        ("fast > slow", "holds"),
+        ("tuned < slow", "does not hold"),
+        ("macs(fast) <= macs(slow)", "holds"),
+        ("'val/loss'(fast) < 'val/loss'(slow)", "holds"),
+    ]
+    assert result["verdict"] == "does not hold"
+    for arm in ("slow", "fast", "tuned"):
+        for seed in (0, 1, 2):
+            run = folder / f"runs/claims/claim/{arm}/seed{seed}"
+            assert json.loads((run / "run.json").read_text())["status"] == "finished"
+            rows = (run / "metrics.csv").read_text().splitlines()
+            column = rows[0].split(",").index("val/top1")
+            last = [row.split(",")[column] for row in rows[1:] if row.split(",")[column]][-1]
+            assert result["arms"][arm]["values"][str(seed)] == pytest.approx(100 * float(last))
+    # The second arm's network began where the first one's ended.
+    assert result["arms"]["tuned"]["mean"] > result["arms"]["slow"]["mean"] + 20
+    assert re.search(r"does not hold +tuned < slow", done.stdout)
+
+
+def test_report_and_pictures(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = compared
+    report = folder / "runs/claims/claim"
+    text = (report / "report.md").read_text()
+    assert "| slow |" in text
+    assert "**Does not hold**" in text
+    for picture in ("learning_curves.png", "comparison.png"):
+        assert picture in text
+        assert (report / picture).read_bytes().startswith(b"\x89PNG")
+    # All arms cost the same, so there is no curve of accuracy over compute.
+    assert not (report / "accuracy_compute.png").exists()
+    around = json.loads((report / "circumstances.json").read_text())
+    assert around["arms"]["fast"]["0"]["throughput"] > 0
+
+
+def test_finished_cells_are_not_run_again(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = compared
+    before = (folder / "runs/claims/claim/results.json").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
+    again = compare(folder)
+    assert again.returncode == 3
+    assert "9 of 9 cells were finished before" in again.stdout
+    assert (folder / "runs/claims/claim/results.json").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")} == times
+
+
+def test_another_config_runs_again_and_the_old_run_is_kept(
+    compared: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = compared
+    plan = compare(folder, "--dry-run", "--arms=fast", "--model.optimizer.lr=0.02")
+    assert "seed 1: to run again (model.init_args.optimizer.init_args.lr: 0.01 -> 0.02)" in plan.stdout
+    done = compare(folder, "--arms", "fast", "--seeds", "0", "--model.optimizer.lr=0.02")
+    assert done.returncode == 5, done.stdout
+    assert "1 seeds; a verdict needs at least 3" not in done.stdout
+    assert "not run: slow" in done.stdout
+    assert (folder / "runs/claims/claim/fast/stale/seed0-0/run.json").exists()
+    assert results(folder)["seeds"] == [0]
+    assert results(folder)["overrides"] == ["--model.optimizer.lr=0.02"]
+    # As it was, for the tests that follow.
+    assert compare(folder).returncode == 3
+
+
+def test_killed_at_random_it_ends_with_the_same_results(
+    compared: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = compared
+    (tmp_path / "claim.yaml").write_text(CLAIM)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*COMMAND, "--jobs=2"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(random.uniform(8, 25))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = compare(tmp_path, "--jobs=2")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert (tmp_path / "runs/claims/claim/results.json").read_bytes() == (
+        folder / "runs/claims/claim/results.json"
+    ).read_bytes()
+
+
+def test_a_failed_cell_stops_no_other_and_takes_its_verdicts(tmp_path: Path) -> None:
+    # One batch is well, so the trial is; the loss becomes infinite later.
+    text = CLAIM.replace("lr: 0.01}", "lr: 1.0e30}").replace("trainer.max_epochs: 2", "trainer.max_epochs: 1")
+    (tmp_path / "claim.yaml").write_text(text)
+    done = compare(tmp_path, "--jobs=2")
+    assert done.returncode == 1, done.stdout + done.stderr
+    result = results(tmp_path)
+    assert [a["verdict"] for a in result["expectations"]] == ["no verdict"] * 4
+    assert len([f for f in result["failed"] if f["cell"].startswith("fast")]) == 3
+    assert "the loss is" in next(f["reason"] for f in result["failed"] if f["cell"] == "fast seed 0")
+    assert next(f["reason"] for f in result["failed"] if f["cell"] == "tuned seed 1") == "fast seed 1 has no checkpoint"
+    assert all(value is not None for value in result["arms"]["slow"]["values"].values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("metric: val/top1", "metric: val/top2", 3, "did you mean 'val/top1'?"),
+        ("'val/loss'(slow)", "'val/los'(slow)", 21, "did you mean 'val/loss'?"),
+        ("  model.schedule: null", "  model.num_classes: 12", 13, "12"),
+    ],
+)
+def test_what_no_arm_can_run_is_refused_before_anything_trains(
+    tmp_path: Path, old: str, new: str, line: int, message: str
+) -> None:
+    assert old in CLAIM
+    (tmp_path / "claim.yaml").write_text(CLAIM.replace(old, new))
+    done = compare(tmp_path)
+    assert done.returncode == 2
+    assert f"claim.yaml, line {line}: " in done.stderr
+    assert message in done.stderr
+    assert not list(tmp_path.glob("runs/claims/claim/*/seed0"))
+
+
+def test_sigterm_lets_cells_save(tmp_path: Path) -> None:
+    (tmp_path / "claim.yaml").write_text(CLAIM.replace("trainer.max_epochs: 2", "trainer.max_epochs: 500"))
+    process = subprocess.Popen([*COMMAND, "--arms", "slow"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "runs/claims/claim/slow/seed0/checkpoints/last.ckpt"
+    end = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "run the same command again" in said
+    assert "stopped by signal" in (tmp_path / "runs/claims/claim/slow/seed0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "slw"], "no arm 'slw'; choose from slow, fast, tuned"),
+        (["--job", "2"], "'--job' is no option of compare"),
+        (["--model.optimizer.lrr=1"], "no argument 'lrr'; did you mean 'lr'?"),
+        (["--executor=slurm", "--slurm", "time"], "KEY=VALUE"),
+    ],
+)
+def test_mistakes_in_the_command(tmp_path: Path, options: list[str], message: str) -> None:
+    (tmp_path / "claim.yaml").write_text(CLAIM)
+    done = compare(tmp_path, *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,103 @@
+"""The verdicts are right as often as they say, on simulated experiments whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from exp.claims.expectations import parse
+from exp.claims.statistics import Verdict, all_of, any_of, estimate, judge
+
+SIMULATIONS = 2000
+# Four standard errors of a share of 95 % over 2,000 simulations.
+TOLERANCE = 4 * (0.95 * 0.05 / SIMULATIONS) ** 0.5
+
+
+def simulate(difference: float, seeds: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms whose seeds share a large effect, as paired runs do: (simulations, seeds) each."""
+    shared = generator.normal(70, 5, (SIMULATIONS, seeds))
+    noise = generator.normal(0, 1, (2, SIMULATIONS, seeds))
+    return shared + noise[0] + difference, shared + noise[1]
+
+
+@pytest.mark.parametrize("seeds", [3, 4, 5, 10])
+def test_interval_of_paired_difference_covers_the_truth(seeds: int) -> None:
+    a, b = simulate(0.8, seeds, np.random.default_rng(seeds))
+    found = [estimate(d) for d in a - b]
+    covered = np.mean([e.low <= 0.8 <= e.high for e in found if e.low is not None and e.high is not None])
+    assert abs(covered - 0.95) < TOLERANCE
+    # The seeds' own spread is five times the noise: an unpaired interval would be about as much wider.
+    assert np.mean([e.high - e.low for e in found]) < 0.5 * np.mean([e.high - e.low for e in map(estimate, a)])
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_verdicts_err_as_often_as_they_say(seeds: int) -> None:
+    generator = np.random.default_rng(10 + seeds)
+    a, b = simulate(0.0, seeds, generator)
+    verdicts = [judge(list(d), strict=True)[0] for d in a - b]
+    # With no difference, half of the 5 % fall on either side.
+    for wrong in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD):
+        assert abs(verdicts.count(wrong) / SIMULATIONS - 0.025) < TOLERANCE
+    a, b = simulate(-8.0, seeds, generator)
+    clear = [judge(list(d), strict=True)[0] for d in a - b]
+    assert clear.count(Verdict.DOES_NOT_HOLD) > 0.9 * SIMULATIONS
+    assert Verdict.HOLDS not in clear
+
+
+def test_equality_within_a_margin_is_claimed_wrongly_in_at_most_five_percent() -> None:
+    (expectation,) = parse("|a - b| < 0.5", ["a", "b"])
+    generator = np.random.default_rng(0)
+    answers = {}
+    for truth in (0.0, 0.5, 3.0):
+        noise = generator.normal(truth, 0.1, (SIMULATIONS, 4))
+        verdicts = [
+            expectation.answer(range(4), lambda q, arm, s, row=row: row[s] if arm == "a" else 0.0)[0] for row in noise
+        ]
+        answers[truth] = {v: verdicts.count(v) / SIMULATIONS for v in Verdict}
+    assert answers[0.0][Verdict.HOLDS] > 0.99
+    # At the margin itself either answer is wrong in 2.5 %.
+    assert answers[0.5][Verdict.HOLDS] < 0.025 + TOLERANCE
+    assert answers[0.5][Verdict.DOES_NOT_HOLD] < 0.025 + TOLERANCE
+    assert answers[3.0][Verdict.DOES_NOT_HOLD] > 0.99
+
+
+def test_interval_is_scipys() -> None:
+    values = [1.0, 2.5, 2.0, 4.0]
+    found = estimate(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(("margins", "strict"), [([5.0], True), ([5.0, 5.1], True), ([], True)])
+def test_no_verdict_below_three_seeds(margins: list[float], strict: bool) -> None:
+    if not margins:
+        with pytest.raises(ValueError, match="finite values"):
+            judge(margins, strict)
+        return
+    assert judge(margins, strict)[0] is Verdict.NONE
+
+
+def test_equal_seeds_have_no_interval_but_a_verdict() -> None:
+    assert judge([0.3] * 3, True)[0] is Verdict.HOLDS
+    assert judge([-0.3] * 3, False)[0] is Verdict.DOES_NOT_HOLD
+    assert judge([0.0] * 3, True)[0] is Verdict.DOES_NOT_HOLD
+    assert judge([0.0] * 3, False)[0] is Verdict.HOLDS
+    # 0.1 + 0.2 is not 0.3 in binary; such a spread is none.
+    assert judge([0.1 + 0.2, 0.3, 0.3], True)[1].low == pytest.approx(0.3, abs=1e-15)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        estimate([1.0, float("nan"), 2.0])
+
+
+def test_claims_of_several_expectations() -> None:
+    holds, fails, open_, none = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.INCONCLUSIVE, Verdict.NONE
+    assert all_of([holds, holds]) is holds
+    assert all_of([holds, open_]) is open_
+    assert all_of([open_, none, holds]) is none
+    assert all_of([holds, none, open_, fails]) is fails
+    assert any_of([fails, holds, open_]) is holds
+    assert any_of([fails, open_]) is open_
+    assert any_of([fails, fails]) is fails

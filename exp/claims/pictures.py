@@ -60,11 +60,14 @@ def learning_curves(claim: Claim, curves: dict[str, dict[int, tuple[list[int], l
         steps = next(iter(seeds.values()))[0]
         values = scale * np.stack([np.interp(steps, *series) for series in seeds.values()])
         axes.plot(steps, values.mean(0), color=colour, label=arm, linewidth=1.4)
-        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
     count = max(len(seeds) for seeds in curves.values())
-    axes.set(xlabel="optimiser steps", ylabel=claim.metric.replace("test/", "val/") + claim.unit)
+    axes.set(xlabel="optimiser steps", ylabel=_label(claim, claim.metric.replace("test/", "val/")))
     axes.set_title(f"{claim.name}: mean and range of {count} seeds", fontsize=10)
-    _legend(axes, len(curves))
+    # From top to bottom as the curves end.
+    lines, names = axes.get_legend_handles_labels()
+    order = np.argsort([-np.asarray(line.get_ydata())[-1] for line in lines])  # type: ignore[attr-defined]
+    _legend(axes, [lines[i] for i in order], [names[i] for i in order])
     return figure
 
 
@@ -78,7 +81,7 @@ def comparison(claim: Claim, arms: dict[str, Any]) -> Figure:
         axes.errorbar(arm["mean"], y, xerr=_error(arm), fmt="|", color=colour, markersize=14, capsize=4)
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
-    axes.set(xlabel=claim.metric + claim.unit)
+    axes.set(xlabel=_label(claim, claim.metric))
     axes.set_title(f"{claim.name}: seeds, mean and 95 % interval", fontsize=10)
     axes.grid(alpha=0.3, axis="x")
     return figure
@@ -90,11 +93,16 @@ def accuracy_compute(claim: Claim, arms: dict[str, Any]) -> Figure:
     known = {name: arm for name, arm in arms.items() if arm["macs"]}
     for colour, (name, arm) in zip(_colours(len(known)), known.items(), strict=True):
         macs = arm["macs"] / 1e6
-        axes.errorbar(macs, arm["mean"], yerr=_error(arm), fmt="o", color=colour, capsize=3, label=name, markersize=5)
-    axes.set(xlabel="executed multiply-adds an image, millions", ylabel=claim.metric + claim.unit)
+        axes.errorbar(macs, arm["mean"], yerr=_error(arm), fmt="o", color=colour, capsize=3, markersize=5)
+        axes.annotate(name, (macs, arm["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
+    axes.margins(x=0.15)
+    axes.set(xlabel="executed multiply-adds an image, millions", ylabel=_label(claim, claim.metric))
     axes.set_title(f"{claim.name}: mean and 95 % interval against compute", fontsize=10)
-    _legend(axes, len(known))
     return figure
+
+
+def _label(claim: Claim, metric: str) -> str:
+    return f"{metric},{claim.unit}" if claim.unit else metric
 
 
 def _error(arm: dict[str, Any]) -> list[list[float]] | None:
@@ -110,13 +118,12 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _colours(count: int) -> list[Any]:
-    if count <= 10:
-        return [colormaps["tab10"](i) for i in range(count)]
-    return [colormaps["viridis"](i / (count - 1)) for i in range(count)]
+    known = colormaps["tab10"] if count <= 10 else colormaps["tab20"]
+    return [known(i % known.N) for i in range(count)]
 
 
-def _legend(axes: Axes, count: int) -> None:
-    if count > 6:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def _legend(axes: Axes, lines: list[Any], names: list[str]) -> None:
+    if len(lines) > 6:
+        axes.legend(lines, names, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(lines, names, frameon=False, fontsize=9)

@@ -73,7 +73,7 @@ def print_result(result: dict[str, Any], circumstances: dict[str, Any], folder: 
 def markdown(result: dict[str, Any], circumstances: dict[str, Any], pictures: list[Path]) -> str:
     """`report.md`: everything that the terminal shows, each seed's value, and the pictures."""
     seeds = ", ".join(map(str, result["seeds"]))
-    metric = result["metric"] + (f" in {result['unit']}" if result["unit"] else "")
+    metric = f"`{result['metric']}`" + (f" in {result['unit']}" if result["unit"] else "")
     lines = [
         f"# {result['claim']}",
         "",
@@ -82,7 +82,7 @@ def markdown(result: dict[str, Any], circumstances: dict[str, Any], pictures: li
         *(f"- **{a['verdict']}**: {_account(a, code=True)}" for a in result["expectations"]),
         *(f"- {failed['cell']}: {failed['reason']}" for failed in result["failed"]),
         "",
-        f"`{metric}`, seeds {seeds}; intervals are paired Student-t at 95 %. Multiply-adds are those that an inference "
+        f"{metric}, seeds {seeds}; intervals are paired Student-t at 95 %. Multiply-adds are those that an inference "
         "executed, for one image; train seconds are those of training steps.",
         "",
         *_table([COLUMNS, *rows(result, circumstances)]),
@@ -126,12 +126,12 @@ def _values(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else f"{value:#.4g}"
 
 
 def _estimate(found: dict[str, Any], signed: bool = False) -> str:
     """`mean [low, high]`."""
-    form = "+.3g" if signed else ".4g"
+    form = "+#.3g" if signed else "#.4g"
     if found["mean"] is None:
         return ""
     interval = f" [{found['interval'][0]:{form}}, {found['interval'][1]:{form}}]" if found["interval"] else ""

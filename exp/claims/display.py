@@ -51,11 +51,13 @@ def progress(cell: Cell, metric: str) -> Progress:
         state = read_state(cell.path)
         table = MetricsTable(cell.path / "metrics.csv")
         values = table.series(metric)[1]
-        found.step = int(table.rows[-1]["step"]) + 1 if table.rows else 0
+        done = int(table.rows[-1]["step"]) + 1 if table.rows else 0
     except (RunError, ValueError, KeyError):
         # Caught in the middle of being written: the next look will see it whole.
         return found
     found.total = int(state.get("total_steps") or 0)
+    # Some callbacks log a row after the last step.
+    found.step = min(done, found.total or done)
     found.epochs = state.get("max_epochs")
     found.metric = values[-1] if values else math.nan
     return found
@@ -140,7 +142,7 @@ class Display:
         if cell.state is not State.RUNNING:
             return [*name, Text(cell.state, style=STYLES.get(cell.state, "dim")), "", "", ""]
         now = progress(cell, self.metric)
-        epoch = f"{math.floor(now.share * now.epochs) + 1}/{now.epochs}" if now.epochs and now.share < 1 else ""
+        epoch = f"{min(math.floor(now.share * now.epochs) + 1, now.epochs)}/{now.epochs}" if now.epochs else ""
         metric = "" if math.isnan(now.metric) else f"{now.metric * self.scale:.4g}{self.claim.unit}"
         bar = ProgressBar(total=1.0, completed=now.share, width=20)
         return [*name, bar, epoch or f"{now.step}/{now.total or '?'}", metric, self._left(cell, now)]

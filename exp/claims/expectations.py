@@ -116,7 +116,9 @@ class Expectation:
         """All (quantity, arm) that it speaks of."""
         return self.left.quantities() | self.right.quantities()
 
-    def answer(self, seeds: Collection[int], value: Callable[[str, str, int], float]) -> tuple[Verdict, Estimate]:
+    def answer(
+        self, seeds: Collection[int], value: Callable[[str, str, int], float], step: float = 0.0
+    ) -> tuple[Verdict, Estimate]:
         """The verdict over seeds, and the estimate of left minus right (for an absolute one: of left).
 
         `|e| < c` means -c < e < c of the mean, which is tested as two inequalities: the spread over seeds of a
@@ -125,18 +127,19 @@ class Expectation:
         Args:
             seeds: the seeds; each pairs the arms.
             value: (quantity, arm, seed) -> what was measured.
+            step: what the quantities move by, 0 for continuous ones (see `statistics.estimate`).
         """
         # Seen from the side of whoever hopes: positive means that the expectation is met.
         direction = 1 if self.sign in (">", ">=") else -1
         strict = self.sign in ("<", ">")
         at: list[Values] = [_at(value, seed) for seed in seeds]
         lefts, rights = [self.left.at(v) for v in at], [self.right.at(v) for v in at]
-        verdict, found = judge([direction * (a - b) for a, b in zip(lefts, rights, strict=True)], strict)
+        verdict, found = judge([direction * (a - b) for a, b in zip(lefts, rights, strict=True)], strict, step)
         if not self.absolute:
             return verdict, _turned(found, direction)
-        mirrored, _ = judge([direction * (-a - b) for a, b in zip(lefts, rights, strict=True)], strict)
+        mirrored, _ = judge([direction * (-a - b) for a, b in zip(lefts, rights, strict=True)], strict, step)
         combine = all_of if direction < 0 else any_of
-        return combine([verdict, mirrored]), estimate(lefts)
+        return combine([verdict, mirrored]), estimate(lefts, step)
 
 
 def _at(value: Callable[[str, str, int], float], seed: int) -> Values:

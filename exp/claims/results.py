@@ -16,8 +16,8 @@ import torch
 
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim
-from exp.claims.expectations import COSTS, Expectation
-from exp.claims.statistics import FEWEST_SEEDS, Estimate, Verdict, all_of, estimate
+from exp.claims.expectations import Expectation
+from exp.claims.statistics import FEWEST_SEEDS, Estimate, Verdict, all_of, estimate, smallest_step
 
 # What the same cells give on any day; `circumstances.json` holds what they do not.
 RESULTS = "results.json"
@@ -54,8 +54,12 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str]) -> dict[s
     def value(quantity: str, arm: str, seed: int) -> float:
         return measured.get((quantity or claim.metric, arm, seed), math.nan)
 
-    table = {arm: _arm(claim, arm, seeds, by_place, value) for arm in arms}
-    answers = [_answer(expectation, seeds, arms, value) for expectation in claim.expectations]
+    steps = {
+        metric: smallest_step([v for (q, _, _), v in measured.items() if q == metric and math.isfinite(v)])
+        for metric in claim.metrics()
+    }
+    table = {arm: _arm(claim, arm, seeds, steps[claim.metric], value) for arm in arms}
+    answers = [_answer(claim, expectation, seeds, arms, steps, value) for expectation in claim.expectations]
     return {
         "claim": claim.claim,
         "source": claim.source,
@@ -78,7 +82,7 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str]) -> dict[s
     }
 
 
-def _arm(claim: Claim, arm: str, seeds: list[int], cells: dict[tuple[str, int], Cell], value: Any) -> dict[str, Any]:
+def _arm(claim: Claim, arm: str, seeds: list[int], step: float, value: Any) -> dict[str, Any]:
     values = {seed: value("", arm, seed) for seed in seeds}
     finite = [v for v in values.values() if math.isfinite(v)]
     pairs = [(v, value("", claim.reference, seed)) for seed, v in values.items()]
@@ -91,8 +95,8 @@ def _arm(claim: Claim, arm: str, seeds: list[int], cells: dict[tuple[str, int], 
         "overrides": claim.arms[arm].overrides,
         "after": claim.arms[arm].after.arm if claim.arms[arm].after else None,  # type: ignore[union-attr]
         "values": {str(seed): v if math.isfinite(v) else None for seed, v in values.items()},
-        **_numbers(estimate(finite) if finite else None),
-        "difference": _numbers(estimate(differences) if differences and arm != claim.reference else None),
+        **_numbers(estimate(finite, step) if finite else None),
+        "difference": _numbers(estimate(differences, step) if differences and arm != claim.reference else None),
         **costs,
     }
 
@@ -104,7 +108,9 @@ def _numbers(found: Estimate | None) -> dict[str, Any]:
     }
 
 
-def _answer(expectation: Expectation, seeds: list[int], arms: list[str], value: Any) -> dict[str, Any]:
+def _answer(
+    claim: Claim, expectation: Expectation, seeds: list[int], arms: list[str], steps: dict[str, float], value: Any
+) -> dict[str, Any]:
     """The verdict on one expectation, or the reason why there is none."""
     answer: dict[str, Any] = {"expect": expectation.text, "verdict": Verdict.NONE, "reason": ""}
     needed = expectation.quantities()
@@ -114,12 +120,11 @@ def _answer(expectation: Expectation, seeds: list[int], arms: list[str], value: 
         return answer | {"reason": f"not run: {', '.join(absent)}"}
     if broken:
         return answer | {"reason": f"without a result: {', '.join(broken)}"}
-    verdict, found = expectation.answer(seeds, value)
+    step = max(steps.get(quantity or claim.metric, 0.0) for quantity, _ in needed)
+    verdict, found = expectation.answer(seeds, value, step)
     answer |= {"verdict": verdict, "difference": _numbers(found)}
     if verdict is Verdict.NONE:
         answer["reason"] = f"{found.count} seeds; a verdict needs at least {FEWEST_SEEDS}"
-    elif found.low == found.high and not all(quantity in COSTS for quantity, _ in needed):
-        answer["reason"] = "the seeds agree to the last digit, so the interval has no width"
     return answer
 
 

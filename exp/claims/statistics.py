@@ -41,11 +41,15 @@ class Estimate:
     count: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], step: float = 0.0) -> Estimate:
     """The mean and its two-sided 95 % Student-t interval, mean ± t(n - 1) s / sqrt(n).
+
+    An accuracy on a few hundred images moves in steps. Where a few seeds happen to differ by the same number of steps,
+    s would be zero and the interval a point; then s is that of rounding two values to such steps, step / sqrt(6).
 
     Args:
         values: one per seed; for a paired comparison, the differences within each seed.
+        step: what the measured quantities move by, 0 for continuous ones.
 
     Raises:
         ValueError: no value, or one that is not finite.
@@ -56,26 +60,35 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(array.mean())
     if array.size < 2:
         return Estimate(mean, None, None, 1)
-    error = float(array.std(ddof=1)) / math.sqrt(array.size)
+    spread = float(array.std(ddof=1))
     # Equal values differ from their own mean by rounding alone.
-    if np.ptp(array) <= 1e-12 * max(1.0, abs(mean)):
-        error = 0.0
-    half = float(student.ppf((1 + LEVEL) / 2, array.size - 1)) * error
+    if np.ptp(array) <= 1e-9 * max(1.0, abs(mean)):
+        spread = step / math.sqrt(6)
+    half = float(student.ppf((1 + LEVEL) / 2, array.size - 1)) * spread / math.sqrt(array.size)
     return Estimate(mean, mean - half, mean + half, int(array.size))
 
 
-def judge(margins: Sequence[float], strict: bool) -> tuple[Verdict, Estimate]:
+def smallest_step(values: Sequence[float]) -> float:
+    """The smallest difference between two values that are not equal; 0 if all are."""
+    ordered = np.unique(np.asarray(values, dtype=np.float64))
+    gaps = np.diff(ordered)
+    gaps = gaps[gaps > 1e-9 * np.maximum(1.0, np.abs(ordered[1:]))]
+    return float(gaps.min()) if gaps.size else 0.0
+
+
+def judge(margins: Sequence[float], strict: bool, step: float = 0.0) -> tuple[Verdict, Estimate]:
     """Whether the mean of margins is positive: a paired t test, read off the interval.
 
     Args:
         margins: by how much the expectation is met, for each seed.
         strict: whether a margin of exactly zero fails the expectation, as `>` has it, unlike `>=`.
+        step: see `estimate`.
 
     Returns:
         *holds* if the whole interval is on the right side of zero, *does not hold* if it is on the wrong side,
         *inconclusive* if it contains zero, and no verdict for fewer than three seeds.
     """
-    found = estimate(margins)
+    found = estimate(margins, step)
     if found.count < FEWEST_SEEDS:
         return Verdict.NONE, found
     assert found.low is not None

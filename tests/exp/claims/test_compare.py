@@ -168,9 +168,9 @@ def test_a_failed_cell_stops_no_other_and_takes_its_verdicts(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
-        ("metric: val/top1", "metric: val/top2", 3, "did you mean 'val/top1'?"),
+        ("metric: val/top1", "metric: val/topp1", 3, "did you mean 'val/top1'?"),
         ("'val/loss'(slow)", "'val/los'(slow)", 21, "did you mean 'val/loss'?"),
-        ("  model.schedule: null", "  model.num_classes: 12", 13, "12"),
+        ("  model.schedule: null", "  model.num_classes: 12", 14, "has 12 classes but the data has 10"),
     ],
 )
 def test_what_no_arm_can_run_is_refused_before_anything_trains(

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from exp.claims.expectations import parse
-from exp.claims.statistics import Verdict, all_of, any_of, estimate, judge
+from exp.claims.statistics import Verdict, all_of, any_of, estimate, judge, smallest_step
 
 SIMULATIONS = 2000
 # Four standard errors of a share of 95 % over 2,000 simulations.
@@ -85,6 +85,26 @@ def test_equal_seeds_have_no_interval_but_a_verdict() -> None:
     assert judge([0.0] * 3, False)[0] is Verdict.HOLDS
     # 0.1 + 0.2 is not 0.3 in binary; such a spread is none.
     assert judge([0.1 + 0.2, 0.3, 0.3], True)[1].low == pytest.approx(0.3, abs=1e-15)
+
+
+@pytest.mark.parametrize("images", [30, 60])
+def test_counting_on_few_images_gives_no_false_certainty(images: int) -> None:
+    # Two equal arms, tested on a few images: three seeds often differ by the same number of images.
+    generator = np.random.default_rng(images)
+    a, b = 100 * generator.binomial(images, 0.97, (2, SIMULATIONS, 3)) / images
+    alike = np.ptp(a - b, axis=1) < 1e-9
+    assert alike.mean() > 0.02
+    verdicts = [judge(list(x - y), True, smallest_step([*x, *y]))[0] for x, y in zip(a, b, strict=True)]
+    wrong = sum(v is Verdict.HOLDS for v in verdicts) / SIMULATIONS
+    assert wrong < 0.025 + TOLERANCE
+    # Taken as continuous, equal differences would be certain.
+    bare = [judge(list(x - y), True)[0] for x, y in zip(a, b, strict=True)]
+    assert sum(v is Verdict.HOLDS for v in bare) > sum(v is Verdict.HOLDS for v in verdicts)
+
+
+def test_smallest_step() -> None:
+    assert smallest_step([96.5, 96.0, 97.5, 96.0 + 1e-12]) == pytest.approx(0.5)
+    assert smallest_step([3.0, 3.0]) == 0.0
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

@@ -22,7 +22,7 @@ KEYS = {
     "metric": "what is compared, e.g. val/top1 or test/top1",
     "at": "which validation counts: last (default) or best",
     "better": "max (default) or min",
-    "unit": "percent: values are multiplied by 100, margins are in points",
+    "unit": "percent: values (but losses) are multiplied by 100, margins are in points",
     "seeds": "at least three",
     "overrides": "what every arm changes in the config",
     "arms": "name -> what this arm changes in the config",
@@ -126,6 +126,10 @@ class Claim:
     def error(self, message: str, *place: str | int) -> ClaimError:
         """An error that names the line of a place in the file."""
         return _error(self.path, self.lines, message, place)
+
+    def scale(self, metric: str) -> float:
+        """What a metric's values are multiplied by: with `unit: percent` 100, but for losses, which are no shares."""
+        return 100.0 if self.percent and not metric.split("/")[-1].startswith("loss") else 1.0
 
     def metrics(self) -> dict[str, set[str]]:
         """Every metric that must be measured -> the arms that it is needed of."""

@@ -78,7 +78,7 @@ class Display:
         self.console = console
         # While it trains only validation is logged; the test comes at the end.
         self.metric = claim.metric.replace("test/", "val/")
-        self.scale = 100.0 if claim.percent else 1.0
+        self.scale = claim.scale(claim.metric)
         self._begun: dict[int, float] = {}
         self._first: dict[int, tuple[float, float]] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None

@@ -53,7 +53,7 @@ def _curves(claim: Claim, cells: Sequence[Cell]) -> dict[str, dict[int, tuple[li
 
 def learning_curves(claim: Claim, curves: dict[str, dict[int, tuple[list[int], list[float]]]]) -> Figure:
     """One line per arm, the mean over seeds, in a band from the lowest to the highest seed."""
-    scale = 100.0 if claim.percent else 1.0
+    scale = claim.scale(claim.metric)
     figure, axes = _figure()
     for colour, (arm, seeds) in zip(_colours(len(curves)), curves.items(), strict=True):
         # Seeds that validated at other steps (on other devices) are brought to the steps of the first.

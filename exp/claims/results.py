@@ -41,7 +41,6 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str]) -> dict[s
     seeds = sorted({cell.seed for cell in cells})
     by_place = {(cell.arm.name, cell.seed): cell for cell in cells}
     arms = [name for name in claim.arms if any(cell.arm.name == name for cell in cells)]
-    scale = 100.0 if claim.percent else 1.0
     measured: dict[tuple[str, str, int], float] = {}
     for (arm, seed), cell in by_place.items():
         if cell.state is not State.FINISHED:
@@ -49,7 +48,7 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str]) -> dict[s
         measured |= {(quantity, arm, seed): spent for quantity, spent in cell.cost().items()}
         for metric, needed in claim.metrics().items():
             if arm in needed:
-                measured[metric, arm, seed] = cell.value(metric, claim.at, claim.better) * scale
+                measured[metric, arm, seed] = cell.value(metric, claim.at, claim.better) * claim.scale(metric)
 
     def value(quantity: str, arm: str, seed: int) -> float:
         return measured.get((quantity or claim.metric, arm, seed), math.nan)

@@ -50,6 +50,12 @@ def test_a_claim_is_what_it_says(tmp_path: Path) -> None:
     assert configs[1]["model"]["init_args"]["network"]["init_args"]["options"]["depths"] == [1, 1, 2, 1]
 
 
+def test_percent_is_for_all_metrics_but_losses(tmp_path: Path) -> None:
+    claim = read_claim(write(tmp_path, GOOD + "unit: percent\n"))
+    assert [claim.scale(m) for m in ("val/top1", "test/top1_at_50", "val/loss", "val/loss_exit0")] == [100, 100, 1, 1]
+    assert read_claim(write(tmp_path, GOOD)).scale("val/top1") == 1
+
+
 def test_sweeps_and_arms_that_start_from_others(tmp_path: Path) -> None:
     text = GOOD.replace(
         "expect:",

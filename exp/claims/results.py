@@ -147,9 +147,14 @@ def circumstances(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the working tree, with `+` if it has been changed since."""
+    """The commit of the working tree, with `+` if code or configs have been changed since."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    return commit + "+" if commit and _git("diff", "--name-only", "HEAD", "--", "*.py", "*.yaml") else commit
+
+
+def _git(*arguments: str) -> str:
     try:
-        asked = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=10)
+        asked = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return asked.stdout.strip() if asked.returncode == 0 else ""

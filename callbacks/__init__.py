@@ -1,17 +1,23 @@
 """What can be added to any run."""
 
+from callbacks.annealing import Annealing
 from callbacks.averaging import WeightEMA
 from callbacks.bad_samples import BadSamples
 from callbacks.checkpoints import Checkpoints
+from callbacks.compute_budget import ComputeBudget
 from callbacks.cost import Cost
+from callbacks.exit_curve import ExitCurve
 from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
 from callbacks.preemption import Preempted, Preemption
 from callbacks.step_seed import StepSeed
 
 __all__ = [
+    "Annealing",
     "BadSamples",
     "Checkpoints",
+    "ComputeBudget",
     "Cost",
+    "ExitCurve",
     "NonFiniteGuard",
     "NonFiniteLoss",
     "Preempted",

@@ -24,7 +24,8 @@ from torch import nn
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
 import models.classifiers  # noqa: F401
-from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
+from callbacks import Checkpoints, ExitCurve, NonFiniteGuard, Preemption, StepSeed
+from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.messages import explain, refusal
@@ -103,6 +104,17 @@ class Cli(LightningCLI):
             help="fit: start from these weights, of an exp checkpoint or one that `convert` wrote",
         )
         parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
+        if self.command == "predict":
+            parser.add_argument(
+                "--budget",
+                type=float | None,
+                help="early exit: the share of the last exit's multiply-adds to spend, in (0, 1]",
+            )
+            parser.add_argument(
+                "--thresholds",
+                type=str | None,
+                help="with --budget: the thresholds.json to use (default: the checkpoint's own thresholds)",
+            )
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -135,6 +147,8 @@ class Cli(LightningCLI):
         given = given if isinstance(given, list) else [given]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, RichProgressBar) for c in given):
             always.insert(0, ProgressBar())
+        if not any(isinstance(c, ExitCurve) for c in given):
+            always.insert(0, ExitCurve())
         plugins = config["plugins"] or []
         plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         on_slurm = SLURMEnvironment.detect()
@@ -210,7 +224,8 @@ class NoProfiler(PassThroughProfiler):
 
 def standard_callbacks(seed: int | None, checkpoints: Checkpoints) -> list[Callback]:
     """The callbacks of every run, in the order that they rely on: checkpoints are taken last."""
-    return [StepSeed(seed), NonFiniteGuard(), Preemption(), ClassificationPictures(), checkpoints]
+    pictures = [ClassificationPictures(), DynamicPictures()]
+    return [StepSeed(seed), NonFiniteGuard(), Preemption(), *pictures, checkpoints]
 
 
 def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from callbacks import ExitCurve
+from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
 from exp.cli import Cli, UsageError
 from exp.errors import exit_code
@@ -29,8 +31,10 @@ def evaluate(argv: list[str], command: str) -> int:
             raise UsageError(f"{command} needs --ckpt_path: the checkpoint to evaluate")
         folder = output_folder(Path(checkpoint), command)
         for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ClassificationPictures):
+            if isinstance(callback, (ClassificationPictures, DynamicPictures, ExitCurve)):
                 callback.folder = folder
+            if isinstance(callback, ExitCurve) and command == "validate":
+                callback.file = folder / "thresholds.json"
         run = getattr(cli.trainer, command)
         results = run(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
         if not results:

@@ -10,8 +10,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks import Cost
+from callbacks import ComputeBudget, Cost, ExitCurve
 from callbacks.bad_samples import BadSamples
+from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures, LearningCurve
 from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
@@ -66,8 +67,12 @@ def _train(cli: Cli, run: Run) -> None:
     loggers += given if isinstance(given, list) else [given] if given not in (None, True, False) else []
     trainer.loggers = loggers
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ClassificationPictures):
+        if isinstance(callback, (ClassificationPictures, ComputeBudget, DynamicPictures, ExitCurve)):
             callback.folder = run.plots
+        if isinstance(callback, ComputeBudget):
+            callback.series = table.series
+        if isinstance(callback, ExitCurve):
+            callback.file = run.path / "thresholds.json"
     cost = Cost()
     # Checkpoints stay last, so that what they save includes what every other callback did.
     trainer.callbacks[-1:-1] = [  # type: ignore[attr-defined]

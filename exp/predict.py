@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from exp.cli import Cli, UsageError
 from exp.errors import exit_code
 from exp.evaluation import output_folder
 from exp.quiet import silence
+from exp.spending import Spending, policy_for, print_spending
 
 TOP = 5
 ON_SHEET = 36
@@ -37,9 +39,14 @@ def main(argv: list[str]) -> int:
         if cli.trainer.world_size > 1:
             raise UsageError("predict runs on one device: set trainer.devices=1")
         data.predict_paths = paths
-        names = read_checkpoint(Path(checkpoint)).get("class_names", [])
+        content = read_checkpoint(Path(checkpoint))
+        if (policy := policy_for(cli, Path(checkpoint), content)) is not None:
+            cli.model.policy = policy
+        spending = Spending()
+        cli.trainer.callbacks.append(spending)  # type: ignore[attr-defined]
+        names = content.get("class_names", [])
         batches = cli.trainer.predict(cli.model, data, ckpt_path=checkpoint, weights_only=True)
-        _write(cli, batches or [], names, output_folder(Path(checkpoint), "predict"))
+        _write(cli, batches or [], names, output_folder(Path(checkpoint), "predict"), spending)
     return outcome.code
 
 
@@ -60,21 +67,24 @@ def split_paths(argv: list[str]) -> tuple[list[Path], list[str]]:
     return paths, options
 
 
-def _write(cli: Cli, batches: list[Any], names: list[str], folder: Path) -> None:
+def _write(cli: Cli, batches: list[Any], names: list[str], folder: Path, spending: Spending) -> None:
     data = cli.datamodule
     indices = torch.cat([batch["index"] for batch in batches]).tolist()
     probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
+    exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
     names = names or [f"class {i}" for i in range(probabilities.shape[1])]
     values, classes = probabilities.topk(min(TOP, len(names)))
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "predictions.csv"
     columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
+    columns += ["exit"] if exits is not None else []
     with target.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", *columns])
         for row, index in enumerate(indices):
             pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
             cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
+            cells += [str(int(exits[row]))] if exits is not None else []
             writer.writerow([data.sample_name("predict", index), *cells])
     shown = range(min(ON_SHEET, len(indices)))
     captions = [
@@ -91,4 +101,7 @@ def _write(cli: Cli, batches: list[Any], names: list[str], folder: Path) -> None
     console.print(table, highlight=False)
     for name, reason in data.bad_samples.items():
         console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
+    spent = spending.report(cli, exits, len(indices))
+    print_spending(spent, console)
+    (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
     console.print(f"wrote {target} and {sheet}", highlight=False, soft_wrap=True)

@@ -20,6 +20,14 @@ CONTENT = {
     "plots/learning_curve.png": "loss and accuracy over the steps",
     "plots/confusion_matrix.png": "which class is taken for which",
     "plots/worst_mistakes.png": "the images that the network gets most wrong",
+    "plots/compute_budget.png": "what share of the dense compute is spent",
+    "plots/exit_curve.png": "accuracy against compute, with early exit",
+    "plots/early_exits.png": "which images leave at which exit",
+    "plots/kernel_attention.png": "which kernels are mixed for which class",
+    "plots/regions": "which kernel is applied where, by layer",
+    "plots/resolutions.png": "which images are classified at which resolution",
+    "plots/resolutions_by_class.png": "how often, by class",
+    "thresholds.json": "when images leave, for every budget",
     "bad_samples.csv": "[yellow]the samples that could not be read, and why[/]",
     "wandb": "the offline W&B run; `wandb sync` uploads it",
 }
@@ -56,7 +64,7 @@ def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, f
     if score is not None:
         console.print(f"best {monitor} {score:.4f} at step {cli.checkpoints.best_step}", highlight=False)
     if results:
-        console.print("  ".join(f"{name} [bold]{value:.4f}[/]" for name, value in results.items()), highlight=False)
+        console.print("\n".join(result_lines(results)), highlight=False)
     if cost:
         console.print(
             f"{millions(cost['params'])} parameters, {millions(cost['macs'])} multiply-adds an image "
@@ -73,3 +81,19 @@ def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, f
 def millions(number: float) -> str:
     """A count of parameters or multiply-adds, readable."""
     return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def result_lines(results: dict[str, float]) -> list[str]:
+    """Metrics in few lines: those of one kind at several exits or budgets share one."""
+    alone = []
+    groups: dict[str, list[str]] = {}
+    for name, value in results.items():
+        shown = f"[bold]{value:.4g}[/]"
+        for mark, title, unit in (("_exit", "by exit", ""), ("_at_", "at a budget of", " %")):
+            kind, found, place = name.partition(mark)
+            if found:
+                groups.setdefault(f"{kind} {title}", []).append(f"{place}{unit} {shown}")
+                break
+        else:
+            alone.append(f"{name} {shown}")
+    return ["  ".join(alone), *(f"{title}  {'  '.join(values)}" for title, values in groups.items())]

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_modules.parameter_groups import LayerDecay
 from lightning_modules.schedules import Schedule
 from lightning_modules.task import Task
+from models.anytime import MultiExit, Policy, run
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Classification(Task):
     """Trains and evaluates a classifier with cross-entropy.
 
     Batches are dicts of `image` [B, 3, H, W], `label` int64 [B] and `index` int64 [B]. A network that returns a list
-    of logits (cheapest exit first) is trained on the mean of its exits' losses, and metrics are logged per exit; the
-    names without an exit number are those of the last exit.
+    of logits (cheapest exit first) is trained on the losses of all exits, and metrics are logged per exit; the names
+    without an exit number are those of the last exit.
 
     Args:
         network: images [B, 3, H, W] -> logits [B, K], or a list of them, one per exit.
@@ -52,10 +53,14 @@ class Classification(Task):
         label_smoothing: share of the target spread evenly over all classes.
         mix: mixup and cutmix; label smoothing is then folded into the mixed targets.
         random_erasing: probability of replacing a rectangle of an image with noise (arXiv 1708.04896).
+        exit_weights: what the losses of the exits are multiplied by before they are added up, cheapest first. `sum`
+            is 1 for each, as published for most networks with exits; `mean` is 1 / exits, so that a learning rate does
+            not depend on how many there are.
         optimizer, schedule, layer_decay, reference_batch, compile, channels_last: see `Task`.
 
     Raises:
-        ValueError: the network does not say its number of classes, or it differs from the data's.
+        ValueError: the network does not say its number of classes, or it differs from the data's; weights of exits that
+            are negative or, when training begins, not one for each exit.
     """
 
     monitor = "val/top1"
@@ -70,6 +75,7 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         mix: Mix | None = None,
         random_erasing: float = 0.0,
+        exit_weights: list[float] | Literal["mean", "sum"] = "mean",
         layer_decay: LayerDecay | None = None,
         reference_batch: int | None = None,
         compile: bool = False,
@@ -94,7 +100,12 @@ class Classification(Task):
             )
         self.erase: RandomErasing | None = None
         self.random_erasing = random_erasing
+        if exit_weights not in ("mean", "sum") and any(isinstance(w, str) or w < 0 for w in exit_weights):
+            raise ValueError(f"exit_weights are mean, sum or a number for each exit, 0 or more, not {exit_weights!r}")
+        self.exit_weights = exit_weights
         self.evaluation: dict[str, MetricCollection] = {}
+        # When images leave a network with exits; set by `predict --budget`.
+        self.policy: Policy | None = None
 
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes, and prepares what runs on the device."""
@@ -110,7 +121,7 @@ class Classification(Task):
             self.erase = RandomErasing(self.random_erasing, mode="pixel", device=self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean cross-entropy over exits, with penalties."""
+        """The weighted cross-entropies of the exits, with penalties."""
         images, targets = batch["image"], batch["label"]
         if self.erase is not None:
             images = self.erase(images)
@@ -119,10 +130,8 @@ class Classification(Task):
         exits = as_exits(self(images))
         smoothing = 0.0 if self.mix else self.label_smoothing
         losses = [F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) for logits in exits]
-        if len(losses) == 1:
-            named = {"ce": losses[0]}
-        else:
-            named = {f"exit{i}": loss / len(losses) for i, loss in enumerate(losses)}
+        weighted = [loss * weight for loss, weight in zip(losses, self._weights(len(losses)), strict=True)]
+        named = {"ce" if len(exits) == 1 else f"exit{i}": loss for i, loss in enumerate(weighted)}
         metrics = {}
         if self.mix is None:
             metrics["top1"] = (exits[-1].argmax(1) == targets).float().mean()
@@ -136,17 +145,27 @@ class Classification(Task):
         """Forgets what an interrupted test left behind."""
         self._reset()
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Counts the batch into the validation metrics."""
         return self._evaluate(batch)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Counts the batch into the test metrics."""
         return self._evaluate(batch)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities [B, K] of the last exit, and the samples' indices [B]."""
-        return {"index": batch["index"], "probabilities": as_exits(self(batch["image"]))[-1].float().softmax(1)}
+        """Class probabilities [B, K] of the last exit, and the samples' indices [B].
+
+        With a policy, of the exit where each image leaves, and these exits [B]; what follows them is not computed.
+        """
+        outputs = {"index": batch["index"]}
+        if self.policy is None:
+            logits = as_exits(self(batch["image"]))[-1]
+        else:
+            if not isinstance(self.network, MultiExit):
+                raise ValueError(f"{type(self.network).__name__} has no exits where images could leave")
+            logits, outputs["exit"] = run(self.network, self.in_memory_order(batch["image"]), self.policy)
+        return outputs | {"probabilities": logits.float().softmax(1)}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics over all samples of all processes."""
@@ -160,7 +179,20 @@ class Classification(Task):
         for metrics in self.evaluation.values():
             metrics.reset()
 
-    def _evaluate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _weights(self, exits: int) -> list[float]:
+        if self.exit_weights == "mean":
+            return [1 / exits] * exits
+        if self.exit_weights == "sum":
+            return [1.0] * exits
+        if len(self.exit_weights) != exits:
+            given = ", ".join(f"{weight:g}" for weight in self.exit_weights)
+            raise ValueError(
+                f"exit_weights has {len(self.exit_weights)} numbers ({given}), but {type(self.network).__name__} has "
+                f"{exits} exits: give one number for each, or mean or sum"
+            )
+        return self.exit_weights
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         exits = as_exits(self(batch["image"]))
         target = batch["label"]
         for i, logits in enumerate(exits):
@@ -177,7 +209,13 @@ class Classification(Task):
             metrics["top1"].update(logits, target)
             if "top5" in metrics:
                 metrics["top5"].update(logits, target)
-        return {"index": batch["index"], "label": target, "logits": exits[-1].float(), "losses": losses}
+        return {
+            "index": batch["index"],
+            "label": target,
+            "logits": exits[-1].float(),
+            "losses": losses,
+            "exits": exits,
+        }
 
     def _metrics(self) -> MetricCollection:
         metrics: dict[str, Any] = {

@@ -81,6 +81,33 @@ class MultiStep(Schedule):
 
 
 @dataclass
+class Staircase(Schedule):
+    """Linear warm-up from 0, and a multiplication by `gamma` every so many epochs, counted from the start.
+
+    Args:
+        every: Epochs between two drops; fractions of an epoch are allowed.
+        gamma: Factor of each drop.
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length in optimiser steps instead of epochs.
+    """
+
+    every: float = 2.4
+    gamma: float = 0.97
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        warmup = _warmup(self.warmup_epochs, self.warmup_steps, 1.0, steps_per_epoch, total_steps)
+        if self.every <= 0:
+            raise ValueError(f"a staircase drops every so many epochs, above 0, not {self.every}")
+        drops = np.floor(np.arange(total_steps) / (self.every * steps_per_epoch))
+        table: NDArray[np.float64] = base * self.gamma**drops
+        table[: len(warmup)] *= warmup
+        return table
+
+
+@dataclass
 class Constant(Schedule):
     """Linear warm-up from 0, then one value.
 

@@ -53,7 +53,12 @@ class Task(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.network = network
+        if channels_last:
+            # `Module.to` would refuse the kernels of dynamic convolutions, which have five axes.
+            for tensor in (*network.parameters(), *network.buffers()):
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
         self.make_optimizer = optimizer
         self.schedule = schedule or Constant()
         self.layer_decay = layer_decay
@@ -72,9 +77,11 @@ class Task(LightningModule):
 
     def forward(self, images: Tensor) -> Any:
         """The network's output for images [B, 3, H, W]."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.network(images)
+        return self.network(self.in_memory_order(images))
+
+    def in_memory_order(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in the memory order that the network is kept in."""
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def inference_inputs(self, batch: dict[str, Tensor], samples: int) -> tuple[Any, ...]:
         """What the network takes for the first samples of an evaluation batch, to measure its cost on.

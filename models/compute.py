@@ -1,24 +1,43 @@
 """What a forward pass costs, in multiply-adds.
 
-Two questions, two functions. `count` asks what a network costs by its shapes alone: the network runs on tensors that
-have no data. `executed` asks what a real inference did: only operators that ran are counted, so a network that claims
-to skip work shows here whether it does. Both count with PyTorch's `FlopCounterMode`; a multiply-add is two of its
-FLOPs. Norms, activations, pooling, additions and biases are not counted, as in the papers' tables.
+Three questions, three functions. `count` asks what a network costs by its shapes alone: the network runs on tensors
+that have no data, and dynamic layers do all their work. `executed` asks what a real inference did: only operators that
+ran are counted, so a network that claims to skip work shows here whether it does. `expected` asks what the decisions of
+the last forward pass cost each sample, with a gradient to them. The first two count with PyTorch's `FlopCounterMode`,
+as `flop_counter` sets it up; a multiply-add is two of its FLOPs. Norms, activations, pooling, additions and biases are
+not counted, as in the papers' tables.
+
+A dynamic layer keeps two promises. At each forward it calls `record`, and where `has_values` says that its input has no
+data to decide by, it does all its work:
+
+    def forward(self, x):
+        gate = self.gate(x)                                         # [B], in [0, 1]
+        record(self, gate * self.cost(x), self.cost(x))
+        if not has_values(x):
+            return self.branch(x)
+        ...
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.backends import mha
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _CONVOLUTION = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2d_forward", "convolution_overrideable")
 # A product of two matrices is how PyTorch runs a linear layer, functional ones (sliced weights) included.
 _LINEAR = ("mm", "addmm", "_scaled_mm")
+# Fused attention for which PyTorch registers no formula: on the CPU, on Apple's GPUs, on devices that bring their own.
+_FUSED_ATTENTION = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    torch.ops.aten._scaled_dot_product_attention_math_for_mps,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
+)
 
 
 @dataclass(frozen=True)
@@ -89,9 +108,13 @@ def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_s
     reference = next(network.parameters(), None)
     device = reference.device if reference is not None else torch.device("cpu")
     dtype = reference.dtype if reference is not None else torch.float32
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        images = torch.empty(batch_size, *input_size, device=device, dtype=dtype)
-        return _measure(network, (images,), batch_size)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            images = torch.empty(batch_size, *input_size, device=device, dtype=dtype)
+            return _measure(network, (images,), batch_size)
+    finally:
+        # What was recorded has no data either.
+        forget(network)
 
 
 def executed(network: nn.Module, *inputs: Any) -> ComputeReport:
@@ -105,6 +128,132 @@ def executed(network: nn.Module, *inputs: Any) -> ComputeReport:
         Cost per image, the mean over the batch.
     """
     return _measure(network, inputs, len(inputs[0]))
+
+
+class LayerCompute:
+    """What the last forward pass of a dynamic layer cost, everything inside the layer included.
+
+    Args:
+        expected: Multiply-adds of each sample [B], differentiable with respect to the layer's decisions.
+        dense: Multiply-adds of a sample for which the layer does all its work.
+        least: Multiply-adds of a sample for which it does as little as it can.
+    """
+
+    def __init__(self, expected: Tensor, dense: float, least: float) -> None:
+        self.expected = expected
+        self.dense = dense
+        self.least = least
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copied or pickled network takes the numbers along, not the graph behind them, which cannot be copied.
+        return LayerCompute, (self.expected.detach(), self.dense, self.least)
+
+
+@dataclass(frozen=True)
+class ExpectedCompute:
+    """What the last forward pass of a network cost by its dynamic layers' decisions.
+
+    Args:
+        macs: Multiply-adds of each sample [B], static parts included; differentiable.
+        dense_macs: Multiply-adds of a sample for which every layer does all its work.
+        least_macs: Multiply-adds of a sample for which every layer does as little as it can.
+        layers: Each dynamic layer by name.
+    """
+
+    macs: Tensor
+    dense_macs: float
+    least_macs: float
+    layers: dict[str, LayerCompute]
+
+    @property
+    def share(self) -> Tensor:
+        """Share of the dense multiply-adds that each sample costs [B]."""
+        return self.macs / self.dense_macs
+
+
+def record(layer: nn.Module, expected: Tensor, dense: float, least: float = 0.0) -> None:
+    """Notes what a dynamic layer's forward pass costs; `expected` reads it. To be called at each forward.
+
+    A layer that runs several times in a forward pass records the sum. Layers that record do not contain each other.
+
+    Args:
+        layer: All work that its decisions change is done by it and its submodules.
+        expected: Multiply-adds of each sample [B], float32, differentiable with respect to the decisions.
+        dense: Multiply-adds of a sample for which the layer does all its work.
+        least: Multiply-adds of a sample for which it does as little as it can.
+    """
+    layer._compute = LayerCompute(expected, dense, least)  # type: ignore[assignment]
+
+
+def recorded(network: nn.Module) -> dict[str, LayerCompute]:
+    """What the dynamic layers of a network recorded at their last forward pass, by name."""
+    named = ((name, getattr(module, "_compute", None)) for name, module in network.named_modules())
+    return {name: compute for name, compute in named if compute is not None}
+
+
+def forget(network: nn.Module) -> None:
+    """Drops what was recorded, and with it the autograd graph behind it."""
+    for module in network.modules():
+        module.__dict__.pop("_compute", None)
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether there is anything to decide by: meta tensors and those of `count` have a shape and no data."""
+    return not (x.is_meta or isinstance(x, FakeTensor))
+
+
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Counts what runs inside of it with the rules of this file; read it with `get_total_flops() / 2`.
+
+    PyTorch's own counter takes fused attention for free on some devices, the CPU among them.
+    """
+    fast = mha.get_fastpath_enabled()
+    # In evaluation, nn.MultiheadAttention and nn.TransformerEncoderLayer would be one operator without a formula.
+    mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_FUSED_ATTENTION, _attention)) as counter:
+            yield counter
+    finally:
+        mha.set_fastpath_enabled(fast)
+
+
+def static_macs(network: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> float:
+    """Multiply-adds of an image outside of the dynamic layers, from shapes alone.
+
+    Args:
+        network: Takes images [B, *input_size].
+        input_size: Channels, height, width.
+
+    Raises:
+        ValueError: The network has no dynamic layer.
+    """
+    dynamic: set[str] = set()
+    # The names are gone when `count` returns, as what it recorded has no data.
+    hook = network.register_forward_hook(lambda *_: dynamic.update(recorded(network)))
+    try:
+        report = count(network, input_size)
+    finally:
+        hook.remove()
+    _check_layers(network, dynamic)
+    return report.macs - sum(module.macs for module in report.modules if module.name in dynamic)
+
+
+def expected(network: nn.Module, static: float) -> ExpectedCompute:
+    """Multiply-adds of each sample of the last forward pass, as its dynamic layers decided.
+
+    Args:
+        network: Has run; nothing is run here, and nothing waits for the device.
+        static: Multiply-adds of an image outside of the dynamic layers, of `static_macs`.
+
+    Raises:
+        ValueError: No layer has recorded anything.
+    """
+    layers = recorded(network)
+    _check_layers(network, layers)
+    macs = torch.stack([layer.expected for layer in layers.values()]).sum(0) + static
+    dense = sum(layer.dense for layer in layers.values()) + static
+    return ExpectedCompute(macs, dense, sum(layer.least for layer in layers.values()) + static, layers)
 
 
 @contextmanager
@@ -125,8 +274,22 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _check_layers(network: nn.Module, names: Iterable[str]) -> None:
+    names = set(names)
+    if not names:
+        raise ValueError(
+            f"no dynamic layer of {type(network).__name__} has recorded its compute: it has none, or has not run"
+        )
+    for name in names:
+        outer = [other for other in names if other != name and (not other or name.startswith(f"{other}."))]
+        if outer:
+            raise ValueError(
+                f"the dynamic layer {name!r} is inside of another one, {outer[0]!r}: it would be counted twice"
+            )
+
+
 def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> ComputeReport:
-    with inference(network), FlopCounterMode(display=False) as counter:
+    with inference(network), flop_counter() as counter:
         network(*inputs)
     counts = counter.get_flop_counts()
     root = type(network).__name__
@@ -146,3 +309,7 @@ def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Co
 
 def _name(operator: Any) -> str:
     return str(operator).rsplit(".", maxsplit=1)[-1]
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)

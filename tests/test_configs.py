@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +14,25 @@ import yaml
 from timm.layers import DropPath
 
 from callbacks import WeightEMA
-from datamodules import CIFAR10, ImageNet
+from datamodules import CIFAR10, CIFAR100, ImageNet
 from datamodules.loading import TrainBatches
 from datamodules.transforms import Pipeline
 from exp.cli import Cli
 from lightning_modules.parameter_groups import parameter_groups
-from models.classifiers import timm_classifier
-from models.compute import count
+from models.classifiers import DRNet, timm_classifier
+from models.compute import count, parameter_count
 from tests.datamodules.test_cifar import write as write_cifar
 from tests.datamodules.test_packed import arrays, pack
 from tests.exp.runner import run
 from tests.models.backbones.test_convnext_ladder import COSTS
+from tests.models.backbones.test_dynamic_kernels import COMPUTED, MEASURED
+from tests.models.backbones.test_shufflenet_drconv import COSTS as DRCONV
+from tests.models.classifiers.test_dvt import TABLE as DVT
+from tests.models.classifiers.test_ranet import CONFIGS as RANET
+from tests.models.classifiers.test_ranet import MEASURED as RANET_MEASURED
+from tests.recipes import HARDWARE, ROOT, TASKS, built, command, is_recipe
 
-ROOT = Path(__file__).parents[1]
 IMAGENET_TRAIN = 1_281_167
-# Claims are configs of `exp compare`, which are run, not fitted; their arms are checked with that command.
-CONFIGS = sorted(p.relative_to(ROOT) for p in ROOT.glob("configs/**/*.yaml") if "claims" not in p.parts)
-HARDWARE = [path for path in CONFIGS if path.parent.name == "hardware"]
-TASKS = [path for path in CONFIGS if path not in HARDWARE]
-
-
-def command(path: Path) -> list[str]:
-    """The arguments of the command that the first lines of a config give for it."""
-    found = re.findall(r"^# +python -m exp fit (.*)$", (ROOT / path).read_text(), re.MULTILINE)
-    commands = [shlex.split(line) for line in found]
-    mine = [c for c in commands if [argument for argument in c if argument.endswith(".yaml")][-1] == str(path)]
-    assert mine, f"{path} does not say by which command it is run"
-    return mine[0]
-
-
-def without_weights(argv: list[str]) -> list[str]:
-    """The command without `--weights FILE`: there is no such file here."""
-    if "--weights" not in argv:
-        return argv
-    at = argv.index("--weights")
-    return argv[:at] + argv[at + 2 :]
-
-
-@cache
-def built(path: Path) -> Cli:
-    """What a config's command builds, with no memory for its weights."""
-    with torch.device("meta"):
-        return Cli(without_weights(command(path)), "fit")
-
-
-def is_recipe(path: Path) -> bool:
-    """Whether a config trains on ImageNet."""
-    return "imagenet" in path.stem
 
 
 @pytest.fixture(autouse=True)
@@ -128,8 +98,51 @@ RECIPES = {
 }
 
 
+def mega(measured: tuple[int, float]) -> tuple[int, float]:
+    return measured[0], measured[1] / 1e3
+
+
+# The other systems' networks: parameters, and 1e9 multiply-adds of all that an image can cost. None where they are not
+# measured, and for the networks with exits: their recipes are checked to be networks whose exits are counted one by one
+# (test_ranet.py, test_dvt.py). Schedules and optimisers are checked with each system.
+NETWORKS: dict[str, tuple[int, float | None]] = {
+    "condconv_efficientnet_b0_4e_imagenet1k": mega(MEASURED["condconv_efficientnet_b0_4e"]),
+    "condconv_efficientnet_b0_8e_imagenet1k": mega(MEASURED["condconv_efficientnet_b0_8e"]),
+    "condconv_efficientnet_b1_8e_imagenet1k": mega(MEASURED["condconv_efficientnet_b1_8e"]),
+    "condconv_mobilenetv2_imagenet1k": (22_877_496, 0.3229),
+    "dynamic_conv_mobilenetv2_imagenet1k": (11_146_000, COMPUTED["dy_mobilenetv2_100"][1] / 1e3),
+    "dynamic_conv_mobilenetv2_050_imagenet1k": (3_944_000, COMPUTED["dy_mobilenetv2_050"][1] / 1e3),
+    # Not measured elsewhere: what we count.
+    "dynamic_conv_mobilenetv3_small_imagenet1k": (4_376_172, 0.0588),
+    "dynamic_conv_mobilenetv3_large_imagenet1k": (11_425_196, 0.2240),
+    "dynamic_conv_resnet10_imagenet1k": mega(MEASURED["dy_resnet10"]),
+    "dynamic_conv_resnet18_imagenet1k": mega(MEASURED["dy_resnet18"]),
+    "dynamic_conv_resnet50_imagenet1k": mega(MEASURED["dy_resnet50"]),
+    **{f"drconv_shufflenetv2_{x}_imagenet1k": mega((costs[0], costs[-1])) for x, costs in DRCONV.items()},
+    **{f"dvt_{host.replace('t2t_vit', 't2t')}_imagenet1k": (n, None) for host, reuse, n, *_ in DVT if reuse == "both"},
+    **{config: (RANET_MEASURED[row][2], None) for config, row in RANET.items() if "imagenet" in config},
+    "drnet_resnet50_imagenet1k": (30_570_603, 4.089),
+    "drnet_joint_imagenet1k": (30_570_603, 4.089),
+    "drnet_resnet101_imagenet1k": (44_759_848 + 4_907_331, None),
+    # The widths of this predictor are ours, and so is the count.
+    "drnet_mobilenetv2_imagenet1k": (3_854_643, 0.301),
+}
+
+
 def test_every_recipe_is_checked() -> None:
-    assert sorted(RECIPES) == [path.stem for path in TASKS if is_recipe(path)]
+    assert sorted([*RECIPES, *NETWORKS]) == [path.stem for path in TASKS if is_recipe(path)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_other_network_has_the_published_size(name: str) -> None:
+    params, macs = NETWORKS[name]
+    cli = built(Path(f"configs/classification/{name}.yaml"))
+    network = cli.model.network
+    assert parameter_count(network) == pytest.approx(params, rel=0.01)
+    if macs is not None:
+        # DRNet's is its classifier's at the largest resolution.
+        cost = network.dense if isinstance(network, DRNet) else count(network, cli.datamodule.image_size()).macs
+        assert cost / 1e9 == pytest.approx(macs, rel=0.01)
 
 
 @pytest.fixture(params=sorted(RECIPES))
@@ -262,7 +275,7 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         if data["class_path"].endswith("PackedImages"):
             pack(root, **arrays(n=40, classes=10))
         else:
-            write_cifar(root, CIFAR10, monkeypatch)
+            write_cifar(root, CIFAR100 if "CIFAR100" in data["class_path"] else CIFAR10, monkeypatch)
         argv = [*argv, "--data.init_args.batch_size=10", "--data.init_args.holdout=10"]
     ended = run("fit", [*argv, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], tmp_path)
     assert ended.code == 0, ended.output
@@ -296,6 +309,14 @@ def test_docs_list_every_recipe_with_its_cost() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}.yaml`"))
         if "ladder" not in name:
             assert f"{published.params:,} | {published.macs:.4f} G" in row
+    for name, (params, macs) in NETWORKS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}.yaml`"))
+        size, costs = [cell.strip() for cell in row.split("|")][3:5]
+        # The second phase has the sizes of the first.
+        if size != "as the first":
+            assert float(size.replace(",", "")) == pytest.approx(params, rel=0.01)
+            largest = max(float(number) for number in re.findall(r"\d+\.\d+", costs))
+            assert macs is None or largest == pytest.approx(macs, rel=0.01)
     for rung, (macs, params, wide_macs, wide_params) in COSTS.items():
         cells = next(line for line in text.splitlines() if line.startswith(f"| `{rung}`")).split(" | ")
         counted = [float(cells[i].replace(",", "")) for i in (1, 2, 4, 5)]

@@ -1,5 +1,9 @@
 """Classifiers: images [B, 3, H, W] -> logits [B, K], or a list of logits, one per exit, cheapest first."""
 
+from models.classifiers.drnet import DRNet, ResolutionPredictor
+from models.classifiers.dvt import DVT
+from models.classifiers.dynamic_kernels import dynamic_kernels
+from models.classifiers.ranet import RANet
 from models.classifiers.timm_classifier import timm_classifier
 
-__all__ = ["timm_classifier"]
+__all__ = ["DVT", "DRNet", "RANet", "ResolutionPredictor", "dynamic_kernels", "timm_classifier"]

@@ -61,8 +61,8 @@ def unwrap(checkpoint: Any, ema: bool = False) -> State:
     """The weights in a loaded checkpoint.
 
     Understands bare state dicts, `{"model": ...}` with an optional `model_ema`, `{"state_dict": ...}` of detection
-    toolboxes, and our Lightning checkpoints, in which the network's keys begin with `network.` and in which an
-    averaging callback has put the average first.
+    toolboxes, `{"model_state_dict": ...}` of DVT, and our Lightning checkpoints, in which the network's keys begin with
+    `network.` and in which an averaging callback has put the average first.
 
     Args:
         checkpoint: What `torch.load` or safetensors returned.
@@ -76,7 +76,7 @@ def unwrap(checkpoint: Any, ema: bool = False) -> State:
     averaged = "state_dict" if "averaging_state" in checkpoint else "model_ema"
     if ema and averaged not in checkpoint:
         raise LayoutError(f"no averaged weights in it (it has {some(checkpoint)})")
-    raw = ("current_model_state", "model", "state_dict")
+    raw = ("current_model_state", "model", "state_dict", "model_state_dict")
     entry = averaged if ema else next((name for name in raw if isinstance(checkpoint.get(name), Mapping)), None)
     state = checkpoint if entry is None else checkpoint[entry]
     if any(name.startswith("network.") for name in state):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.decoding import Encoded
-from datamodules.transforms import Pipeline, RandAugment
+from datamodules.transforms import AutoAugment, Pipeline, RandAugment, Transform
 from datamodules.transforms.recipes import evaluate_centre, large_image_augmentation
 from datamodules.transforms.resizing import Resizing, resize
 
@@ -106,8 +106,12 @@ def test_streams_of_samples_differ(photo: np.ndarray) -> None:
     assert len(crops) == 150
 
 
-def test_randaugment_is_reproducible_and_leaves_the_global_generators_alone(photo: np.ndarray) -> None:
-    pipeline = Pipeline([RandAugment("rand-m9-mstd0.5-inc1")], seed=1)
+# AutoAugment leaves many images as they are.
+@pytest.mark.parametrize(("augment", "least"), [(RandAugment("rand-m9-mstd0.5-inc1"), 9), (AutoAugment("v0"), 6)])
+def test_timm_augments_reproducibly_and_leaves_the_global_generators_alone(
+    augment: Transform, least: int, photo: np.ndarray
+) -> None:
+    pipeline = Pipeline([augment], seed=1)
     random.seed(5)
     np.random.seed(5)
     before = random.getstate(), np.random.get_state()[1].tolist()
@@ -117,13 +121,15 @@ def test_randaugment_is_reproducible_and_leaves_the_global_generators_alone(phot
     np.random.seed(6)
     for index, result in enumerate(results):
         assert np.array_equal(pipeline({"image": photo}, 0, index)["image"], result)
-    assert sum(not np.array_equal(result, photo) for result in results) >= 9
-    assert len({result.tobytes() for result in results}) >= 9
+    assert sum(not np.array_equal(result, photo) for result in results) >= least
+    assert len({result.tobytes() for result in results}) >= least
 
 
 def test_randaugment_refuses_other_policies() -> None:
     with pytest.raises(ValueError, match="begin with 'rand-'"):
         RandAugment("augmix-m3")
+    with pytest.raises(ValueError, match=r"policy='v1' is none of original, originalr, v0, v0r, 3a\."):
+        AutoAugment("v1")
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-n2-inc1", "rand-m0-n2"])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules import Digits
 from exp.loggers import MetricsTable
+from exp.summary import result_lines
 from tests.exp.runner import SMALL, run
 
 OPTIONS = {
@@ -135,3 +136,18 @@ def test_weights_of_another_run_are_a_start(tmp_path: Path) -> None:
     missing = run("fit", [*SMALL, "--weights=nowhere.pth"], tmp_path)
     assert missing.code == 2
     assert "nowhere.pth: no such file" in missing.output
+
+
+def test_metrics_of_exits_and_budgets_share_a_line() -> None:
+    results = {
+        "test/loss": 0.25,
+        "test/top1": 0.9,
+        "test/top1_exit0": 0.5,
+        "test/top1_exit1": 0.7,
+        "test/top1_at_50": 0.8,
+    }
+    assert result_lines(results) == [
+        "test/loss [bold]0.25[/]  test/top1 [bold]0.9[/]",
+        "test/top1 by exit  0 [bold]0.5[/]  1 [bold]0.7[/]",
+        "test/top1 at a budget of  50 % [bold]0.8[/]",
+    ]

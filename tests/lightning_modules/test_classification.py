@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_modules import Classification, Mix
+from models.classifiers import dynamic_kernels
 from tests.batches import Batches
 
 CLASSES = 7
@@ -86,6 +87,35 @@ def test_loss_is_the_mean_over_exits(smoothing: float, tmp_path: Path) -> None:
     assert runner.logged_metrics["train/loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("given", "weights"), [("mean", [0.5, 0.5]), ("sum", [1.0, 1.0]), ([0.25, 2.0], [0.25, 2.0]), ([0.0, 1.0], [0, 1])]
+)
+def test_loss_weighs_the_exits(given: Any, weights: list[float], tmp_path: Path) -> None:
+    data = Data(5)
+    module = Classification(Exits(), num_classes=CLASSES, exit_weights=given)
+    runner = trainer(tmp_path, log_every_n_steps=1)
+    runner.fit(module, train_dataloaders=data.train_dataloader())
+    exits = [torch.zeros(5, CLASSES), data.images[:, 0, :, 0]]
+    terms = [w * F.cross_entropy(logits, data.labels).item() for w, logits in zip(weights, exits, strict=True)]
+    logged = [runner.logged_metrics[f"train/loss_exit{i}"].item() for i in range(2)]
+    assert logged == pytest.approx(terms, rel=1e-6)
+    assert runner.logged_metrics["train/loss"].item() == pytest.approx(sum(terms), rel=1e-6)
+
+
+@pytest.mark.parametrize("exits", [1, 2])
+def test_weights_are_one_for_each_exit(exits: int, tmp_path: Path) -> None:
+    module = Classification(Exits(exits), num_classes=CLASSES, exit_weights=[1.0, 1.0, 0.5])
+    message = rf"exit_weights has 3 numbers \(1, 1, 0\.5\), but Exits has {exits} exits: give one number for each"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(module, train_dataloaders=Data(5).train_dataloader())
+
+
+@pytest.mark.parametrize("given", ["total", [1.0, -1.0]])
+def test_weights_of_exits_make_sense(given: Any) -> None:
+    with pytest.raises(ValueError, match="mean, sum or a number for each exit, 0 or more, not"):
+        Classification(Exits(), num_classes=CLASSES, exit_weights=given)
+
+
 def test_mixed_targets_include_the_smoothing(tmp_path: Path) -> None:
     module = Classification(Exits(1), num_classes=CLASSES, label_smoothing=0.1, mix=Mix(mixup=1.0, cutmix=0.0))
     assert module.mix is not None
@@ -106,6 +136,19 @@ def test_prediction_sums_to_one(tmp_path: Path) -> None:
     assert outputs is not None
     probabilities = torch.cat([batch["probabilities"] for batch in outputs])
     torch.testing.assert_close(probabilities, data.images[:, 0, :, 0].softmax(1))
+
+
+@pytest.mark.parametrize("layer", ["cond_conv", "dynamic_conv"])
+def test_channels_last_takes_kernels_of_five_axes(layer: Any) -> None:
+    torch.manual_seed(0)
+    sizes = {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [4, 4, 8, 8]}
+    network = dynamic_kernels("ladder_r50_0_resnet", CLASSES, layer, options=sizes).double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    expected = network(images)
+    torch.testing.assert_close(Classification(network, channels_last=True)(images), expected)
+    convolutions = [module.weight for module in network.modules() if type(module) is nn.Conv2d]
+    assert convolutions
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
 
 
 def test_number_of_classes_must_be_known() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_modules.schedules import Constant, MultiStep, Schedule, WarmupCosine
+from lightning_modules.schedules import Constant, MultiStep, Schedule, Staircase, WarmupCosine
 
 
 def test_cosine_after_warm_up() -> None:
@@ -36,12 +36,21 @@ def test_drops_and_warm_up() -> None:
     np.testing.assert_allclose(table, [0, 2, 2, 2, 2])
 
 
+def test_drops_all_the_time() -> None:
+    table = Staircase(every=1.5, gamma=0.5, warmup_epochs=1).table(4.0, steps_per_epoch=2, total_steps=8)
+    np.testing.assert_allclose(table, [0, 4, 4, 2, 2, 2, 1, 1])
+    with pytest.raises(ValueError, match="above 0, not 0"):
+        Staircase(every=0).table(1.0, 2, 8)
+
+
 def test_constant() -> None:
     np.testing.assert_array_equal(Constant().table(3.0, 1, 3), [3, 3, 3])
     np.testing.assert_array_equal(Constant(warmup_epochs=3).table(3.0, 1, 5), [0, 1.5, 3, 3, 3])
 
 
-@pytest.mark.parametrize("schedule", [WarmupCosine(2), MultiStep([2], warmup_epochs=1), Constant(2)])
+@pytest.mark.parametrize(
+    "schedule", [WarmupCosine(2), MultiStep([2], warmup_epochs=1), Staircase(warmup_epochs=2), Constant(2)]
+)
 @pytest.mark.parametrize(("steps_per_epoch", "total_steps"), [(7, 50), (3, 10)])
 def test_one_value_a_step(schedule: Schedule, steps_per_epoch: int, total_steps: int) -> None:
     table = schedule.table(0.3, steps_per_epoch, total_steps)
@@ -51,7 +60,9 @@ def test_one_value_a_step(schedule: Schedule, steps_per_epoch: int, total_steps:
     np.testing.assert_array_equal(schedule.table(0.0, steps_per_epoch, total_steps), np.zeros(total_steps))
 
 
-@pytest.mark.parametrize("schedule", [WarmupCosine(2), MultiStep([1], warmup_epochs=2), Constant(2)])
+@pytest.mark.parametrize(
+    "schedule", [WarmupCosine(2), MultiStep([1], warmup_epochs=2), Staircase(warmup_epochs=2), Constant(2)]
+)
 def test_warm_up_longer_than_training_is_refused(schedule: Schedule) -> None:
     with pytest.raises(ValueError, match=r"warm-up \(10 steps\) leaves nothing of the training \(10 steps\)"):
         schedule.table(1.0, steps_per_epoch=5, total_steps=10)

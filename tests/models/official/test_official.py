@@ -17,6 +17,7 @@ SMALL = {"depths": (1, 1, 1, 1), "dims": (4, 8, 8, 8)}
         ({"model": WEIGHTS, "model_ema": OTHER, "epoch": 3}, False),
         ({"model": OTHER, "model_ema": WEIGHTS}, True),
         ({"state_dict": WEIGHTS, "meta": {}}, False),
+        ({"model_state_dict": WEIGHTS, "flops": [0.5, 1.5], "dynamic_threshold": torch.ones(2, 2)}, False),
         ({"state_dict": {"network.layer.weight": WEIGHTS["layer.weight"], "loss.weight": torch.ones(1)}}, False),
         ({"state_dict": OTHER, "current_model_state": WEIGHTS, "averaging_state": {}}, False),
         ({"state_dict": WEIGHTS, "current_model_state": OTHER, "averaging_state": {}}, True),

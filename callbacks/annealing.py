@@ -1,0 +1,156 @@
+"""A number that changes while a network trains, such as the temperature of its gates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+SHAPES = ("linear", "cosine", "exponential", "steps")
+
+
+class Annealing(Callback):
+    """Moves a scalar buffer of some layers from one value to another.
+
+    The value is a function of the optimiser step alone, so a resumed run goes on exactly where it stopped; and as it
+    is a buffer, it is in the checkpoint, and evaluation uses the value of the last training step.
+
+    With p the part of `begin` to `end` that is over: `linear` start + (stop - start) p; `cosine`
+    stop + (start - stop) (1 + cos(pi p)) / 2; `exponential` start (stop / start)^p; `steps` like linear, but moving
+    only at the `milestones`, each an equal part of the way.
+
+    Args:
+        buffer: name of the scalar buffer, such as `temperature`.
+        start: first value.
+        stop: last value.
+        layers: which layers have it: a pattern for their dotted names in the network or for their class names, such
+            as `*`, `stages.2.*` or `GumbelSelection`.
+        shape: `linear`, `cosine`, `exponential` or `steps`.
+        unit: whether it changes every optimiser `step`, or stays the same for an `epoch`.
+        begin: epoch at which it starts to move; fractions are allowed.
+        end: epoch at which it has arrived; by default the end of the training.
+        milestones: epochs at which `steps` moves.
+
+    Raises:
+        ValueError: an option out of its range; at the start of the training, a pattern that fits no layer, or a buffer
+            that the layers do not have. The message lists what there is.
+    """
+
+    def __init__(
+        self,
+        buffer: str,
+        start: float,
+        stop: float,
+        layers: str = "*",
+        shape: Literal["linear", "cosine", "exponential", "steps"] = "linear",
+        unit: Literal["step", "epoch"] = "step",
+        begin: float = 0.0,
+        end: float | None = None,
+        milestones: Sequence[float] = (),
+    ) -> None:
+        if shape not in SHAPES:
+            raise ValueError(f"Annealing: shape must be one of {', '.join(SHAPES)}, not {shape!r}")
+        if unit not in ("step", "epoch"):
+            raise ValueError(f"Annealing: unit must be step or epoch, not {unit!r}")
+        if shape == "exponential" and not start * stop > 0:
+            raise ValueError(f"Annealing: exponential needs {start=} and {stop=} of the same sign, neither zero")
+        if (shape == "steps") != bool(milestones):
+            raise ValueError("Annealing: milestones are epochs for shape steps, which needs at least one")
+        if begin < 0 or (end is not None and end <= begin):
+            raise ValueError(f"Annealing: begin and end must be epochs with 0 <= begin < end, not {begin} and {end}")
+        self.buffer = buffer
+        self.start = start
+        self.stop = stop
+        self.layers = layers
+        self.shape = shape
+        self.unit = unit
+        self.begin = begin
+        self.end = end
+        self.milestones = milestones
+        self._buffers: list[Tensor] = []
+        self._now: float | None = None
+        self._per_epoch = 1
+        self._epochs = 0.0
+
+    def value(self, epoch: float, epochs: float) -> float:
+        """The value at a point of the training.
+
+        Args:
+            epoch: epochs since its start, with a fraction.
+            epochs: of the whole training.
+        """
+        if self.shape == "steps":
+            passed = sum(epoch >= milestone for milestone in self.milestones)
+            return self.start + (self.stop - self.start) * passed / len(self.milestones)
+        end = epochs if self.end is None else self.end
+        p = min(max((epoch - self.begin) / (end - self.begin), 0.0), 1.0) if end > self.begin else 1.0
+        if self.shape == "exponential":
+            return self.start * (self.stop / self.start) ** p
+        if self.shape == "cosine":
+            return self.stop + (self.start - self.stop) * (1 + math.cos(math.pi * p)) / 2
+        return self.start + (self.stop - self.start) * p
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses layers and buffers that do not exist before anything runs."""
+        if stage == "fit":
+            find_buffers(pl_module.network, self.layers, self.buffer)  # type: ignore[arg-type]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the buffers where they are now, and how long the training is."""
+        self._buffers = find_buffers(pl_module.network, self.layers, self.buffer)  # type: ignore[arg-type]
+        self._now = None
+        self._per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        self._epochs = float(trainer.estimated_stepping_batches) / self._per_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Sets the value of this optimiser step."""
+        epoch = trainer.global_step / self._per_epoch
+        now = self.value(math.floor(epoch) if self.unit == "epoch" else epoch, self._epochs)
+        if now != self._now:
+            for buffer in self._buffers:
+                buffer.fill_(now)
+            self._now = now
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Logs the value."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+            assert self._now is not None
+            pl_module.log(f"train/{self.buffer}", self._now)
+
+
+def find_buffers(network: nn.Module, layers: str, name: str) -> list[Tensor]:
+    """The scalar buffers of a name in the layers that a pattern fits.
+
+    Raises:
+        ValueError: no layer fits, or none of those that fit has such a buffer.
+    """
+    scalars = {
+        module_name: {key: value for key, value in module.named_buffers(recurse=False) if value.ndim == 0}
+        for module_name, module in network.named_modules()
+    }
+    fitting = [
+        module_name
+        for module_name, module in network.named_modules()
+        if fnmatch(module_name, layers) or fnmatch(type(module).__name__, layers)
+    ]
+    found = [scalars[module_name][name] for module_name in fitting if name in scalars[module_name]]
+    if found:
+        return found
+    having = sorted(module_name for module_name, buffers in scalars.items() if name in buffers)
+    if not fitting:
+        known = having or sorted(module_name for module_name in scalars if module_name)
+        raise ValueError(f"Annealing: no layer is called {layers!r}; there are {_some(known)}")
+    there = sorted({key for module_name in fitting for key in scalars[module_name]} - {"num_batches_tracked"})
+    have = f"they have {_some(there)}" if there else "they have none"
+    elsewhere = f"; {name!r} is in {_some(having)}" if having else ""
+    raise ValueError(f"Annealing: the layers {layers!r} have no scalar buffer {name!r}: {have}{elsewhere}")
+
+
+def _some(names: list[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name or "the network itself" for name in names[:limit]) + more

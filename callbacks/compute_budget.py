@@ -1,0 +1,225 @@
+"""A regulariser that steers what a dynamic network spends towards a budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.drawing import Series, learning_curve, save
+from callbacks.pictures import show
+from models.compute import ExpectedCompute, LayerCompute, expected, forget, static_macs
+
+Form = Literal["squared", "hinge", "linear"]
+
+
+def budget_penalty(share: Tensor, target: float, form: Form, span: float = 1.0) -> Tensor:
+    """What a share of the dense compute costs, for a target share.
+
+    Args:
+        share: mean share of the dense compute; any shape.
+        target: share that is aimed at.
+        form: with d = (share - target) / span: `squared` d^2 pulls from both sides, `hinge` max(0, d) only from above,
+            `linear` d pushes down, whatever the target.
+        span: the difference in share that counts as 1.
+
+    Returns:
+        The penalty, of the shape of `share`.
+    """
+    difference = (share - target) / span
+    if form == "squared":
+        return difference.square()
+    return difference.clamp(min=0) if form == "hinge" else difference
+
+
+class ComputeBudget(Callback):
+    """Adds `weight * penalty(mean share of dense compute - target)` to the loss of any network with dynamic layers.
+
+    The share is what `models.compute.expected` says of the training forward pass, averaged over the batch and over all
+    processes before the penalty is taken, so that no process is penalised on its own. With accumulated gradients each
+    micro-batch is.
+
+    DRNet's regulariser `eta max(0, (mean F - alpha) / (C_max - C_min))` (arXiv 2106.02898) is `form: hinge`,
+    `scope: layer`, `span: range`, `weight: eta` and `target: alpha / C_max`.
+
+    Logs `train/compute_share`, `train/compute_target`, `train/compute_weight`, and `val/` and `test/compute_share` over
+    all samples. What it draws of them goes to `folder`, if that and `series` are set, as `fit` does.
+
+    Args:
+        target: share of the dense compute that is aimed at, in (0, 1].
+        weight: factor of the penalty once warmed up.
+        form: see `budget_penalty`.
+        scope: `network`: the share of the whole network, static parts included, which are counted for images of the
+            size that the data's evaluation transforms yield. `layer`: every dynamic layer's own share is penalised,
+            and the penalties are averaged.
+        span: what counts as a difference of 1: all the `dense` compute, or its `range`, the dense compute less the
+            least that can be chosen.
+        warmup_epochs: the weight rises linearly from 0 for so long; fractions of an epoch are allowed.
+
+    Raises:
+        ValueError: an option out of its range; in training, a network without dynamic layers.
+    """
+
+    def __init__(
+        self,
+        target: float,
+        weight: float = 1.0,
+        form: Form = "squared",
+        scope: Literal["network", "layer"] = "network",
+        span: Literal["dense", "range"] = "dense",
+        warmup_epochs: float = 0.0,
+    ) -> None:
+        for name, value, choices in (
+            ("form", form, ("squared", "hinge", "linear")),
+            ("scope", scope, ("network", "layer")),
+            ("span", span, ("dense", "range")),
+        ):
+            if value not in choices:
+                raise ValueError(f"ComputeBudget: {name} must be one of {', '.join(choices)}, not {value!r}")
+        if not 0 < target <= 1:
+            raise ValueError(f"ComputeBudget: target is a share of the dense compute, in (0, 1], not {target}")
+        if weight < 0 or warmup_epochs < 0:
+            raise ValueError(f"ComputeBudget: neither {weight=} nor {warmup_epochs=} may be negative")
+        self.target = target
+        self.weight = weight
+        self.form: Form = form
+        self.scope = scope
+        self.span = span
+        self.warmup_epochs = warmup_epochs
+        self.folder: Path | None = None
+        self.series: Callable[[str], Series] | None = None
+        self._static: float | None = None
+        self._share: Tensor | None = None
+        self._weight = 0.0
+        self._evaluated: Tensor | None = None
+        self._drawn = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Counts the static parts and, to train, adds the penalty; before the module compiles its network."""
+        if not hasattr(pl_module, "penalties"):
+            raise ValueError(
+                f"ComputeBudget: {type(pl_module).__name__} takes no penalties; lightning_modules.Task does"
+            )
+        if self._static is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._static = static_macs(_network(pl_module), data.image_size()) if self.scope == "network" else 0.0
+        if stage == "fit":
+            penalties: dict[str, Callable[[], Tensor]] = pl_module.penalties  # type: ignore[assignment]
+            penalties["compute"] = lambda: self._penalty(trainer, pl_module)
+
+    def weight_at(self, trainer: Trainer) -> float:
+        """The weight of the penalty at the trainer's optimiser step."""
+        warmup = self.warmup_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return self.weight * min(1.0, trainer.global_step / warmup if warmup else 1.0)
+
+    def _compute(self, pl_module: LightningModule) -> ExpectedCompute:
+        assert self._static is not None
+        return expected(_network(pl_module), self._static)
+
+    def _shares(self, compute: ExpectedCompute) -> Tensor:
+        """Of each sample and layer [layers, B], or of each sample and the network [1, B]."""
+        if self.scope == "network":
+            return compute.share[None]
+        return torch.stack([layer.expected / layer.dense for layer in compute.layers.values()])
+
+    def _penalty(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        compute = self._compute(pl_module)
+        own = self._shares(compute).mean(1)
+        # The value is that of all processes, the gradient that of this one: gradients are averaged afterwards.
+        mean = trainer.strategy.reduce(own.detach().clone(), reduce_op="mean")
+        self._share = mean.mean()
+        parts = [compute] if self.scope == "network" else list(compute.layers.values())
+        spans = [_range_share(part) if self.span == "range" else 1.0 for part in parts]
+        penalties = [
+            budget_penalty(share, self.target, self.form, span)
+            for share, span in zip((own + (mean - own.detach())).unbind(), spans, strict=True)
+        ]
+        self._weight = self.weight_at(trainer)
+        return torch.stack(penalties).mean() * self._weight
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Logs, and lets go of the step's graph."""
+        forget(_network(pl_module))
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+            assert self._share is not None
+            values: dict[str, Tensor | float] = {"share": self._share, "target": self.target, "weight": self._weight}
+            for name, value in values.items():
+                pl_module.log(f"train/compute_{name}", value)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the evaluation before."""
+        self._evaluated = torch.zeros(2, device=pl_module.device)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the evaluation before."""
+        self._evaluated = torch.zeros(2, device=pl_module.device)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Adds a batch."""
+        self._evaluate(pl_module)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Adds a batch."""
+        self._evaluate(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the share over the validation split."""
+        self._log_evaluated(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the share over the test split."""
+        self._log_evaluated(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws if the last drawing is a minute old."""
+        if time.monotonic() - self._drawn > 60:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the whole training."""
+        if (picture := self._draw(trainer)) is not None:
+            show(trainer, "compute_budget", picture)
+
+    def _evaluate(self, pl_module: LightningModule) -> None:
+        shares = self._shares(self._compute(pl_module)).mean(0)
+        forget(_network(pl_module))
+        assert self._evaluated is not None
+        self._evaluated += torch.stack([shares.sum(), torch.ones_like(shares).sum()])
+
+    def _log_evaluated(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        total, samples = trainer.strategy.reduce(self._evaluated, reduce_op="sum").unbind()
+        # Already reduced over the processes; Lightning asks for sync_dist all the same.
+        pl_module.log(f"{split}/compute_share", total / samples, sync_dist=True)
+
+    def _draw(self, trainer: Trainer) -> Path | None:
+        self._drawn = time.monotonic()
+        if self.folder is None or self.series is None or not trainer.is_global_zero:
+            return None
+        lines = {"train": "train/compute_share", "val": "val/compute_share", "target": "train/compute_target"}
+        panels = {
+            "share of the dense compute": {line: self.series(name) for line, name in lines.items()},
+            "weight of the penalty": {"train": self.series("train/compute_weight")},
+        }
+        return save(learning_curve(panels, self.folder.parent.parent.name), self.folder / "compute_budget.png")
+
+
+def _network(pl_module: LightningModule) -> nn.Module:
+    return pl_module.network  # type: ignore[return-value]
+
+
+def _range_share(compute: ExpectedCompute | LayerCompute) -> float:
+    """Share of the dense compute that the decisions can save."""
+    if isinstance(compute, ExpectedCompute):
+        least, dense = compute.least_macs, compute.dense_macs
+    else:
+        least, dense = compute.least, compute.dense
+    if not least < dense:
+        raise ValueError(f"ComputeBudget: span 'range' needs least compute ({least:g}) below dense ({dense:g})")
+    return 1 - least / dense

@@ -1,0 +1,85 @@
+"""A timm classifier with dynamic kernels in place of some of its convolutions."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from models.classifiers.timm_classifier import timm_classifier
+from models.layers.cond_conv import CondConv2d
+from models.layers.dr_conv import DRConv2d
+from models.layers.dynamic_conv import DynamicConv2d
+from models.layers.replace import SQUEEZE_EXCITE, Kind, replace
+
+LAYERS: dict[str, Any] = {"cond_conv": CondConv2d, "dynamic_conv": DynamicConv2d, "dr_conv": DRConv2d}
+
+
+def dynamic_kernels(
+    name: str,
+    num_classes: int = 1000,
+    layer: Literal["cond_conv", "dynamic_conv", "dr_conv"] = "cond_conv",
+    layer_options: dict[str, Any] | None = None,
+    kinds: list[Kind] | None = None,
+    kernel_sizes: list[int] | None = None,
+    stages: list[int] | None = None,
+    last_blocks: int | None = None,
+    names: list[str] | None = None,
+    exclude: list[str] | None = None,
+    classifier: bool = False,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Builds a classifier of timm's registry and makes its convolutions dynamic.
+
+    What mixing and routing cost are ordinary operators: `models.compute` counts them with the rest. Every image costs
+    the same.
+
+    Args:
+        name: host, e.g. `mobilenetv2_100`; see `timm.list_models()`.
+        num_classes: K, the number of logits.
+        layer: `cond_conv` (arXiv 1904.04971), `dynamic_conv` (arXiv 1912.03458) or `dr_conv` (arXiv 2003.12243).
+        layer_options: options of the layer, e.g. `{num_experts: 8, routing: block}`; see the `like` of its class.
+        kinds: which convolutions become dynamic, here and below as in `models.layers.replace.replace`.
+        kernel_sizes: sizes of square kernels.
+        stages: indices of stages; negative ones count from the last.
+        last_blocks: the last so many blocks.
+        names: patterns of dotted names.
+        exclude: patterns of names that stay static; None for squeeze-and-excitation.
+        classifier: whether the classifier becomes dynamic too.
+        in_chans: channels of the input images.
+        drop_path_rate: stochastic depth rate of the last block.
+        pretrained: start from timm's weights of the host; with `layer_options: {init: copy}` every kernel does.
+        options: further arguments of the host.
+
+    Returns:
+        images [B, in_chans, H, W] -> logits [B, K].
+
+    Raises:
+        ValueError: an unknown host, layer or option, or a selection that matches nothing.
+    """
+    network = timm_classifier(name, num_classes, in_chans, drop_path_rate, pretrained, options)
+    if layer not in LAYERS:
+        raise ValueError(f"a layer is one of {', '.join(LAYERS)}, not {layer!r}")
+    like = LAYERS[layer].like
+    of_conv = {*inspect.signature(nn.Conv2d).parameters, "conv"}
+    takes = [*inspect.signature(LAYERS[layer]).parameters, *inspect.signature(like).parameters]
+    choices = [option for option in dict.fromkeys(takes) if option not in of_conv | {"options"}]
+    if unknown := sorted(set(layer_options or {}) - set(choices)):
+        raise ValueError(f"{layer} has no option {', '.join(unknown)}; it has {', '.join(choices)}")
+    replace(
+        network,
+        partial(like, **(layer_options or {})),
+        kinds=kinds,
+        kernel_sizes=kernel_sizes,
+        stages=stages,
+        last_blocks=last_blocks,
+        names=names,
+        exclude=SQUEEZE_EXCITE if exclude is None else exclude,
+        classifier=classifier,
+    )
+    return network

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.exp import runner
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -11,3 +13,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of recorded vectors, DIR/<system>/*.safetensors or one system's files (default: tests/golden)",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Commands run in forked copies of this process; once it has run a backward pass, PyTorch refuses that in a copy."""
+
+    def forks(item: pytest.Item) -> bool:
+        return runner.run in vars(getattr(item, "module", item)).values()
+
+    items.sort(key=lambda item: not forks(item))

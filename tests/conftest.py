@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Commands run in forked copies of this process; once it has run a backward pass, PyTorch refuses that in a copy."""
+    """Commands run in forked copies of this process, in which PyTorch refuses backward passes once it has run one."""
 
     def forks(item: pytest.Item) -> bool:
         return runner.run in vars(getattr(item, "module", item)).values()

@@ -80,7 +80,9 @@ def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, f
 
 def millions(number: float) -> str:
     """A count of parameters or multiply-adds, readable."""
-    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
+    if number >= 1e9:
+        return f"{number / 1e9:.2f} G"
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.2f} k"
 
 
 def result_lines(results: dict[str, float]) -> list[str]:

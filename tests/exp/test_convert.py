@@ -81,12 +81,12 @@ def broken(folder: Path, ours: dict) -> dict[str, tuple[Path, list[str], str]]:
     (folder / "pickle.pth").write_bytes(pickle.dumps(Malicious()))
     return {
         "missing file": (folder / "none.pth", [], "no such file"),
-        "unknown keys": (folder / "unknown.pth", [], "none of the systems convnext"),
+        "unknown keys": (folder / "unknown.pth", [], "none of the systems"),
         "missing key": (folder / "torn.pth", [], "missing norm.bias"),
         "text": (folder / "text.pth", [], "not a checkpoint"),
         "text as safetensors": (folder / "text.safetensors", [], "not a safetensors file"),
         "code": (folder / "pickle.pth", [], "not a checkpoint"),
-        "unknown system": (folder / "good.pth", ["--system", "resnext"], "unknown system 'resnext'; known: convnext"),
+        "unknown system": (folder / "good.pth", ["--system", "resnext"], "'resnext'; known: condconv, convnext,"),
         "no average": (folder / "good.pth", ["--ema"], "no averaged weights"),
         "already official": (folder / "good.pth", ["--to", "official"], "our layout of none of the systems"),
     }

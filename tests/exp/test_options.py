@@ -147,7 +147,7 @@ def test_metrics_of_exits_and_budgets_share_a_line() -> None:
         "test/top1_at_50": 0.8,
     }
     assert result_lines(results) == [
-        "test/loss [bold]0.25[/]  test/top1 [bold]0.9[/]",
-        "test/top1 by exit  0 [bold]0.5[/]  1 [bold]0.7[/]",
-        "test/top1 at a budget of  50 % [bold]0.8[/]",
+        "test/loss [bold]0.2500[/]  test/top1 [bold]0.9000[/]",
+        "test/top1 by exit  0 [bold]0.5000[/]  1 [bold]0.7000[/]",
+        "test/top1 at a budget of  50 % [bold]0.8000[/]",
     ]

@@ -127,6 +127,7 @@ def test_another_config_runs_again_and_the_old_run_is_kept(
     assert results(folder)["overrides"] == ["--model.optimizer.lr=0.02"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_results(
     compared: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

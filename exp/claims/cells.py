@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
-from exp.cli import ConfigError, resolve
+from exp.cli import Cli, ConfigError, resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import RunError, differences, essence, fingerprint, read_state
 
@@ -63,7 +63,6 @@ class Cell:
     parent: Cell | None = None
     state: State = State.NEW
     reason: str = ""
-    _series: dict[str, tuple[int, list[float]]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -265,10 +264,6 @@ def trial(cell: Cell) -> set[str]:
         SystemExit: the config names classes that refuse their arguments.
         Exception: whatever the first batch runs into.
     """
-    from exp.cli import Cli
-    from exp.quiet import silence
-
-    silence()
     here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
     quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
     cli = Cli([*cell.command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from exp.claims.expectations import Expectation, ExpectationError, parse
+from exp.claims.expectations import Expectation, ExpectationError, nearest, parse
 
 KEYS = {
     "claim": "one sentence that the verdict answers",
@@ -127,6 +126,11 @@ class Claim:
         """An error that names the line of a place in the file."""
         return _error(self.path, self.lines, message, place)
 
+    @property
+    def curve_metric(self) -> str:
+        """The metric while a cell trains: only validation is logged then, the test comes at the end."""
+        return self.metric.replace("test/", "val/")
+
     def scale(self, metric: str) -> float:
         """What a metric's values are multiplied by: with `unit: percent` 100, but for losses, which are no shares."""
         return 100.0 if self.percent and not metric.split("/")[-1].startswith("loss") else 1.0
@@ -156,7 +160,7 @@ def read_claim(path: Path) -> Claim:
         text = path.read_text()
     except OSError as error:
         beside = [str(p) for p in sorted(path.parent.glob("*.yaml"))]
-        raise ClaimError(f"{path}: no such claim file{_nearest(str(path), beside) if beside else ''}") from error
+        raise ClaimError(f"{path}: no such claim file{nearest(str(path), beside) if beside else ''}") from error
     try:
         places = list(_places(yaml.compose(text, Loader=yaml.SafeLoader)))
         content = yaml.safe_load(text)
@@ -191,11 +195,6 @@ def _error(path: Path, lines: dict[Place, int], message: str, place: Place) -> C
     return ClaimError(f"{path}, line {lines.get(place, 1)}: {message}")
 
 
-def _nearest(name: str, choices: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; choose from {', '.join(choices)}"
-
-
 class _Reader:
     """Checks the content of a claim file, key by key."""
 
@@ -208,7 +207,7 @@ class _Reader:
     def claim(self) -> Claim:
         for key in self.content:
             if key not in KEYS:
-                raise self.error(f"unknown key '{key}'{_nearest(str(key), KEYS)}", str(key))
+                raise self.error(f"unknown key '{key}'{nearest(str(key), KEYS)}", str(key))
         for key in REQUIRED:
             if self.content.get(key) in (None, "", [], {}):
                 raise self.error(f"'{key}' is missing: {KEYS[key]}")
@@ -217,7 +216,7 @@ class _Reader:
         for config in configs:
             if not Path(config).is_file():
                 near = [str(p) for p in sorted(Path(config).parent.glob("*.yaml"))]
-                raise self.error(f"no such config file: {config}{_nearest(config, near) if near else ''}", "config")
+                raise self.error(f"no such config file: {config}{nearest(config, near) if near else ''}", "config")
         seeds = self._seeds()
         arms, reference = self._arms()
         return Claim(
@@ -320,7 +319,7 @@ class _Reader:
         after = self._mapping(after, "'after'", *place, "after")
         for key in after:
             if key not in AFTER_KEYS:
-                raise self.error(f"'after' has no '{key}'{_nearest(key, AFTER_KEYS)}", *place, "after", key)
+                raise self.error(f"'after' has no '{key}'{nearest(key, AFTER_KEYS)}", *place, "after", key)
         if not isinstance(after.get("arm"), str):
             raise self.error("'after' names an 'arm'", *place, "after")
         if after.get("checkpoint", "best") not in ("best", "last"):
@@ -338,7 +337,7 @@ class _Reader:
                 raise self.error(f"arms wait for each other: {' after '.join((*behind, arm.name))}", *arm.place)
             if arm.after:
                 if arm.after.arm not in arms:
-                    raise self.error(f"no arm '{arm.after.arm}'{_nearest(arm.after.arm, arms)}", *arm.place, "after")
+                    raise self.error(f"no arm '{arm.after.arm}'{nearest(arm.after.arm, arms)}", *arm.place, "after")
                 add(arms[arm.after.arm], (*behind, arm.name))
             ordered[arm.name] = arm
 

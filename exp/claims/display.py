@@ -76,11 +76,12 @@ class Display:
         self.claim = claim
         self.cells = cells
         self.console = console
-        # While it trains only validation is logged; the test comes at the end.
-        self.metric = claim.metric.replace("test/", "val/")
+        self.metric = claim.curve_metric
         self.scale = claim.scale(claim.metric)
         self._begun: dict[int, float] = {}
         self._first: dict[int, tuple[float, float]] = {}
+        # Of finished cells, whose files need not be read again for each drawing.
+        self._values: dict[int, float] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Display:
@@ -106,7 +107,7 @@ class Display:
         """A cell has ended."""
         seconds = time.monotonic() - self._begun[id(cell)]
         if cell.state is State.FINISHED:
-            value = cell.value(self.claim.metric, self.claim.at, self.claim.better) * self.scale
+            value = self._value(cell)
             result = f"{self.claim.metric} {value:.4g}{self.claim.unit}"
         else:
             result = f"[red]{cell.state}: {cell.reason}[/]"
@@ -134,10 +135,16 @@ class Display:
         foot = Text(f"{done} of {len(self.cells)} cells finished, {waiting} waiting", style="dim")
         return Group(table, foot)
 
+    def _value(self, cell: Cell) -> float:
+        if id(cell) not in self._values:
+            value = cell.value(self.claim.metric, self.claim.at, self.claim.better)
+            self._values[id(cell)] = value * self.scale
+        return self._values[id(cell)]
+
     def _row(self, cell: Cell) -> list[RenderableType]:
         name = [cell.arm.name, str(cell.seed)]
         if cell.state is State.FINISHED:
-            value = cell.value(self.claim.metric, self.claim.at, self.claim.better) * self.scale
+            value = self._value(cell)
             return [*name, Text("finished", style="green"), "", f"{value:.4g}{self.claim.unit}", ""]
         if cell.state is not State.RUNNING:
             return [*name, Text(cell.state, style=STYLES.get(cell.state, "dim")), "", "", ""]

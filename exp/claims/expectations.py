@@ -251,7 +251,7 @@ class _Parser:
         if kind == "name" and self._peek() == "(":
             if word not in COSTS:
                 raise ExpectationError(
-                    f"'{self.text}': '{word}' is no cost{_nearest(word, COSTS)} (a metric is quoted: 'val/loss'(arm))"
+                    f"'{self.text}': '{word}' is no cost{nearest(word, COSTS)} (a metric is quoted: 'val/loss'(arm))"
                 )
             return Quantity(word, self._argument(word))
         if kind == "name":
@@ -272,7 +272,7 @@ class _Parser:
 
     def _arm(self, name: str) -> str:
         if name not in self.arms:
-            raise ExpectationError(f"'{self.text}': no arm '{name}'{_nearest(name, self.arms)}")
+            raise ExpectationError(f"'{self.text}': no arm '{name}'{nearest(name, self.arms)}")
         return name
 
     def _peek(self) -> str:
@@ -292,6 +292,7 @@ class _Parser:
         return self.tokens[self.next][2] if self.next < len(self.tokens) else len(self.text)
 
 
-def _nearest(name: str, choices: Collection[str]) -> str:
+def nearest(name: str, choices: Collection[str]) -> str:
+    """What may have been meant, or what there is to choose from."""
     near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; choose from {', '.join(choices)}"

@@ -41,11 +41,10 @@ def draw(claim: Claim, cells: Sequence[Cell], result: dict[str, Any], folder: Pa
 
 def _curves(claim: Claim, cells: Sequence[Cell]) -> dict[str, dict[int, tuple[list[int], list[float]]]]:
     """arm -> seed -> steps and values of the metric, or of the validation metric like it."""
-    metric = claim.metric.replace("test/", "val/")
     found: dict[str, dict[int, tuple[list[int], list[float]]]] = {}
     for cell in cells:
         if cell.state is State.FINISHED:
-            steps, values = MetricsTable(cell.path / "metrics.csv").series(metric)
+            steps, values = MetricsTable(cell.path / "metrics.csv").series(claim.curve_metric)
             if len(steps) > 1:
                 found.setdefault(cell.arm.name, {})[cell.seed] = (steps, values)
     return found
@@ -62,7 +61,7 @@ def learning_curves(claim: Claim, curves: dict[str, dict[int, tuple[list[int], l
         axes.plot(steps, values.mean(0), color=colour, label=arm, linewidth=1.4)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
     count = max(len(seeds) for seeds in curves.values())
-    axes.set(xlabel="optimiser steps", ylabel=_label(claim, claim.metric.replace("test/", "val/")))
+    axes.set(xlabel="optimiser steps", ylabel=_label(claim, claim.curve_metric))
     axes.set_title(f"{claim.name}: mean and range of {count} seeds", fontsize=10)
     # From top to bottom as the curves end.
     lines, names = axes.get_legend_handles_labels()

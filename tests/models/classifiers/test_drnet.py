@@ -232,7 +232,7 @@ def train_on_process(rank: int, folder: str) -> None:
 
 def test_data_parallel_training_with_different_choices(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_on_process, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first.keys() == second.keys()
     for name, gradient in first.items():
         torch.testing.assert_close(gradient, second[name])

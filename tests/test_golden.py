@@ -1,8 +1,9 @@
 """Recorded inputs, weights and outputs of the published implementations, replayed through ours.
 
-Every file under `--golden DIR` is run by the builder of its system and case, `golden_builders/<system>.py`. A builder
-sees the weights, the inputs and the metadata, never the recorded outputs; it returns what our code computes under the
-names of the recorded tensors. Sizes and options come from the metadata alone.
+Every file under `--golden DIR` is run by the builder of its system and case, in `golden_builders/<system>.py` or, where
+a system has many parts, in `golden_builders/<system>_<part>.py`. A builder sees the weights, the inputs and the
+metadata, never the recorded outputs; it returns what our code computes under the names of the recorded tensors. Sizes
+and options come from the metadata alone.
 """
 
 import importlib.util
@@ -45,8 +46,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_golden(golden_file: Path) -> None:
     metadata, tensors = read(golden_file)
     system = metadata.get("system", golden_file.parent.name)
-    builders = load_builders(system)
-    build = builders.CASES[case_name(golden_file.stem, builders.CASES)]
+    modules = load_builders(system)
+    name = case_name(golden_file.stem, {case: build for module in modules for case, build in module.CASES.items()})
+    builders = next(module for module in modules if name in module.CASES)
+    build = builders.CASES[name]
     expected = {name: value for name, value in tensors.items() if name.startswith(("out.", "grad."))}
     case = Case(
         config=json.loads(metadata["config"]),
@@ -88,16 +91,18 @@ def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def load_builders(system: str) -> ModuleType:
+def load_builders(system: str) -> list[ModuleType]:
     # By file and not by package, so that it works in every import mode of pytest.
-    path = BUILDERS / f"{system}.py"
-    assert path.exists(), f"no golden builders for the system {system!r}: write {path.name}"
-    spec = importlib.util.spec_from_file_location(f"golden_builders_{system}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    paths = [*BUILDERS.glob(f"{system}.py"), *BUILDERS.glob(f"{system}_*.py")]
+    assert paths, f"no golden builders for the system {system!r}: write {system}.py"
+    modules = []
+    for path in paths:
+        spec = importlib.util.spec_from_file_location(f"golden_builders_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        modules.append(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(modules[-1])
+    return modules
 
 
 def case_name(stem: str, cases: dict[str, Callable[[Case], dict[str, Tensor]]]) -> str:

@@ -46,6 +46,7 @@ class DataModule(lightning.LightningDataModule, ABC):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] = staticmethod(stack)
+    pipeline: type[Pipeline] = Pipeline
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class DataModule(lightning.LightningDataModule, ABC):
     def image_size(self) -> tuple[int, int, int]:
         """Channels, height and width that the evaluation transforms make of an image of 256x256 pixels."""
         blank = np.zeros((256, 256, 3), np.uint8)
-        height, width = Pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
+        height, width = self.pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
         return 3, height, width
 
     @abstractmethod
@@ -165,10 +166,12 @@ class DataModule(lightning.LightningDataModule, ABC):
             accumulate = trainer.accumulate_grad_batches
         batches: TrainBatches | EvalBatches
         if split == "train":
-            batches = TrainBatches(len(source), self.batch_size, accumulate, self.seed, rank, world_size)
+            batches = TrainBatches(
+                len(source), self.batch_size, accumulate, self.seed, rank, world_size, self.batch_groups()
+            )
         else:
             batches = EvalBatches(len(source), self.batch_size, rank, world_size)
-        pipeline = Pipeline(self.train_transforms if split == "train" else self.eval_transforms, self.seed)
+        pipeline = self.pipeline(self.train_transforms if split == "train" else self.eval_transforms, self.seed)
         return Loader(
             Samples(source, pipeline, substitute=split == "train" and self.on_bad_sample == "skip"),
             batches,
@@ -178,6 +181,10 @@ class DataModule(lightning.LightningDataModule, ABC):
             num_workers=self.num_workers,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )
+
+    def batch_groups(self) -> np.ndarray | None:
+        """Group of each training sample, int64 [n], where a batch takes its samples from one group; else None."""
+        return None
 
     def _position(self) -> tuple[int, int] | None:
         """Epoch and samples consumed in it, as the trainer counts: loaders run ahead of the steps that were taken."""
@@ -209,8 +216,13 @@ class DataModule(lightning.LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Converts uint8 images to float32 and normalises them, on the device they are on."""
         image = batch["image"]
+        if isinstance(image, list):
+            return batch | {"image": [self._normalised(one) for one in image]}
+        return batch | {"image": self._normalised(image)}
+
+    def _normalised(self, image: torch.Tensor) -> torch.Tensor:
         if image.dtype != torch.uint8:
-            return batch
+            return image
         if image.device not in self._scale:
             std = torch.tensor(self.std, device=image.device)[:, None, None]
             mean = torch.tensor(self.mean, device=image.device)[:, None, None]
@@ -220,4 +232,4 @@ class DataModule(lightning.LightningDataModule, ABC):
         if self.trainer is not None:
             # Lightning converts floats before the transfer, when these were still bytes.
             image = self.trainer.precision_plugin.convert_input(image)
-        return batch | {"image": image}
+        return image

@@ -22,7 +22,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exp"
 
 
-def unpack_once(files: Sequence[Path], write: Callable[[Path], None]) -> Path:
+def unpack_once(files: Sequence[Path], write: Callable[[Path], None], layout: str = "") -> Path:
     """Folder with what ``write`` made of some files; made anew when a file changes.
 
     Any number of processes may ask at once: each works in a folder of its own, and the first to finish renames it.
@@ -30,6 +30,7 @@ def unpack_once(files: Sequence[Path], write: Callable[[Path], None]) -> Path:
     Args:
         files: Files that the content depends on (by path, size and modification time).
         write: Fills the folder it is given.
+        layout: Version of what ``write`` makes; another one is made anew, too.
 
     Returns:
         The finished folder.
@@ -37,11 +38,29 @@ def unpack_once(files: Sequence[Path], write: Callable[[Path], None]) -> Path:
     Raises:
         DataError: If the cache cannot be written.
     """
-    key = hashlib.sha256()
+    key = layout
     for file in files:
         status = file.stat()
-        key.update(f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    folder = cache_root() / f"{files[0].parent.name}-{files[0].stem}-{key.hexdigest()[:16]}"
+        key += f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}\n"
+    return write_once(f"{files[0].parent.name}-{files[0].stem}", key, write, source=str(files[0]))
+
+
+def write_once(name: str, key: str, write: Callable[[Path], None], source: str) -> Path:
+    """Folder that ``write`` has filled, once for each key; safe among processes as ``unpack_once``.
+
+    Args:
+        name: What a person would recognise the folder by.
+        key: Everything that the content depends on.
+        write: Fills the folder it is given.
+        source: What is written, for messages.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        DataError: If the cache cannot be written.
+    """
+    folder = cache_root() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     try:
@@ -49,13 +68,14 @@ def unpack_once(files: Sequence[Path], write: Callable[[Path], None]) -> Path:
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".draft-"))
     except OSError as problem:
         raise DataError(
-            f"{files[0]} is unpacked to {folder.parent}, which failed: {problem}. Set EXP_CACHE."
+            f"{source} is unpacked to {folder.parent}, which failed: {problem}. Set EXP_CACHE."
         ) from problem
     try:
         write(draft)
-        for made in draft.iterdir():
-            with made.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for made in draft.rglob("*"):
+            if made.is_file():
+                with made.open("rb") as stream:
+                    os.fsync(stream.fileno())
         try:
             draft.rename(folder)
         except OSError:
@@ -63,7 +83,7 @@ def unpack_once(files: Sequence[Path], write: Callable[[Path], None]) -> Path:
                 raise
     except OSError as problem:
         raise DataError(
-            f"Unpacking {files[0]} to {folder} failed: {problem}. Set EXP_CACHE to a disk with space."
+            f"Unpacking {source} to {folder} failed: {problem}. Set EXP_CACHE to a disk with space."
         ) from problem
     finally:
         shutil.rmtree(draft, ignore_errors=True)

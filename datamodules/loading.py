@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.errors import BadSample, DataError
+from datamodules.ordering import by_group, permutation
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Pipeline
 
@@ -32,11 +33,6 @@ Batch = dict[str, Any]
 # A whole process group is signalled when a job is preempted. The main process wants to finish its step and save, which
 # it cannot when its workers are gone.
 WORKER_BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Order of the samples in one epoch, int64 [num_samples], a function of its arguments only."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
 
 
 class TrainBatches:
@@ -49,29 +45,39 @@ class TrainBatches:
         seed: Run's seed.
         rank: This process.
         world_size: Number of processes.
+        groups: Group of each sample, int64 [num_samples], if a batch (over all processes) shall take its samples from
+            one group. What does not fill a batch of its group is left out of the epoch.
 
     Raises:
         DataError: If the batch cannot be shared equally, or there are fewer samples than one step takes.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, accumulate: int = 1, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_samples: int,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise DataError(
                 f"batch_size={batch_size} counts the samples of one batch over all processes and cannot be shared "
                 f"equally by {world_size} of them. Use a multiple of {world_size}."
             )
-        step = batch_size * accumulate
-        if num_samples < step:
+        full = num_samples // batch_size if groups is None else int((np.bincount(groups) // batch_size).sum())
+        if full < accumulate:
+            grouped = "" if groups is None else " of one group"
             raise DataError(
-                f"{num_samples} training samples are fewer than one optimiser step takes ({batch_size} x {accumulate} "
-                "accumulated batches). Lower batch_size or accumulate_grad_batches."
+                f"{num_samples} training samples are fewer than one optimiser step takes ({batch_size}{grouped} x "
+                f"{accumulate} accumulated batches). Lower batch_size or accumulate_grad_batches."
             )
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.num_samples, self.batch_size, self.seed, self.groups = num_samples, batch_size, seed, groups
         self.share = batch_size // world_size
         self.offset = rank * self.share
-        self.num_batches = num_samples // step * accumulate
+        self.num_batches = full // accumulate * accumulate
 
     def __len__(self) -> int:
         return self.num_batches
@@ -92,6 +98,8 @@ class TrainBatches:
                 f"batch_size={self.batch_size}. Resume with the batch size it was trained with, or one that divides it."
             )
         order = permutation(self.seed, epoch, self.num_samples)
+        if self.groups is not None:
+            order = by_group(order, self.groups, self.batch_size)
         for start in range(samples + self.offset, self.num_batches * self.batch_size, self.batch_size):
             yield [(epoch, int(index)) for index in order[start : start + self.share]]
 

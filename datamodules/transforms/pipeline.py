@@ -53,13 +53,21 @@ class Pipeline:
         self.seed = seed
         self.random = SampleRandom()
         # Loaders of one data module are given the same transforms; their generators must not be.
-        transforms = copy.deepcopy(list(transforms))
-        self.resizing = Resizing(transforms[0]) if transforms and Resizing.takes(transforms[0]) else None
-        self.compose = A.Compose(transforms[1:] if self.resizing else transforms)
+        own = copy.deepcopy(list(transforms))
+        self.resizing = self.first_step(own)
+        self.compose = self.composed(own[1:] if self.resizing else own)
         # One pair of generators serves all transforms: only their state changes from sample to sample.
         self.compose.set_random_state(self.random.numpy, self.random.python)
         if self.resizing:
             self.resizing.transform.set_random_state(self.random.numpy, self.random.python)
+
+    def first_step(self, transforms: list[Transform]) -> Resizing | None:
+        """The first transform as a part of decoding, if it can be one."""
+        return Resizing(transforms[0]) if transforms and Resizing.takes(transforms[0]) else None
+
+    def composed(self, transforms: list[Transform]) -> A.Compose:
+        """The transforms after decoding as one."""
+        return A.Compose(transforms)
 
     def __call__(self, sample: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Decodes and transforms one sample.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import albumentations as A
 
+from datamodules.transforms.detection import MultiScaleCrop, ResizeShortestEdge
 from datamodules.transforms.pipeline import Transform
 
 
@@ -25,3 +26,13 @@ def large_image_augmentation(size: int = 224) -> list[Transform]:
 def evaluate_centre(size: int = 224, resized: int = 256) -> list[Transform]:
     """A resize of the shorter side and a centre crop, as usual for ImageNet."""
     return [A.SmallestMaxSize(resized), A.CenterCrop(size, size)]
+
+
+def detr_augmentation(resize_first: bool = False) -> list[Transform]:
+    """A flip, then a resize to 480..800 or a crop and that resize, as usual for the DETR family."""
+    return [A.HorizontalFlip(), MultiScaleCrop(resize_first=resize_first)]
+
+
+def evaluate_shortest_edge(size: int = 800, max_size: int = 1333) -> list[Transform]:
+    """The shorter side to one size unless the longer would exceed its limit, as usual for COCO."""
+    return [ResizeShortestEdge([size], max_size)]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.datamodules.coco_files import CocoFiles
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -36,3 +38,15 @@ def image_tree(tmp_path: Path) -> Path:
             pixels[..., 0] = 40 * label
             Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     return tmp_path / "tree"
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> CocoFiles:
+    """A COCO data set to be: three training images (an upright one, one without objects) and one validation image."""
+    files = CocoFiles(tmp_path)
+    first, upright, _ = files.image(), files.image(height=60, width=30), files.image()
+    files.object(first, [10, 5, 20, 30])
+    files.object(first, [0, 0, 4, 4], category_id=3)
+    files.object(upright, [3.5, 40.25, 20, 15], category_id=7)
+    files.object(files.image("val"), [5, 5, 10, 10], "val")
+    return files

@@ -1,0 +1,331 @@
+"""COCO: images in folders, boxes and masks and keypoints in one JSON file a split."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+
+from datamodules.base import DataModule, Split
+from datamodules.coco_annotations import Annotations
+from datamodules.decoding import Encoded
+from datamodules.errors import DataError
+from datamodules.splits import Source
+from datamodules.transforms import Transform
+from datamodules.transforms.packed_masks import pack
+from datamodules.transforms.recipes import detr_augmentation, evaluate_shortest_edge
+from datamodules.transforms.scene_pipeline import ScenePipeline
+
+LISTED = 10
+
+
+class Coco(DataModule):
+    """COCO detection, instance segmentation and keypoints, or any data set in that layout.
+
+    Batch: ``image``, a list of tensors [3,h,w] of different sizes; ``target``, a list of dicts; ``index`` int64 [B]. A
+    target has ``boxes`` float32 [n,4] (x0, y0, x1, y1 in pixels of the input image), ``labels`` int64 [n], ``image_id``
+    (int) and ``original_size`` (height, width of the file); training targets also ``masks`` bool [n,h,w] with ``masks:
+    true``, and ``keypoints`` float32 [n,K,3] (x, y, visibility) where the annotations have them. Crowds are in no
+    target, but in ``ground_truth``. Prediction targets have ``original_size`` only.
+
+    ``on_bad_sample: skip`` leaves out records that cannot be used (as an empty box, of which COCO has some, or an image
+    file that is missing), from targets and ground truth alike; with ``error`` the first of them are named.
+
+    Args:
+        root: Folder of the data set.
+        batch_size: Images of one batch over all processes.
+        labels: ``contiguous`` numbers the categories from 0 by ascending id; ``coco`` takes the category id as label,
+            with as many classes as the largest id and one, as the DETR family does.
+        masks: Whether training targets have masks.
+        keep_empty: Whether training images without objects are kept.
+        group_by_aspect: Whether the images of a training batch are all upright or all not. It bounds the padding: a
+            batch is never larger than its size times the largest image of the transforms.
+        limit: Only the first so many images of each split, for a trial; None for all.
+        train_images: Folder of training images, in ``root`` or ``root/images``.
+        train_annotations: JSON file of training images, in ``root``.
+        val_images: Folder of validation images.
+        val_annotations: JSON file of validation images.
+        train_transforms: Augmentation; by default that of the DETR family.
+        eval_transforms: Transforms of other images; by default the shorter side to 800, the longer at most 1333.
+        num_workers: Loader processes for each process.
+        on_bad_sample: ``error`` or ``skip``.
+        max_bad_samples: Bad records and images that ``skip`` accepts.
+
+    Attributes:
+        category_ids: COCO category id of each label.
+
+    Raises:
+        ValueError: If ``labels`` is neither, or ``limit`` leaves no image.
+    """
+
+    pipeline = ScenePipeline
+
+    def __init__(
+        self,
+        root: Path | str,
+        batch_size: int = 16,
+        labels: Literal["contiguous", "coco"] = "contiguous",
+        masks: bool = True,
+        keep_empty: bool = True,
+        group_by_aspect: bool = False,
+        limit: int | None = None,
+        train_images: str = "train2017",
+        train_annotations: str = "annotations/instances_train2017.json",
+        val_images: str = "val2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        num_workers: int = 4,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+    ) -> None:
+        if labels not in ("contiguous", "coco"):
+            raise ValueError(f"labels={labels!r} must be 'contiguous' or 'coco'.")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit} must be at least 1, or null for all images.")
+        train_transforms = detr_augmentation() if train_transforms is None else train_transforms
+        eval_transforms = evaluate_shortest_edge() if eval_transforms is None else eval_transforms
+        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        self.root, self.labels, self.masks = Path(root), labels, masks
+        self.keep_empty, self.group_by_aspect, self.limit = keep_empty, group_by_aspect, limit
+        self.files = {"train": (train_images, train_annotations), "val": (val_images, val_annotations)}
+        self.category_ids: list[int] = []
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Lists of images and targets."""
+        targets = [dict(sample["target"]) for sample in samples]
+        for field in ("boxes", "labels", "keypoints"):
+            having = [target for target in targets if field in target]
+            for target, view in zip(having, _in_one_storage([target[field] for target in having]), strict=True):
+                target[field] = view
+        return {
+            "image": _planes([sample["image"] for sample in samples]),
+            "target": targets,
+            "index": torch.tensor([sample["index"] for sample in samples]),
+        }
+
+    def open(self) -> dict[str, Source | None]:
+        """Reads the annotations; see ``DataModule.open``."""
+        annotations = {split: Annotations(self._annotation_file(split)) for split in self.files}
+        names = {split: {c["id"]: c["name"] for c in one.categories} for split, one in annotations.items()}
+        if names["train"] != names["val"]:
+            raise DataError(
+                f"{annotations['train'].path} and {annotations['val'].path} differ in their categories (ids or names): "
+                f"{sorted(set(names['train'].items()) ^ set(names['val'].items()))[:LISTED]}. They must be the same."
+            )
+        ids = sorted(names["train"])
+        self.category_ids = ids if self.labels == "contiguous" else list(range(ids[-1] + 1))
+        self.class_names = [names["train"].get(category, f"id {category}") for category in self.category_ids]
+        sources: dict[str, Source | None] = {}
+        for split, one in annotations.items():
+            self._refuse(one)
+            sources[split] = self._images(split, one)
+        if sources["train"] is None:
+            raise DataError(f"{annotations['train'].path} has no images to train on.")
+        return sources | {"test": None}
+
+    def ground_truth(self, split: Split) -> dict[str, Any]:
+        """What to evaluate against, as a COCO dict: ``images``, ``annotations`` (crowds included), ``categories``."""
+        images = self._coco(split)
+        return images.annotations.ground_truth(images.chosen.numpy(), outlines=self.masks)
+
+    def image_ids(self, split: Split) -> np.ndarray:
+        """COCO id of each image of a split, int64 [n]."""
+        images = self._coco(split)
+        return images.annotations.image_ids[images.chosen.numpy()]
+
+    def batch_groups(self) -> np.ndarray | None:
+        """1 for upright training images, else 0; see ``group_by_aspect``."""
+        if not self.group_by_aspect:
+            return None
+        images = self._coco("train")
+        heights, widths = images.annotations.column("heights"), images.annotations.column("widths")
+        return (heights > widths)[images.chosen.numpy()].astype(np.int64)
+
+    def _coco(self, split: Split) -> CocoImages:
+        images = self.source(split)
+        if not isinstance(images, CocoImages):
+            raise DataError(f"The {split} split has no annotations.")
+        return images
+
+    def _annotation_file(self, split: str) -> Path:
+        file = self.root / self.files[split][1]
+        if not file.is_file():
+            raise DataError(
+                f"{file} is missing. COCO has {self.root}/annotations/instances_train2017.json and "
+                "instances_val2017.json, with images in train2017 and val2017 (https://cocodataset.org/#download); "
+                f"name other files by {split}_annotations and {split}_images."
+            )
+        return file
+
+    def _image_folder(self, split: str) -> Path:
+        name = self.files[split][0]
+        folders = [self.root / name, self.root / "images" / name]
+        for folder in folders:
+            if folder.is_dir():
+                return folder
+        raise DataError(f"Neither {folders[0]} nor {folders[1]} is a folder. Name it by {split}_images.")
+
+    def _images(self, split: str, annotations: Annotations) -> CocoImages | None:
+        """The images of a split; None if there are none."""
+        if not len(annotations):
+            warnings.warn(f"{annotations.path} has no images: there is no {split} split.", stacklevel=2)
+            return None
+        folder = self._image_folder(split)
+        # One listing instead of a look at each of 118,000 files; names may be in subfolders.
+        there: dict[str, set[str]] = {}
+        missing, chosen = [], []
+        crowds, starts = annotations.column("crowds"), annotations.column("starts")
+        objects = np.diff(np.append(0, np.cumsum(~crowds))[starts])
+        for image, name in enumerate(annotations.file_names()):
+            within, _, base = name.rpartition("/")
+            if within not in there:
+                there[within] = _listing(folder / within)
+            if base not in there[within]:
+                missing.append((f"image {annotations.image_ids[image]}", f"{folder / name} is missing"))
+            elif split != "train" or self.keep_empty or objects[image]:
+                chosen.append(image)
+        self._leave_out(annotations.path, missing, len(missing))
+        if not chosen:
+            raise DataError(f"{annotations.path} names {len(annotations)} images, and none can be used from {folder}.")
+        label_of = {category: label for label, category in enumerate(self.category_ids)}
+        used = np.array(chosen[: self.limit])
+        return CocoImages(folder, annotations, used, label_of, self.masks and split == "train")
+
+    def _refuse(self, annotations: Annotations) -> None:
+        """Reports the records of an annotation file that cannot be used."""
+        problems, count = list(annotations.problems), annotations.num_problems
+        if self.masks:
+            bare = annotations.without_outline()
+            ids = annotations.column("ids")[bare]
+            if len(bare):
+                raise DataError(
+                    f"{annotations.path}: {len(bare)} annotations have no segmentation, such as annotation {ids[0]}. "
+                    "Set masks: false to train on boxes only, or add them."
+                )
+        self._leave_out(annotations.path, problems, count)
+        number, first = annotations.overhanging
+        if number:
+            warnings.warn(
+                f"{annotations.path}: {number} boxes reach more than a pixel over the edge of their image and are cut "
+                f"there; the first is {first}.",
+                stacklevel=2,
+            )
+
+    def _leave_out(self, path: Path, problems: list[tuple[str, str]], count: int) -> None:
+        """Raises for bad records, or counts them."""
+        if not count:
+            return
+        listed = "".join(f"\n  {record}: {reason}" for record, reason in problems[:LISTED])
+        listed += f"\n  and {count - LISTED} more" if count > LISTED else ""
+        if self.on_bad_sample == "error":
+            raise DataError(
+                f"{path}: {count} records cannot be used:{listed}\nRepair them, or set on_bad_sample: skip to leave "
+                "them out."
+            )
+        self.bad_samples |= {f"{path}: {record}": reason for record, reason in problems}
+        if len(self.bad_samples) + count - len(problems) > self.max_bad_samples:
+            raise DataError(
+                f"{path}: {count} records cannot be used, and with what was skipped before that is more than "
+                f"max_bad_samples={self.max_bad_samples}:{listed}\nRepair them or raise max_bad_samples."
+            )
+        warnings.warn(f"{path}: {count} records are left out:{listed}", stacklevel=2)
+
+
+class CocoImages:
+    """Images of one split with their objects.
+
+    Args:
+        folder: Folder of the image files.
+        annotations: Annotations of the split.
+        chosen: Positions in ``annotations`` of the images to use, int64 [n].
+        label_of: Label of each category id.
+        masks: Whether targets have masks.
+    """
+
+    def __init__(
+        self, folder: Path, annotations: Annotations, chosen: np.ndarray, label_of: dict[int, int], masks: bool
+    ) -> None:
+        self.folder, self.annotations, self.label_of, self.masks = folder, annotations, label_of, masks
+        # As a tensor, worker processes get it as shared memory.
+        self.chosen = torch.from_numpy(chosen)
+        self._mirrored = _mirrored(annotations) if annotations.has_keypoints else None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def load(self, index: int) -> dict[str, Any]:
+        """One sample: ``image`` (encoded) and ``target`` as ``ScenePipeline`` takes it."""
+        image = int(self.chosen[index])
+        found = self.annotations.objects(image)
+        height, width = self.annotations.size(image)
+        target: dict[str, Any] = {
+            "image_id": int(self.annotations.image_ids[image]),
+            "original_size": (height, width),
+            "boxes": found["boxes"],
+            "labels": np.array([self.label_of[category] for category in found["categories"].tolist()], np.int64),
+        }
+        if self.masks:
+            patches = (self.annotations.patch(row, height, width) for row in found["rows"].tolist())
+            target["masks"] = pack(patches, len(found["rows"]), height, width)
+        if self._mirrored is not None:
+            target |= {"keypoints": found["keypoints"], "mirrored": self._mirrored}
+        return {"image": Encoded(self.folder / self.annotations.file_name(image)), "target": target}
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return str(self.folder / self.annotations.file_name(int(self.chosen[index])))
+
+
+def _mirrored(annotations: Annotations) -> np.ndarray:
+    """Which keypoint takes the place of each in a mirror, by their names, int64 [K]."""
+    named = [category["keypoints"] for category in annotations.categories if category.get("keypoints")]
+    names = named[0] if named else []
+    number = annotations.column("keypoints").shape[1] // 3
+    if len(names) != number or any(other != names for other in named):
+        raise DataError(
+            f"{annotations.path}: annotations have {number} keypoints, and the categories name "
+            f"{sorted({len(other) for other in named}) or 'none'}. Every category with keypoints must name the "
+            "same ones."
+        )
+    swap = {"left": "right", "right": "left"}
+    partners = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
+    return np.array([names.index(partner) if partner in names else i for i, partner in enumerate(partners)])
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+    except OSError as problem:
+        raise DataError(f"{folder} cannot be read: {problem.strerror}. Check that it is readable.") from problem
+
+
+def _planes(images: list[np.ndarray]) -> list[torch.Tensor]:
+    """Images [H,W,3] as tensors [3,H,W]."""
+    planes = _views([(image.shape[2], *image.shape[:2]) for image in images], torch.uint8)
+    for image, target in zip(images, planes, strict=True):
+        cv2.split(image, list(target.numpy()))  # ten times faster than a transposing copy
+    return planes
+
+
+def _in_one_storage(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    views = _views([tuple(tensor.shape) for tensor in tensors], tensors[0].dtype) if tensors else []
+    for tensor, view in zip(tensors, views, strict=True):
+        view.copy_(tensor)
+    return views
+
+
+def _views(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Empty tensors in one storage: a worker hands each storage over as an open file, of which a process has few."""
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = torch.empty(sum(sizes), dtype=dtype).split(sizes)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

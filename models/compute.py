@@ -25,7 +25,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.backends import mha
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -38,6 +43,10 @@ _FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_attention_math_for_mps,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
 )
+
+
+class NotCountable(ValueError):
+    """A network whose cost cannot be told from shapes; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,11 @@ class ComputeReport:
         return self.conv_linear_macs + self.matmul_macs
 
 
+def network_input(network: nn.Module, images: Tensor) -> Any:
+    """Images [B, 3, H, W] as a network takes them: a list of them for a detector, which says whether it `has_masks`."""
+    return list(images.unbind()) if hasattr(network, "has_masks") else images
+
+
 def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_size: int = 1) -> ComputeReport:
     """Dense multiply-adds of an inference, from shapes alone.
 
@@ -98,12 +112,15 @@ def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_s
     about a second. The network is left in its mode and on its device.
 
     Args:
-        network: Takes images [batch_size, *input_size].
+        network: Takes images [batch_size, *input_size], or a list of them if it is a detector.
         input_size: Channels, height, width.
         batch_size: Images that go through together; the report is per image.
 
     Returns:
         Cost per image.
+
+    Raises:
+        NotCountable: The network's shapes depend on what is in the images, as those of non-maximum suppression do.
     """
     reference = next(network.parameters(), None)
     device = reference.device if reference is not None else torch.device("cpu")
@@ -111,7 +128,12 @@ def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_s
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             images = torch.empty(batch_size, *input_size, device=device, dtype=dtype)
-            return _measure(network, (images,), batch_size)
+            return _measure(network, (network_input(network, images),), batch_size)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise NotCountable(
+            f"{type(network).__name__} chooses its shapes by what it sees ({error.func}), so that shapes alone do not "
+            "tell what it costs: measure what it executed"
+        ) from error
     finally:
         # What was recorded has no data either.
         forget(network)
@@ -289,7 +311,7 @@ def _check_layers(network: nn.Module, names: Iterable[str]) -> None:
 
 
 def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> ComputeReport:
-    with inference(network), flop_counter() as counter:
+    with inference(network), _frozen(network), flop_counter() as counter:
         network(*inputs)
     counts = counter.get_flop_counts()
     root = type(network).__name__
@@ -305,6 +327,19 @@ def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Co
             modules.append(ModuleCompute(name, type(module).__name__, parameter_count(module), macs(f"{root}.{name}")))
     conv, linear = macs("Global", _CONVOLUTION), macs("Global", _LINEAR)
     return ComputeReport(modules[0].params, conv, linear, macs("Global") - conv - linear, modules)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: views of those that do, made without gradients, confuse PyTorch's counter."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _name(operator: Any) -> str:

@@ -6,8 +6,12 @@ from models.backbones import (
     convnext_isotropic,
     convnext_ladder,
     dynamic_conv,
+    narrow_resnet,
+    plain_conv,
+    resnet_msra,
     separable,
     shufflenet_drconv,
+    swin_dense,
 )
 
 __all__ = [
@@ -16,6 +20,10 @@ __all__ = [
     "convnext_isotropic",
     "convnext_ladder",
     "dynamic_conv",
+    "narrow_resnet",
+    "plain_conv",
+    "resnet_msra",
     "separable",
     "shufflenet_drconv",
+    "swin_dense",
 ]

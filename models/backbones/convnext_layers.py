@@ -8,15 +8,17 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545, appendix A (layer decay)
 
 import re
 
-_DOWNSAMPLE = re.compile(r"stages\.(\d+)\.downsample\.")
-_BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
+# timm joins the first two names by an underscore where it hands out feature maps.
+_STEM = re.compile(r"stem[._]")
+_DOWNSAMPLE = re.compile(r"stages[._](\d+)\.downsample\.")
+_BLOCK = re.compile(r"stages[._](\d+)\.blocks\.(\d+)\.")
 
 
 def layer_wise_id(name: str, num_layers: int = 12) -> int:
     """Layer of a parameter: 0 the stem ... `num_layers` the last stage, `num_layers` + 1 norms and heads.
 
     Args:
-        name: Name of a parameter inside timm's ConvNeXt or our dense one.
+        name: Name of a parameter inside timm's ConvNeXt, its feature extractor or our dense one.
         num_layers: 12 for the published classification recipes and for backbones with 27 blocks in the third stage,
             6 for those with 9.
 
@@ -26,7 +28,7 @@ def layer_wise_id(name: str, num_layers: int = 12) -> int:
     Raises:
         ValueError: The third stage has more blocks than `num_layers` has room for.
     """
-    if name.startswith("stem."):
+    if _STEM.match(name):
         return 0
     if match := _DOWNSAMPLE.match(name):
         return (0, 2, 3, num_layers)[int(match[1])]
@@ -43,14 +45,14 @@ def stage_wise_id(name: str, num_layers: int = 12) -> int:
     """Layer of a parameter: 0 stem and downsampling, i + 1 stage i, `num_layers` + 1 norms and heads.
 
     Args:
-        name: Name of a parameter inside timm's ConvNeXt or our dense one.
+        name: Name of a parameter inside timm's ConvNeXt, its feature extractor or our dense one.
         num_layers: 12, or 6 for a backbone with 9 blocks in the third stage; only the distance to the head depends
             on it.
 
     Returns:
         Layer id; the published scale of the learning rate is `decay ** (num_layers + 1 - id)`.
     """
-    if name.startswith("stem.") or _DOWNSAMPLE.match(name):
+    if _STEM.match(name) or _DOWNSAMPLE.match(name):
         return 0
     if match := _BLOCK.match(name):
         return int(match[1]) + 1

@@ -31,7 +31,10 @@ _DETECTOR_PARTS = {"neck", "rpn_head", "roi_head", "bbox_head", "mask_head", "de
 
 def matches(state: Mapping[str, Tensor]) -> bool:
     """Whether key names look like official ConvNeXt weights."""
-    return any(re.match(r"(backbone\.)?(stages\.\d+\.\d+|blocks\.\d+)\.dwconv\.", name) for name in state)
+    blocks = r"(backbone\.)?(stages\.\d+\.\d+|blocks\.\d+)\.dwconv\."
+    # The whole detector is another system's.
+    detector = any(name.startswith("roi_head.bbox_head.") for name in state)
+    return any(re.match(blocks, name) for name in state) and not detector
 
 
 def matches_ours(state: Mapping[str, Tensor]) -> bool:

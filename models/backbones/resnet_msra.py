@@ -1,0 +1,74 @@
+"""ResNets as first released: the first convolution of a bottleneck strides, a 1x1, and not the 3x3 after it.
+
+detectron2's detectors start from these weights. With timm's options and names otherwise.
+
+Reference: "Deep Residual Learning for Image Recognition", arXiv 1512.03385, table 1.
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import Bottleneck, ResNet
+from torch import nn
+
+__all__ = ["MSRABottleneck", "MSRAResNet"]
+
+
+class MSRABottleneck(Bottleneck):
+    """Bottleneck that strides at its first convolution; arguments of timm's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
+
+
+class MSRAResNet(ResNet):
+    """ResNet of `MSRABottleneck`s whose stem may have another width.
+
+    Args:
+        stem_chans: Channels of the 7x7 convolution.
+        in_chans: Channels of the images.
+        kwargs: Further arguments of timm's ResNet.
+
+    Raises:
+        ValueError: An odd number of channels of the stem.
+    """
+
+    def __init__(self, stem_chans: int = 64, in_chans: int = 3, **kwargs: Any) -> None:
+        if stem_chans % 2:
+            raise ValueError(f"stem_chans is even, not {stem_chans}")
+        # The width of timm's plain stem is fixed, that of its deep one is not: take that, and a plain convolution.
+        super().__init__(in_chans=in_chans, stem_type="deep", stem_width=stem_chans // 2, **kwargs)
+        stem = nn.Conv2d(in_chans, stem_chans, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", stem)
+
+
+_ENTRY = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "crop_pct": 0.875,
+    "interpolation": "bilinear",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+default_cfgs = generate_default_cfgs({"resnet50_msra": dict(_ENTRY), "resnet101_msra": dict(_ENTRY)})
+
+
+@register_model
+def resnet50_msra(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50; 25,557,032 parameters."""
+    return build_model_with_cfg(
+        MSRAResNet, "resnet50_msra", pretrained, block=MSRABottleneck, layers=(3, 4, 6, 3), **kwargs
+    )
+
+
+@register_model
+def resnet101_msra(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-101; 44,549,160 parameters."""
+    return build_model_with_cfg(
+        MSRAResNet, "resnet101_msra", pretrained, block=MSRABottleneck, layers=(3, 4, 23, 3), **kwargs
+    )

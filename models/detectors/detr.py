@@ -1,0 +1,245 @@
+"""DETR: objects as a set, one per query, without anchors and without suppression.
+
+Reference: "End-to-End Object Detection with Transformers", ECCV 2020, arXiv 2005.12872.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.compute import inference
+from models.detectors.batching import output_sizes, pad
+from models.detectors.dense_transformer import Bias, DenseTransformer
+from models.detectors.features import Features
+from models.detectors.matching import MatchCosts
+from models.detectors.postprocess import Detections, best_classes, to_pixels
+from models.detectors.predictions import Predictions
+from models.detectors.set_criterion import LossWeights, SetCriterion, relative_targets
+from models.layers.mlp import MLP
+from models.layers.position_encoding import LearnedPositionEncoding, sine_position_encoding
+
+Target = dict[str, Any]
+
+
+class Prior(NamedTuple):
+    """Where queries look before they have seen anything.
+
+    Attributes:
+        bias: Of the cross-attention.
+        centres: [Q, 2] of (x, y) before a sigmoid, to which the centres of boxes are relative.
+    """
+
+    bias: Bias
+    centres: Tensor
+
+
+class Decoded(NamedTuple):
+    """A batch after the transformer.
+
+    Attributes:
+        states: Queries after each decoder layer [L, B, Q, D].
+        memory: Encoded map [B, D, h, w].
+        projected: The map that was encoded [B, D, h, w].
+        padding: Of the map [B, h, w], bool.
+        maps: The backbone's, finest first.
+        centres: Of the prior; None without one.
+    """
+
+    states: Tensor
+    memory: Tensor
+    projected: Tensor
+    padding: Tensor
+    maps: list[Tensor]
+    centres: Tensor | None
+
+
+class AttentionMaps(NamedTuple):
+    """Where the queries of a batch look, for pictures.
+
+    Attributes:
+        weights: [L, B, heads, Q, h, w]: of each decoder layer, adding up to one over the cells of the image.
+        gaussian: Of the same shape, what SMCA adds to the scores; None without a prior.
+        detections: Of the B images; their `queries` are the Q above.
+        padding: Of the map [B, h, w], bool.
+    """
+
+    weights: Tensor
+    gaussian: Tensor | None
+    detections: Detections
+    padding: Tensor
+
+
+class DETR(nn.Module):
+    """Backbone, encoder over the cells of its last map, decoder of learned queries, a class and a box for each query.
+
+    The content of a query starts at zero; what is learned is its position. After each decoder layer, through one norm
+    and with the same heads, `logits = W h + b` (the last one: no object) and `box = sigmoid(MLP(h))`.
+
+    Args:
+        backbone: timm's name of a network.
+        num_classes: K; labels are 0 to K - 1.
+        num_queries: Q, more than the objects of any image.
+        hidden_dim: D, a multiple of 4.
+        num_heads: Heads of every attention.
+        feedforward_dim: Hidden features of every feed-forward network.
+        encoder_layers, decoder_layers: How many.
+        dropout: Probability, everywhere in the transformer.
+        pre_norm: Whether the transformer's norms come before its branches.
+        position_encoding: `sine`, or `learned` for maps of up to 50 x 50 cells.
+        pretrained: Whether the backbone starts from timm's weights.
+        backbone_options: Further arguments of `timm.create_model`; `{output_stride: 16}` makes a ResNet DC5.
+        num_levels: Maps that the backbone hands out; the last one is encoded, the others are for masks.
+        frozen_norm, frozen_stages: See `Features`.
+
+    Raises:
+        ValueError: A choice or a size that does not exist.
+    """
+
+    has_masks = False
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        num_classes: int = 91,
+        num_queries: int = 100,
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        feedforward_dim: int = 2048,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        dropout: float = 0.1,
+        pre_norm: bool = False,
+        position_encoding: Literal["sine", "learned"] = "sine",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        num_levels: int = 1,
+        frozen_norm: bool = True,
+        frozen_stages: int = 2,
+    ) -> None:
+        super().__init__()
+        if hidden_dim < 4 or hidden_dim % 4:
+            raise ValueError(f"hidden_dim is a multiple of 4 (sines and cosines of two axes), not {hidden_dim}")
+        if position_encoding not in ("sine", "learned"):
+            raise ValueError(f"position_encoding is one of sine, learned, not {position_encoding!r}")
+        if min(num_queries, decoder_layers, num_levels) < 1 or encoder_layers < 0:
+            raise ValueError(
+                f"{num_queries=}, {decoder_layers=} and {num_levels=} are at least 1, {encoder_layers=} at least 0"
+            )
+        self.num_classes = num_classes
+        self.num_heads = num_heads
+        self.backbone = Features(
+            backbone, backbone_options, pretrained, list(range(-num_levels, 0)), frozen_norm, frozen_stages
+        )
+        self.input_proj = nn.Conv2d(self.backbone.channels[-1], hidden_dim, 1)
+        self.learned_position = LearnedPositionEncoding(hidden_dim // 2) if position_encoding == "learned" else None
+        self.transformer = DenseTransformer(
+            hidden_dim, num_heads, feedforward_dim, encoder_layers, decoder_layers, dropout, pre_norm
+        )
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.criterion = self._criterion()
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            images: B normalised images [3, h, w].
+            targets: In training of each image `boxes` [n, 4], xyxy in pixels, and `labels` [n], int64, of 0 to K - 1.
+                In evaluation they are only read for an `original_size` (h, w), in whose pixels boxes then are.
+
+        Returns:
+            In training the weighted losses, which are to be added; in evaluation a dict for each image, best first:
+            `boxes` [Q, 4], xyxy in pixels, `labels` [Q] and `scores` [Q].
+
+        Raises:
+            ValueError: Training without targets.
+        """
+        predictions = self.predictions(self.decode(images))
+        if self.training:
+            if targets is None:
+                raise ValueError(f"{type(self).__name__} needs targets in training")
+            return self.criterion(predictions, relative_targets(targets, images))
+        found = self.detections(predictions)
+        return [
+            {"boxes": to_pixels(boxes, size), "labels": labels, "scores": scores}
+            for boxes, labels, scores, size in zip(
+                found.boxes, found.labels, found.scores, output_sizes(images, targets), strict=True
+            )
+        ]
+
+    def decode(self, images: list[Tensor]) -> Decoded:
+        """Everything but the heads, of images [3, h, w]."""
+        batch, image_padding = pad(images)
+        features = self.backbone(batch, image_padding)
+        x, padding = features[-1]
+        x = self.input_proj(x)
+        bias, centres = self._prior(image_padding, padding) or (None, None)
+        states, memory = self.transformer(x, self.encode_position(padding), padding, self.query_embed.weight, bias)
+        return Decoded(states, memory, x, padding, [each for each, _ in features], centres)
+
+    def encode_position(self, padding: Tensor) -> Tensor:
+        """The position of each cell [B, D, h, w] of a map with this padding [B, h, w]."""
+        if self.learned_position is not None:
+            return self.learned_position(padding)
+        return sine_position_encoding(padding, self.query_embed.embedding_dim // 2)
+
+    def predictions(self, decoded: Decoded) -> Predictions:
+        """Logits and boxes: in training after every decoder layer, in evaluation after the last one."""
+        states = decoded.states if self.training else decoded.states[-1:]
+        boxes = self.bbox_embed(states).float()
+        if decoded.centres is not None:
+            centre, size = boxes.split(2, dim=-1)
+            boxes = torch.cat([centre + decoded.centres, size], dim=-1)
+        return Predictions(self.class_embed(states).float(), boxes.sigmoid())
+
+    def detections(self, predictions: Predictions) -> Detections:
+        """The scored and labelled detections in the predictions of the last layer."""
+        return best_classes(predictions.logits[-1], predictions.boxes[-1])
+
+    def attention_maps(self, images: list[Tensor]) -> AttentionMaps:
+        """Where each query looks, in evaluation mode and without gradients; the network's mode is left as it is.
+
+        Args:
+            images: B normalised images [3, h, w].
+        """
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+
+        def keep(attention: Any, inputs: tuple[Any, ...]) -> None:
+            query, key, _, padding, bias = inputs
+            weights.append(attention.weights(query, key, padding, bias))
+            if bias is not None:
+                biases.append(bias)
+
+        layers = self.transformer.decoder.layers
+        hooks = [layer.get_submodule("multihead_attn").register_forward_pre_hook(keep) for layer in layers]
+        try:
+            with inference(self):
+                decoded = self.decode(images)
+                predictions = self.predictions(decoded)
+                found = self.detections(predictions)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        shape = decoded.padding.shape[-2:]
+        return AttentionMaps(
+            torch.stack(weights).unflatten(-1, shape),
+            torch.stack(biases).unflatten(-1, shape) if biases else None,
+            found,
+            decoded.padding,
+        )
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that depends on the classes; a checkpoint of other classes leaves it as it is."""
+        return self.class_embed
+
+    def _criterion(self) -> SetCriterion:
+        return SetCriterion(
+            self.num_classes, "softmax", MatchCosts(cls=1.0, l1=5.0, giou=2.0), LossWeights(ce=1.0, l1=5.0, giou=2.0)
+        )
+
+    def _prior(self, image_padding: Tensor, padding: Tensor) -> Prior | None:
+        """Of images with this padding [B, H, W] and their map with this one [B, h, w]."""
+        return None

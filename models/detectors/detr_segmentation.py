@@ -1,0 +1,196 @@
+"""Masks on DETR: where each query looks, upsampled with the help of the backbone's finer maps.
+
+Reference: "End-to-End Object Detection with Transformers", ECCV 2020, arXiv 2005.12872, section 4.4.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.detectors.batching import output_sizes
+from models.detectors.detr import DETR, AttentionMaps, Decoded, Target
+from models.detectors.postprocess import to_pixels
+from models.detectors.set_criterion import relative_targets
+
+
+class MaskAttention(nn.Module):
+    """Attention maps of the queries, `softmax(q k^T / sqrt(D / heads))` over the heads and the cells together.
+
+    Args:
+        hidden_dim: D.
+        num_heads: Heads.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(hidden_dim, hidden_dim)
+        self.k_linear = nn.Linear(hidden_dim, hidden_dim)
+        for linear in (self.q_linear, self.k_linear):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, queries: Tensor, memory: Tensor, padding: Tensor) -> Tensor:
+        """Maps of queries [B, Q, D] over a memory [B, D, h, w] with padding [B, h, w]: [B, Q, heads, h, w]."""
+        q = self.q_linear(queries).unflatten(-1, (self.num_heads, -1))
+        k = self.k_linear(memory.flatten(2).mT).unflatten(-1, (self.num_heads, -1))
+        scores = torch.einsum("bqnd,bsnd->bqns", q / q.shape[-1] ** 0.5, k)
+        scores = scores.masked_fill(padding.flatten(1)[:, None, None], -torch.inf)
+        return scores.flatten(2).softmax(-1).view_as(scores).unflatten(-1, memory.shape[-2:])
+
+
+class MaskHead(nn.Module):
+    """Five 3x3 convolutions, each with GroupNorm and ReLU, and one more to a single channel, for each query by itself.
+
+    After the second, third and fourth one the map is brought to the resolution of the next finer map of the backbone
+    (nearest neighbours) and a 1x1 convolution of that map is added.
+
+    Args:
+        in_dim: Channels that come in: of the projected map and of the attention heads.
+        hidden_dim: D; the convolutions after the first have D / 2, D / 4, D / 8 and D / 16 channels.
+        map_channels: Channels of the three finer maps, coarsest first.
+
+    Raises:
+        ValueError: Channels that the 8 groups of the norms do not divide.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, map_channels: list[int]) -> None:
+        super().__init__()
+        if in_dim % 8 or hidden_dim % 128:
+            raise ValueError(
+                f"masks need a hidden_dim that is a multiple of 128, not {hidden_dim}, and a multiple of 8 with the "
+                f"number of heads added, not {in_dim}: their norms have 8 groups"
+            )
+        dims = [in_dim, *(hidden_dim // 2**i for i in range(1, 5))]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, dim, 3, padding=1) for before, dim in zip([in_dim, *dims[:-1]], dims, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(8, dim) for dim in dims)
+        self.last = nn.Conv2d(dims[-1], 1, 3, padding=1)
+        self.adapters = nn.ModuleList(
+            nn.Conv2d(channels, dim, 1) for channels, dim in zip(map_channels, dims[1:4], strict=True)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, attention: Tensor, maps: list[Tensor]) -> Tensor:
+        """Mask logits.
+
+        Args:
+            x: Projected map [B, D, h, w].
+            attention: [B, Q, heads, h, w].
+            maps: Three finer maps [B, C, H, W], coarsest first.
+
+        Returns:
+            [B, Q, H, W], at the resolution of the last map.
+        """
+        batch, queries = attention.shape[:2]
+        y = torch.cat([x[:, None].expand(-1, queries, -1, -1, -1), attention], dim=2).flatten(0, 1)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = F.relu(norm(conv(y)))
+            if 1 <= i <= 3:
+                detail = self.adapters[i - 1](maps[i - 1])
+                y = F.interpolate(y, size=detail.shape[-2:]).unflatten(0, (batch, queries)) + detail[:, None]
+                y = y.flatten(0, 1)
+        return self.last(y).squeeze(1).unflatten(0, (batch, queries))
+
+
+class DETRSegmentation(nn.Module):
+    """A DETR, trained or not, with a mask for each query.
+
+    Args:
+        detector: With `num_levels` 4, whose maps are of strides 4, 8, 16 and 32 in a ResNet.
+        freeze_detector: Whether only the masks are trained.
+
+    Raises:
+        ValueError: A detector with another number of maps, or of a width that the mask head cannot have.
+    """
+
+    has_masks = True
+
+    def __init__(self, detector: DETR, freeze_detector: bool = True) -> None:
+        super().__init__()
+        channels = detector.backbone.channels
+        if len(channels) != 4:
+            raise ValueError(f"masks need a detector with num_levels=4, not {len(channels)}")
+        hidden_dim = detector.query_embed.embedding_dim
+        num_heads = detector.num_heads
+        self.num_classes = detector.num_classes
+        # What the detector froze by itself stays frozen.
+        self.detector = detector.requires_grad_(False) if freeze_detector else detector
+        self.mask_attention = MaskAttention(hidden_dim, num_heads)
+        self.mask_head = MaskHead(hidden_dim + num_heads, hidden_dim, channels[-2::-1])
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
+        """Losses in training, detections with masks in evaluation.
+
+        Args:
+            images: B normalised images [3, h, w].
+            targets: As of `DETR`, in training with `masks` [n, h, w], bool.
+
+        Returns:
+            As of `DETR`: in training also the losses `mask` and `dice`, in evaluation also `masks` [Q, H, W], bool.
+
+        Raises:
+            ValueError: Training without targets, or without their masks.
+        """
+        decoded = self.detector.decode(images)
+        predictions = self.detector.predictions(decoded)
+        masks = self.masks(decoded)
+        if self.training:
+            if targets is None or any("masks" not in target for target in targets):
+                raise ValueError(f"{type(self).__name__} needs targets with masks in training")
+            wanted = [
+                relative._replace(masks=target["masks"])
+                for relative, target in zip(relative_targets(targets, images), targets, strict=True)
+            ]
+            return self.detector.criterion(predictions._replace(masks=masks), wanted)
+        found = self.detector.detections(predictions)
+        padded = (max(image.shape[-2] for image in images), max(image.shape[-1] for image in images))
+        return [
+            {
+                "boxes": to_pixels(found.boxes[i], size),
+                "labels": found.labels[i],
+                "scores": found.scores[i],
+                "masks": binary_masks(masks[i, found.queries[i]], padded, (image.shape[-2], image.shape[-1]), size),
+            }
+            for i, (image, size) in enumerate(zip(images, output_sizes(images, targets), strict=True))
+        ]
+
+    def attention_maps(self, images: list[Tensor]) -> AttentionMaps:
+        """The detector's; see `DETR.attention_maps`."""
+        return self.detector.attention_maps(images)
+
+    def get_classifier(self) -> nn.Module:
+        """The detector's."""
+        return self.detector.get_classifier()
+
+    def masks(self, decoded: Decoded) -> Tensor:
+        """Mask logits of the queries after the last layer [B, Q, h, w], over the padded images."""
+        attention = self.mask_attention(decoded.states[-1], decoded.memory, decoded.padding)
+        return self.mask_head(decoded.projected, attention, decoded.maps[-2::-1])
+
+
+def binary_masks(logits: Tensor, padded: tuple[int, int], size: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """Masks of an image, from logits over its batch's padded images.
+
+    Logits are resampled bilinearly to `padded`, kept where their sigmoid is above one half, cropped to `size` and
+    resampled to `original` by nearest neighbours.
+
+    Args:
+        logits: [n, h, w].
+        padded: Height and width of the padded images.
+        size: Of the image without padding.
+        original: Of the image before it was resized.
+
+    Returns:
+        Bool [n, *original].
+    """
+    full = F.interpolate(logits[:, None].float(), size=padded, mode="bilinear", align_corners=False)
+    masks = (full.sigmoid() > 0.5)[..., : size[0], : size[1]].float()
+    return F.interpolate(masks, size=original).squeeze(1).bool()

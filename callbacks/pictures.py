@@ -48,7 +48,7 @@ class LearningCurve(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Path:
         self._drawn = time.monotonic()
         monitored = getattr(pl_module, "monitor", "val/loss").split("/", 1)[-1]
-        quantities = dict.fromkeys(["loss", monitored])
+        quantities = dict.fromkeys(["loss", *getattr(pl_module, "curves", [monitored])])
         panels = {q: {s: self.series(f"{s}/{q}") for s in ("train", "val")} for q in quantities}
         return save(learning_curve(panels, self.folder.parent.parent.name), self.folder / "learning_curve.png")
 

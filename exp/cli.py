@@ -23,8 +23,10 @@ from torch import nn
 
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
-import models.classifiers  # noqa: F401
+import models.classifiers
+import models.detectors  # noqa: F401
 from callbacks import Checkpoints, ExitCurve, NonFiniteGuard, Preemption, StepSeed
+from callbacks.detection_pictures import DetectionFiles, DetectionPictures
 from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
@@ -101,7 +103,7 @@ class Cli(LightningCLI):
         parser.add_argument(
             "--weights",
             type=str | None,
-            help="fit: start from these weights, of an exp checkpoint or one that `convert` wrote",
+            help="start from these weights, of an exp checkpoint or one that `convert` wrote",
         )
         parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
         if self.command == "predict":
@@ -114,6 +116,17 @@ class Cli(LightningCLI):
                 "--thresholds",
                 type=str | None,
                 help="with --budget: the thresholds.json to use (default: the checkpoint's own thresholds)",
+            )
+            parser.add_argument(
+                "--score_threshold",
+                type=float,
+                default=0.5,
+                help="detection: draw and count what has at least this score; files hold everything",
+            )
+            parser.add_argument(
+                "--query",
+                type=Literal["best"] | int | None,
+                help="DETR family: also draw where a query looks, given its number or best, the surest of each image",
             )
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
@@ -224,7 +237,7 @@ class NoProfiler(PassThroughProfiler):
 
 def standard_callbacks(seed: int | None, checkpoints: Checkpoints) -> list[Callback]:
     """The callbacks of every run, in the order that they rely on: checkpoints are taken last."""
-    pictures = [ClassificationPictures(), DynamicPictures()]
+    pictures = [ClassificationPictures(), DynamicPictures(), DetectionPictures(), DetectionFiles()]
     return [StepSeed(seed), NonFiniteGuard(), Preemption(), *pictures, checkpoints]
 
 

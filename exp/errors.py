@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from exp.cli import Cli
 
 # What a person can mend: the message says how, and a traceback would hide it.
-EXPECTED = (DataError, CheckpointError, RunError, NonFiniteLoss)
+EXPECTED = (DataError, CheckpointError, RunError, NonFiniteLoss, FloatingPointError)
 
 OURS = ("models", "lightning_modules", "datamodules", "callbacks", "exp")
 

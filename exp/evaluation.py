@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks import ExitCurve
+from callbacks.detection_pictures import DetectionFiles, DetectionPictures, category_rows
 from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
 from exp.cli import Cli, UsageError
 from exp.errors import exit_code
 from exp.quiet import silence
+from exp.weights import to_evaluate
+from lightning_modules import Detection
 
 
 def evaluate(argv: list[str], command: str) -> int:
@@ -26,17 +29,17 @@ def evaluate(argv: list[str], command: str) -> int:
     silence()
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
-        checkpoint = cli.config.ckpt_path
-        if checkpoint is None:
-            raise UsageError(f"{command} needs --ckpt_path: the checkpoint to evaluate")
-        folder = output_folder(Path(checkpoint), command)
+        checkpoint, _ = to_evaluate(cli)
+        folder = output_folder(checkpoint, command)
         for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (ClassificationPictures, DynamicPictures, ExitCurve)):
+            if isinstance(
+                callback, (ClassificationPictures, DetectionFiles, DetectionPictures, DynamicPictures, ExitCurve)
+            ):
                 callback.folder = folder
             if isinstance(callback, ExitCurve) and command == "validate":
                 callback.file = folder / "thresholds.json"
         run = getattr(cli.trainer, command)
-        results = run(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        results = run(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True, verbose=False)
         if not results:
             raise UsageError(f"the data has nothing to {command}")
         if cli.trainer.is_global_zero:
@@ -48,6 +51,12 @@ def evaluate(argv: list[str], command: str) -> int:
             console = Console()
             console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True)
             console.print(table)
+            if isinstance(cli.model, Detection) and cli.model.report is not None:
+                columns, *rows = category_rows(cli.model.report)
+                categories = Table(*columns, box=None)
+                for row in rows:
+                    categories.add_row(*row)
+                console.print(categories, highlight=False)
             files = ", ".join(sorted(p.name for p in folder.iterdir()))
             console.print(f"in {folder}: {files}", highlight=False, soft_wrap=True)
     return outcome.code

@@ -12,19 +12,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import ComputeBudget, Cost, ExitCurve
 from callbacks.bad_samples import BadSamples
+from callbacks.detection_pictures import DetectionFiles, DetectionPictures
 from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures, LearningCurve
 from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, is_child
-from exp.convert import ConvertError, read
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
 from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
-from models import official
+from exp.weights import start_from
 
 
 def main(argv: list[str]) -> int:
@@ -67,8 +67,10 @@ def _train(cli: Cli, run: Run) -> None:
     loggers += given if isinstance(given, list) else [given] if given not in (None, True, False) else []
     trainer.loggers = loggers
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, (ClassificationPictures, ComputeBudget, DynamicPictures, ExitCurve)):
+        if isinstance(callback, (ClassificationPictures, ComputeBudget, DetectionPictures, DynamicPictures, ExitCurve)):
             callback.folder = run.plots
+        if isinstance(callback, DetectionFiles):
+            callback.folder = run.path
         if isinstance(callback, ComputeBudget):
             callback.series = table.series
         if isinstance(callback, ExitCurve):
@@ -82,7 +84,9 @@ def _train(cli: Cli, run: Run) -> None:
         cost,
     ]
     if cli.config.weights and run.checkpoint is None:
-        _start_from(cli, Path(cli.config.weights))
+        path = Path(cli.config.weights)
+        if dropped := start_from(cli, path):
+            print(f"{path}: another number of classes, so {', '.join(dropped)} start afresh")
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.
@@ -116,21 +120,6 @@ class Length(Callback):
         if trainer.is_global_zero and not is_child():
             steps = trainer.estimated_stepping_batches
             self.run.update(total_steps=steps if steps != float("inf") else None, max_epochs=trainer.max_epochs)
-
-
-def _start_from(cli: Cli, path: Path) -> None:
-    """Puts weights into the network; a classifier of another number of classes stays as it was initialised."""
-    try:
-        checkpoint = read(path)
-        # Of a run with averaged weights, what its evaluation used.
-        state = official.unwrap(checkpoint, ema="averaging_state" in checkpoint)
-        if official.foreign(state):
-            raise UsageError(f"--weights {path}: an official layout; translate it with `python -m exp convert` first")
-        dropped = official.load(cli.model.network, state)
-    except (ConvertError, official.LayoutError) as error:
-        raise UsageError(f"--weights {path}: {error}") from error
-    if dropped:
-        print(f"{path}: another number of classes, so {', '.join(dropped)} start afresh")
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -1,52 +1,57 @@
-"""`python -m exp predict`: labels for image files and folders, as a table and an annotated contact sheet."""
+"""`python -m exp predict`: what is in image files and folders, as tables, files and pictures."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch import LightningModule
 from rich.console import Console
-from rich.table import Table
 
-from callbacks.drawing import contact_sheet, save
-from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError
 from exp.errors import exit_code
 from exp.evaluation import output_folder
+from exp.predict_classification import write_labels
+from exp.predict_detection import write_detections
+from exp.predict_queries import query_pictures
 from exp.quiet import silence
 from exp.spending import Spending, policy_for, print_spending
+from exp.weights import to_evaluate
+from lightning_modules import Detection
 
-TOP = 5
-ON_SHEET = 36
+# Writes what a task predicted: (command, batches, class names, folder, console) -> exits of the images, paths written.
+Writer = Callable[[Cli, list[Any], list[str], Path, Console], tuple[Any, list[Path]]]
 
 
 def main(argv: list[str]) -> int:
-    """Labels the files and folders among the arguments with `--ckpt_path`."""
+    """Predicts for the files and folders among the arguments with `--ckpt_path` or `--weights`."""
     silence()
     paths, options = split_paths(argv)
     cli = Cli(options, "predict")
     with exit_code(cli) as outcome:
-        checkpoint = cli.config.ckpt_path
-        if checkpoint is None:
-            raise UsageError("predict needs --ckpt_path: the checkpoint to label with")
         if not paths:
             raise UsageError("predict needs image files or folders: python -m exp predict --ckpt_path FILE images/")
         data = cli.datamodule
         if cli.trainer.world_size > 1:
             raise UsageError("predict runs on one device: set trainer.devices=1")
         data.predict_paths = paths
-        content = read_checkpoint(Path(checkpoint))
-        if (policy := policy_for(cli, Path(checkpoint), content)) is not None:
+        checkpoint, content = to_evaluate(cli)
+        if (policy := policy_for(cli, checkpoint, content)) is not None:
             cli.model.policy = policy
         spending = Spending()
         cli.trainer.callbacks.append(spending)  # type: ignore[attr-defined]
-        names = content.get("class_names", [])
-        batches = cli.trainer.predict(cli.model, data, ckpt_path=checkpoint, weights_only=True)
-        _write(cli, batches or [], names, output_folder(Path(checkpoint), "predict"), spending)
+        data.setup("predict")
+        names = content.get("class_names") or list(data.class_names)
+        folder = output_folder(checkpoint, "predict")
+        if cli.config.query is not None:
+            pictures = query_pictures(cli, names, folder / "queries")
+            cli.trainer.callbacks.append(pictures)  # type: ignore[attr-defined]
+        batches = cli.trainer.predict(cli.model, data, ckpt_path=cli.config.ckpt_path, weights_only=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _finish(cli, batches or [], names, folder, spending)
     return outcome.code
 
 
@@ -67,41 +72,17 @@ def split_paths(argv: list[str]) -> tuple[list[Path], list[str]]:
     return paths, options
 
 
-def _write(cli: Cli, batches: list[Any], names: list[str], folder: Path, spending: Spending) -> None:
-    data = cli.datamodule
-    indices = torch.cat([batch["index"] for batch in batches]).tolist()
-    probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
-    exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
-    names = names or [f"class {i}" for i in range(probabilities.shape[1])]
-    values, classes = probabilities.topk(min(TOP, len(names)))
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "predictions.csv"
-    columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
-    columns += ["exit"] if exits is not None else []
-    with target.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", *columns])
-        for row, index in enumerate(indices):
-            pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
-            cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
-            cells += [str(int(exits[row]))] if exits is not None else []
-            writer.writerow([data.sample_name("predict", index), *cells])
-    shown = range(min(ON_SHEET, len(indices)))
-    captions = [
-        f"{Path(data.sample_name('predict', indices[i])).name}\n{names[int(classes[i, 0])]} ({values[i, 0]:.0%})"
-        for i in shown
-    ]
-    images = [data.raw_image("predict", indices[i]) for i in shown]
-    title = f"{len(indices)} images" + (f", the first {ON_SHEET}" if len(indices) > ON_SHEET else "")
-    sheet = save(contact_sheet(images, captions, title), folder / "contact_sheet.png")
+def writer_of(module: LightningModule) -> Writer:
+    """What writes the predictions of a task."""
+    return write_detections if isinstance(module, Detection) else write_labels
+
+
+def _finish(cli: Cli, batches: list[Any], names: list[str], folder: Path, spending: Spending) -> None:
     console = Console()
-    table = Table("file", "label", "probability", box=None)
-    for i in shown:
-        table.add_row(data.sample_name("predict", indices[i]), names[int(classes[i, 0])], f"{values[i, 0]:.4f}")
-    console.print(table, highlight=False)
-    for name, reason in data.bad_samples.items():
+    exits, written = writer_of(cli.model)(cli, batches, names, folder, console)
+    for name, reason in cli.datamodule.bad_samples.items():
         console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
-    spent = spending.report(cli, exits, len(indices))
+    spent = spending.report(cli, exits, sum(len(batch["index"]) for batch in batches))
     print_spending(spent, console)
     (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
-    console.print(f"wrote {target} and {sheet}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ class ProfileReport:
         device: Where it ran.
         input_size: Channels, height, width of an image.
         batch_size: Images in a batch.
-        dense: Multiply-adds per image by shapes alone.
+        dense: Multiply-adds per image by shapes alone, or, of a network whose shapes depend on the image, what ran.
         executed: Multiply-adds per image of the operators that ran.
         latency_median: Seconds for a batch.
         latency_p95: Seconds for a batch that 95 % of the runs did not exceed.
@@ -92,7 +92,7 @@ def profile(network: nn.Module, input_size: Sequence[int], batch_size: int = 1, 
     """Count and measure an inference, where the network is; it is left in its mode.
 
     Args:
-        network: Takes images [batch_size, *input_size].
+        network: Takes images [batch_size, *input_size], or a list of them if it is a detector.
         input_size: Channels, height, width.
         batch_size: Images in a batch.
         seconds: Time to measure latency for; at least ten runs are made however long they take.
@@ -102,22 +102,28 @@ def profile(network: nn.Module, input_size: Sequence[int], batch_size: int = 1, 
     """
     import torch
 
-    from models.compute import count, executed, inference
+    from models.compute import NotCountable, count, executed, inference, network_input
 
     reference = next(network.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, *input_size, generator=generator).to(reference)
+    images = network_input(network, torch.randn(batch_size, *input_size, generator=generator).to(reference))
+    device = reference.device
     with inference(network):
-        latencies = _latencies(network, images, seconds)
-        peak_memory = _peak_memory(network, images)
+        latencies = _latencies(network, images, device, seconds)
+        peak_memory = _peak_memory(network, images, device)
+    ran = executed(network, images)
+    try:
+        dense = count(network, input_size, batch_size)
+    except NotCountable:
+        dense = ran
     median = _quantile(latencies, 0.5)
-    on_gpu = images.is_cuda
+    on_gpu = reference.is_cuda
     return ProfileReport(
-        device=torch.cuda.get_device_name(images.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         input_size=tuple(input_size),
         batch_size=batch_size,
-        dense=count(network, input_size, batch_size),
-        executed=executed(network, images),
+        dense=dense,
+        executed=ran,
         latency_median=median,
         latency_p95=_quantile(latencies, 0.95),
         images_per_second=batch_size / median,
@@ -168,34 +174,34 @@ def show(report: ProfileReport, depth: int) -> None:
     console.print(summary)
 
 
-def _latencies(network: nn.Module, images: torch.Tensor, seconds: float) -> list[float]:
+def _latencies(network: nn.Module, images: Any, device: torch.device, seconds: float) -> list[float]:
     import torch
 
     latencies: list[float] = []
     for _ in range(WARM_UP_RUNS):
         network(images)
     while len(latencies) < MIN_RUNS or sum(latencies) < seconds:
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         start = time.perf_counter()
         network(images)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         latencies.append(time.perf_counter() - start)
     return latencies
 
 
-def _peak_memory(network: nn.Module, images: torch.Tensor) -> int:
+def _peak_memory(network: nn.Module, images: Any, device: torch.device) -> int:
     import torch
 
     from models.memory import PeakMemory
 
-    if images.is_cuda:
-        torch.cuda.reset_peak_memory_stats(images.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         network(images)
-        return torch.cuda.max_memory_allocated(images.device)
+        return torch.cuda.max_memory_allocated(device)
     # The CPU allocator keeps no peak.
-    with PeakMemory([*network.parameters(), *network.buffers(), images]) as memory:
+    with PeakMemory([*network.parameters(), *network.buffers(), *images]) as memory:
         network(images)
     return memory.peak
 

@@ -49,9 +49,10 @@ def policy_for(cli: Cli, checkpoint: Path, content: dict[str, Any]) -> Policy | 
         plain = content.get("callbacks", {}).get(ExitCurve().state_key)
         if not plain:
             solved = output_folder(checkpoint, "validate") / "thresholds.json"
+            option = "--ckpt_path" if cli.config.ckpt_path else "--weights"
             raise UsageError(
                 f"--budget: {checkpoint} holds no thresholds, as no validation preceded it: solve them by "
-                f"`python -m exp validate --ckpt_path {checkpoint}`, then add --thresholds {solved}"
+                f"`python -m exp validate {option} {checkpoint}`, then add --thresholds {solved}"
             )
     else:
         plain = _read(file)

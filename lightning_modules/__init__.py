@@ -1,7 +1,8 @@
 """LightningModules, one file a task: losses, optimiser, metrics, logging."""
 
 from lightning_modules.classification import Classification, Mix
+from lightning_modules.detection import Detection
 from lightning_modules.schedules import Constant, MultiStep, Staircase, WarmupCosine
 from lightning_modules.task import Task
 
-__all__ = ["Classification", "Constant", "Mix", "MultiStep", "Staircase", "Task", "WarmupCosine"]
+__all__ = ["Classification", "Constant", "Detection", "Mix", "MultiStep", "Staircase", "Task", "WarmupCosine"]

@@ -1,6 +1,6 @@
 """Parameters sorted into optimiser groups: who decays, and how fast each layer learns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal
@@ -61,7 +61,12 @@ class LayerDecay:
 
 
 def parameter_groups(
-    network: nn.Module, lr: float, weight_decay: float, layer_decay: LayerDecay | None = None
+    network: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: LayerDecay | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Optimiser groups of a network, in the order in which their first parameters appear.
 
@@ -73,13 +78,18 @@ def parameter_groups(
         lr: Learning rate of the head.
         weight_decay: Of the parameters that decay.
         layer_decay: Learning rates by layer; None for one rate.
+        lr_multipliers: Factors of the learning rate by a text that parameter names contain; the first that fits counts.
+        decay_all: Whether everything decays, norms and biases too.
 
     Returns:
         Dicts of `params`, `param_names`, `name`, `weight_decay`, `lr_scale` and `lr` (= lr * lr_scale).
 
     Raises:
-        ValueError: Nothing to train, or layer decay that does not fit the network.
+        ValueError: Nothing to train, layer decay that does not fit the network, or a multiplier that is not positive
+            or fits no parameter.
     """
+    multipliers = dict(lr_multipliers or {})
+    _check(multipliers, [name for name, _ in network.named_parameters()])
     ids, head = layer_decay.layer_ids(network) if layer_decay else ({}, 0)
     exempt = _no_weight_decay(network)
     groups: dict[str, dict[str, Any]] = {}
@@ -87,12 +97,16 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         is_bias = name.split(".")[-1] == "bias"
-        decays = parameter.ndim > 1 and not is_bias and not any(fnmatch(name, pattern) for pattern in exempt)
+        excused = parameter.ndim <= 1 or is_bias or any(fnmatch(name, pattern) for pattern in exempt)
+        decays = decay_all or not excused
         group_name = "decay" if decays else "no_decay"
         scale = 1.0
         if layer_decay:
             group_name = f"layer_{ids[name]}_{group_name}"
             scale = layer_decay.decay ** (head - ids[name])
+        if text := next((text for text in multipliers if text in name), None):
+            group_name = f"{text}_{group_name}"
+            scale *= multipliers[text]
         group = groups.setdefault(
             group_name,
             {
@@ -109,6 +123,17 @@ def parameter_groups(
     if not groups:
         raise ValueError("the network has no trainable parameter")
     return list(groups.values())
+
+
+def _check(multipliers: dict[str, float], names: list[str]) -> None:
+    for text, factor in multipliers.items():
+        if not factor > 0:
+            raise ValueError(f"lr_multipliers: {text!r} has the factor {factor:g}, which must be above 0")
+        if not any(text in name for name in names):
+            parts = sorted({name.split(".")[0] for name in names})
+            raise ValueError(
+                f"lr_multipliers: no parameter's name contains {text!r}; they begin with {', '.join(parts)}"
+            )
 
 
 def describe(groups: Sequence[dict[str, Any]]) -> str:

@@ -167,8 +167,7 @@ class Task(LightningModule):
         lr, weight_decay = defaults["lr"], defaults.get("weight_decay", 0.0)
         if self.reference_batch is not None:
             lr *= self.effective_batch / self.reference_batch
-        groups = parameter_groups(self.network, lr=lr, weight_decay=weight_decay, layer_decay=self.layer_decay)
-        optimizer = self.make_optimizer(groups)
+        optimizer = self.make_optimizer(self.parameter_groups(lr, weight_decay))
         self.trainer.fit_loop.setup_data()
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
@@ -189,6 +188,10 @@ class Task(LightningModule):
 
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the network's parameters, with the learning rate of each."""
+        return parameter_groups(self.network, lr=lr, weight_decay=weight_decay, layer_decay=self.layer_decay)
 
     @property
     def effective_batch(self) -> int:

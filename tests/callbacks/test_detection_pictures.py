@@ -1,0 +1,127 @@
+"""Pictures and files of an evaluation, and what of them is true."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.pytorch import Trainer
+from matplotlib.image import imread
+
+from callbacks.detection_drawing import (
+    MOST_BARS,
+    Objects,
+    attention_maps,
+    category_bars,
+    detection_sheet,
+    overlay,
+    precision_recall,
+    sampling_points,
+)
+from callbacks.detection_pictures import DetectionFiles, DetectionPictures
+from callbacks.drawing import save
+from lightning_modules import Detection
+from tests.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
+
+PICTURES = ["category_ap.png", "detections.png", "precision_recall.png"]
+
+
+def run(folder: Path, command: str, has_masks: bool = True) -> Detection:
+    module = Detection(ToyDetector(has_masks))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        max_epochs=1,
+        callbacks=[DetectionPictures(folder, images=3), DetectionFiles(folder)],
+    )
+    if command == "fit":
+        trainer.fit(module, ToyScenes())
+    else:
+        getattr(trainer, command)(module, ToyScenes(), verbose=False)
+    return module
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_an_evaluation_leaves_pictures_and_files(command: str, tmp_path: Path) -> None:
+    module = run(tmp_path, command)
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == PICTURES
+    boxes = json.loads((tmp_path / "detections_bbox.json").read_text())
+    masks = json.loads((tmp_path / "detections_segm.json").read_text())
+    assert len(boxes) == len(masks) == 18
+    assert boxes[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    assert {each["category_id"] for each in boxes} == set(CATEGORY_IDS)
+    # The image of id 100 is 40 high and 60 wide: from (1, 1) to (30, 20).
+    assert [each["bbox"] for each in boxes if each["image_id"] == 100] == [[1, 1, 29, 19]] * 3
+    assert isinstance(masks[0]["segmentation"]["counts"], str)
+    with (tmp_path / "categories.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["category"] for row in rows] == ["cat", "dog", "bird"]
+    assert module.report is not None
+    assert [float(row["box_ap"]) for row in rows] == pytest.approx(module.report.per_category["box"][:, 0], abs=1e-4)
+
+
+def test_fit_draws_at_its_end_and_writes_no_files(tmp_path: Path) -> None:
+    run(tmp_path, "fit", has_masks=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == PICTURES
+
+
+def test_objects_are_drawn_where_they_are(tmp_path: Path) -> None:
+    image = np.full((64, 64, 3), 255, np.uint8)
+    mask = np.zeros((1, 64, 64), bool)
+    mask[0, 40:60, 40:60] = True
+    box = np.array([[40.0, 40, 60, 60]])
+    plain = imread(save(overlay(image, Objects(box[:0], np.zeros(0, int)), ["a"]), tmp_path / "plain.png"))
+    drawn = imread(save(overlay(image, Objects(box, np.zeros(1, int), None, mask), ["a"]), tmp_path / "drawn.png"))
+    assert plain.shape == drawn.shape
+    changed = np.abs(plain - drawn).max(2) > 0.05
+    rows, columns = np.nonzero(changed)
+    height, width = changed.shape
+    assert changed[int(0.8 * height), int(0.8 * width)]
+    # The label stands above the box; nothing is drawn far from both.
+    assert rows.min() > 0.45 * height
+    assert columns.min() > 0.55 * width
+
+
+def test_low_scores_are_left_out() -> None:
+    objects = Objects(np.zeros((3, 4)), np.arange(3), np.array([0.9, 0.5, 0.1]), np.zeros((3, 4, 4), bool))
+    above = objects.above(0.5)
+    assert above.labels.tolist() == [0, 1]
+    assert above.masks is not None
+    assert len(above.masks) == 2
+    assert objects.above(0.95, at_least=1).labels.tolist() == [0]
+    assert Objects(objects.boxes, objects.labels).above(0.5).labels.tolist() == [0, 1, 2]
+
+
+def test_many_categories_stay_readable() -> None:
+    names = [f"category {k}" for k in range(80)]
+    values = np.linspace(0, 1, 80)
+    objects = np.ones(80, int)
+    objects[79] = 0
+    figure = category_bars(names, {"box": values, "mask": values}, objects, "AP")
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(shown) == MOST_BARS
+    assert shown[0] == "category 78 (1)"
+    assert shown[-1] == "category 0 (1)"
+
+
+def test_where_a_query_looks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (48, 96, 3), np.uint8)
+    found = Objects(np.array([[10.0, 10, 40, 40]]), np.zeros(1, int), np.array([0.7]))
+    points = sampling_points(image, rng.uniform(0, 48, (3, 16, 2)), rng.uniform(0, 1, (3, 16)), found, ["a"], "query 4")
+    assert len(points.axes) == 3
+    assert all(axes.collections[0].get_offsets().shape == (16, 2) for axes in points.axes)
+    maps = attention_maps(image, rng.uniform(0, 1, (2, 6, 12)), found, ["a"], "query 4")
+    assert [len(axes.images) for axes in maps.axes] == [2, 2]
+    curves = precision_recall({"box": np.full((10, 101), 0.25)})
+    assert curves.axes[0].get_legend().get_texts()[0].get_text() == "IoU 0.5: 0.250"
+    sheet = detection_sheet([image] * 4, [found] * 4, ["a"], ["x"] * 4, "four")
+    for i, figure in enumerate((points, maps, curves, sheet)):
+        assert save(figure, tmp_path / f"{i}.png").stat().st_size > 5000

@@ -28,7 +28,10 @@ def command(path: Path) -> list[str]:
 
 
 def without_weights(argv: list[str]) -> list[str]:
-    """The command without `--weights FILE`: there is no such file here."""
+    """The command without `--weights FILE` and without what timm would download: there are no such files here."""
+    configs = [ROOT / argument for argument in argv if argument.endswith(".yaml")]
+    if any("pretrained: true" in config.read_text() for config in configs):
+        argv = [*argv, "--model.init_args.network.init_args.pretrained=false"]
     if "--weights" not in argv:
         return argv
     at = argv.index("--weights")
@@ -43,5 +46,5 @@ def built(path: Path) -> Cli:
 
 
 def is_recipe(path: Path) -> bool:
-    """Whether a config trains on ImageNet."""
-    return "imagenet" in path.stem
+    """Whether a config trains at full size, on ImageNet or COCO."""
+    return "imagenet" in path.stem or path.stem.endswith("_coco")

@@ -1,0 +1,118 @@
+"""The recipes of the DETR family: networks, optimisers, schedules and data as published."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import Coco
+from datamodules.transforms.detection import MultiScaleCrop, ResizeShortestEdge
+from exp.cli import Cli
+from models.compute import parameter_count
+from tests.recipes import ROOT, TASKS, built, is_recipe
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are typed in the checkout's root."""
+    monkeypatch.chdir(ROOT)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was published of a training, and parameters counted with the official modules.
+
+    Args:
+        params: of the network with 91 classes.
+        lr: of the transformer; the backbone has a tenth of it.
+        batch: images an optimiser step.
+        epochs, drop: length of the training, and when the learning rate falls to a tenth.
+        deformable: whether reference points and sampling offsets learn at a tenth of the rate, too.
+        resize_first: whether images are resized before the choice of augmentations.
+    """
+
+    params: int
+    lr: float = 2e-4
+    batch: int = 32
+    epochs: int = 50
+    drop: int = 40
+    deformable: bool = True
+    resize_first: bool = False
+
+
+DETR = {"lr": 1e-4, "batch": 16, "deformable": False}
+LONG = DETR | {"epochs": 300, "drop": 200}
+RECIPES = {
+    "detr_coco": Recipe(41_524_768, **LONG),
+    "detr_dc5_coco": Recipe(41_524_768, **LONG),
+    "detr_r101_coco": Recipe(60_464_672, **LONG),
+    "smca_coco": Recipe(41_760_482, **DETR),
+    "deformable_detr_coco": Recipe(40_069_665),
+    "deformable_detr_single_scale_coco": Recipe(34_066_593),
+    "deformable_detr_dc5_coco": Recipe(34_066_593),
+    "deformable_detr_refine_coco": Recipe(40_849_660),
+    "deformable_detr_two_stage_coco": Recipe(41_181_529),
+    "solq_coco": Recipe(54_193_660, resize_first=True),
+    "solq_r101_coco": Recipe(73_133_564, resize_first=True),
+    "solq_swin_large_coco": Recipe(223_622_992, resize_first=True),
+}
+HOSTS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "fcos")
+
+
+def test_every_recipe_is_checked() -> None:
+    found = [path.stem for path in TASKS if path.parent.name == "detection" and is_recipe(path)]
+    assert sorted(RECIPES) == [name for name in found if not name.startswith(HOSTS)]
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest) -> tuple[Recipe, Cli]:
+    return RECIPES[request.param], built(Path(f"configs/detection/{request.param}.yaml"))
+
+
+def test_recipe_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    model, data = cli.model, cli.datamodule
+    assert parameter_count(model.network) == published.params
+    assert isinstance(data, Coco)
+    assert data.batch_size * cli.trainer.accumulate_grad_batches == published.batch == model.reference_batch
+    assert data.labels == "coco"
+    assert data.masks == model.network.has_masks
+    assert cli.trainer.max_epochs == published.epochs
+    assert cli.trainer.gradient_clip_val == 0.1
+    defaults = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+    assert (defaults["lr"], defaults["weight_decay"]) == (published.lr, 1e-4)
+    table = model.schedule.table(1.0, 10, 10 * published.epochs)
+    assert np.flatnonzero(np.diff(table)).tolist() == [10 * published.drop - 1]
+    assert table[[0, -1]] == pytest.approx([1, 0.1])
+
+
+def test_optimiser_groups_are_the_published_ones(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    groups = cli.model.parameter_groups(published.lr, 1e-4)
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+    for group in groups:
+        slow = ("backbone.", *(("reference_points", "sampling_offsets") if published.deformable else ()))
+        for name in group["param_names"]:
+            factor = 0.1 if any(text in name for text in slow) else 1.0
+            assert group["lr"] == pytest.approx(factor * published.lr), name
+    trained = {name for group in groups for name in group["param_names"]}
+    frozen = [name for name, _ in cli.model.network.named_parameters() if name not in trained]
+    resnet = bool(re.search("resnet", cli.plain["model"]["init_args"]["network"]["init_args"]["backbone"]))
+    assert {name.split(".")[2] for name in frozen} == ({"conv1", "layer1"} if resnet else set())
+
+
+def test_augmentation_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
+    published, cli = recipe
+    flip, crop = cli.datamodule.train_transforms
+    assert type(flip).__name__ == "HorizontalFlip"
+    assert isinstance(crop, MultiScaleCrop)
+    assert len(crop.transforms) == 1 + published.resize_first
+    (resize,) = cli.datamodule.eval_transforms
+    assert isinstance(resize, ResizeShortestEdge)
+    swin = cli.plain["model"]["init_args"]["network"]["init_args"]["backbone"].startswith("swin")
+    assert (resize.sizes, resize.max_size) == (([1088], 1333) if swin else ([800], 1333))

@@ -218,6 +218,13 @@ class Coco(DataModule):
                 f"there; the first is {first}.",
                 stacklevel=2,
             )
+        number, first = annotations.crossing
+        if number and self.masks:
+            warnings.warn(
+                f"{annotations.path}: {number} outlines cross themselves, and are filled as COCO's own tools do it; "
+                f"the first is {first}.",
+                stacklevel=2,
+            )
 
     def _leave_out(self, path: Path, problems: list[tuple[str, str]], count: int) -> None:
         """Raises for bad records, or counts them."""

@@ -15,7 +15,7 @@ from datamodules.cache import MappedArray, unpack_once
 from datamodules.coco_compile import clamp_boxes, compile_annotations
 from datamodules.transforms.packed_masks import Patch
 
-LAYOUT = "coco-1"
+LAYOUT = "coco-2"
 # The COCO API draws polygons on a grid of fifths of a pixel.
 GRID = 5
 
@@ -32,6 +32,7 @@ class Annotations:
         problems: Record and reason of the first thousand records that were left out.
         num_problems: Number of records that were left out.
         overhanging: How many boxes were cut at the image's edge by more than a pixel, and the first of them.
+        crossing: How many annotations have a polygon that crosses itself, and the first of them.
 
     Raises:
         DataError: If the file is no COCO file or the cache cannot be written.
@@ -45,6 +46,7 @@ class Annotations:
         self.problems: list[tuple[str, str]] = [(record, reason) for record, reason in report["problems"]]
         self.num_problems: int = report["num_problems"]
         self.overhanging: tuple[int, str] = (report["overhanging"][0], report["overhanging"][1])
+        self.crossing: tuple[int, str] = (report["crossing"][0], report["crossing"][1])
         self._columns = {file.stem: MappedArray(file) for file in folder.glob("*.npy")}
         self.image_ids = self._columns["image_ids"][:]
 

@@ -98,6 +98,7 @@ def compile_annotations(path: Path, folder: Path) -> None:
         "problems": problems.first,
         "num_problems": problems.count,
         "overhanging": rows.overhanging,
+        "crossing": rows.crossing,
     }
     (folder / "report.json").write_text(json.dumps(report))
 
@@ -153,6 +154,7 @@ class _Rows:
         self.keypoints, self.num_values = array("d"), 0
         self.rows_with_keypoints = array("q")
         self.overhanging: list[Any] = [0, ""]
+        self.crossing: list[Any] = [0, ""]
 
     def add(self, record: dict[str, Any]) -> None:
         """Takes a record in; raises if it lacks something, and is unchanged then."""
@@ -215,13 +217,16 @@ class _Rows:
             has_code & (code_sizes != np.stack([heights, widths], axis=1)).any(axis=1),
             "its run-length mask is not {width}x{height} as the image is",
         )
-        refuse(self._without_area(), "its polygons have no area (degenerate, self-crossing, or not finite)")
+        enclosing, crossing = self._polygons()
+        drawn = np.diff(np.asarray(self.last_parts, np.int64)) > 0
+        refuse(drawn & (enclosing == 0), "its polygons have no area (degenerate, self-crossing, or not finite)")
         beyond = np.maximum(-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - np.stack([widths, heights], axis=1)).max(
             axis=1
         )
-        over = np.flatnonzero(kept & (beyond > OVERHANG))
-        if len(over):
-            self.overhanging = [len(over), f"annotation {ids[over[0]]} of image {of[over[0]]}"]
+        for doubtful, noted in ((beyond > OVERHANG, self.overhanging), (crossing > 0, self.crossing)):
+            found = np.flatnonzero(kept & doubtful)
+            if len(found):
+                noted[:] = [len(found), f"annotation {ids[found[0]]} of image {of[found[0]]}"]
         rows = np.flatnonzero(kept)
         rows = rows[np.argsort(place[rows], kind="stable")]
         codes, code_ends = np.frombuffer(bytes(self.codes), np.uint8), np.asarray(self.code_ends, np.int64)
@@ -244,21 +249,33 @@ class _Rows:
             table["keypoints"] = keypoints[rows]
         return table
 
-    def _without_area(self) -> np.ndarray:
-        """Which annotations have polygons and none of them encloses anything, bool [n]."""
+    def _polygons(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many polygons of each annotation enclose something, and how many cross themselves, int64 [n] each.
+
+        A closed line that crosses itself an odd number of times does not turn by one full circle (Whitney's theorem);
+        lines with a point twice in a row, or that go back the way they came, are not judged.
+        """
         ends, coordinates = np.asarray(self.part_ends, np.int64), np.asarray(self.coordinates, np.float64)
-        areas = np.zeros(len(ends) - 1)
+        areas, turns = np.zeros(len(ends) - 1), np.ones(len(ends) - 1)
         for first in range(0, len(areas), BLOCK):
             last = min(first + BLOCK, len(areas))
             points = coordinates[ends[first] : ends[last]].reshape(-1, 2)
             starts = (ends[first:last] - ends[first]) // 2
             after = np.arange(1, len(points) + 1)
             after[np.append(starts[1:], len(points)) - 1] = starts
-            crossed = points[:, 0] * points[after, 1] - points[after, 0] * points[:, 1]
-            areas[first:last] = np.abs(np.add.reduceat(crossed, starts)) / 2
-        encloses = np.append(0, np.cumsum(areas > 0))
+            areas[first:last] = np.abs(np.add.reduceat(_cross(points, points[after]), starts)) / 2
+            steps = points[after] - points
+            angles = np.arctan2(_cross(steps, steps[after]), (steps * steps[after]).sum(1))
+            unclear = (steps == 0).all(1) | (np.abs(angles) > np.pi - 1e-6)
+            whole = np.rint(np.add.reduceat(angles, starts) / (2 * np.pi))
+            turns[first:last] = np.where(np.logical_or.reduceat(unclear, starts), 1, np.abs(whole))
+        counts = [np.append(0, np.cumsum(each)) for each in (areas > 0, turns != 1)]
         spans = np.asarray(self.last_parts, np.int64)
-        return (np.diff(spans) > 0) & (np.diff(encloses[spans]) == 0)
+        return np.diff(counts[0][spans]), np.diff(counts[1][spans])
+
+
+def _cross(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return vectors[:, 0] * others[:, 1] - others[:, 0] * vectors[:, 1]
 
 
 def _outline(segmentation: Any) -> tuple[list[array], bytes, tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,34 @@ def test_a_damaged_file_is_one_error(coco: CocoFiles, text: str, reason: str) ->
     (coco.root / "annotations/instances_train2017.json").write_text(text)
     with pytest.raises(DataError, match=rf"instances_train2017.json {reason}"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("outline", "crosses"),
+    [
+        ([2, 2, 20, 2, 20, 20, 2, 20], False),
+        ([20, 2, 2, 2, 2, 20, 20, 20], False),
+        # A bow tie with halves of different size, and a line that goes around twice.
+        ([2, 2, 20, 20, 20, 5, 2, 20], True),
+        ([2, 2, 20, 2, 20, 20, 2, 20, 5, 5, 15, 5, 15, 15, 5, 15], True),
+        # A point twice in a row, and a spike.
+        ([2, 2, 2, 2, 20, 2, 20, 20, 2, 20], False),
+        ([2, 2, 20, 2, 25, 2, 20, 2, 20, 20, 2, 20], False),
+    ],
+)
+def test_outlines_that_cross_themselves_are_reported(tmp_path: Path, outline: list[float], crosses: bool) -> None:
+    files = CocoFiles(tmp_path)
+    for split in ("train", "val"):
+        image = files.image(split)
+        files.object(image, [2, 2, 18, 18], split)
+    files.object(10, [2, 2, 18, 18], segmentation=[outline])
+    data = files.data()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup("fit")
+    said = [str(each.message) for each in caught if "cross themselves" in str(each.message)]
+    assert len(said) == crosses
+    assert not crosses or "1 outlines" in said[0]
+    assert not crosses or "annotation 101 of image 10" in said[0]
+    # They train all the same.
+    assert len(data.source("train").load(0)["target"]["boxes"]) == 2

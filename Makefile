@@ -8,8 +8,9 @@ READY := .venv/.ready
 quickstart: $(READY)
 	$(BIN)/python -m exp fit --config configs/quickstart.yaml
 
+# Two processes, each with files of its own, in the order that tests/conftest.py gives them.
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -m "not slurm"

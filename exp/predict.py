@@ -80,9 +80,11 @@ def writer_of(module: LightningModule) -> Writer:
 def _finish(cli: Cli, batches: list[Any], names: list[str], folder: Path, spending: Spending) -> None:
     console = Console()
     exits, written = writer_of(cli.model)(cli, batches, names, folder, console)
+    if cli.config.query is not None:
+        written.append(folder / "queries")
     for name, reason in cli.datamodule.bad_samples.items():
         console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
     spent = spending.report(cli, exits, sum(len(batch["index"]) for batch in batches))
     print_spending(spent, console)
     (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
-    console.print(f"wrote {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -19,6 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Commands run in forked copies of this process, in which PyTorch refuses backward passes once it has run one."""
 
     def forks(item: pytest.Item) -> bool:
-        return runner.run in vars(getattr(item, "module", item)).values()
+        return any(value is runner.run for value in vars(getattr(item, "module", item)).values())
 
     items.sort(key=lambda item: not forks(item))

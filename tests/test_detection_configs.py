@@ -61,12 +61,43 @@ RECIPES = {
     "solq_r101_coco": Recipe(73_133_564, resize_first=True),
     "solq_swin_large_coco": Recipe(223_622_992, resize_first=True),
 }
-HOSTS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet", "fcos")
+# Parameters, learning rate for 16 images, epochs and the epochs where it drops. What the toolboxes count more is the
+# batch norms of ResNet-50, which are constants here (tests/models/detectors/test_rcnn.py).
+ONE_TIME = (12, [8, 11])
+HOSTS = {
+    "faster_rcnn_r50_coco": (41_699_936, 0.02, *ONE_TIME),
+    "mask_rcnn_r50_coco": (44_343_216, 0.02, *ONE_TIME),
+    "cascade_mask_rcnn_r50_coco": (77_271_486, 0.02, *ONE_TIME),
+    "retinanet_r50_coco": (37_915_572, 0.01, *ONE_TIME),
+    "fcos_r50_coco": (32_244_250, 0.01, *ONE_TIME),
+    "mask_rcnn_convnext_coco": (48_095_376, 1e-4, 36, [27, 33]),
+    "cascade_mask_rcnn_convnext_coco": (85_930_578, 2e-4, 36, [27, 33]),
+}
 
 
 def test_every_recipe_is_checked() -> None:
     found = [path.stem for path in TASKS if path.parent.name == "detection" and is_recipe(path)]
-    assert sorted(RECIPES) == [name for name in found if not name.startswith(HOSTS)]
+    assert sorted([*RECIPES, *HOSTS]) == found
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_recipe_of_a_host_is_the_published_one(name: str) -> None:
+    params, lr, epochs, drops = HOSTS[name]
+    cli = built(Path(f"configs/detection/{name}.yaml"))
+    assert parameter_count(cli.model.network) == params
+    assert cli.datamodule.batch_size == cli.model.reference_batch == 16
+    assert cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == lr
+    assert cli.trainer.max_epochs == epochs
+    table = cli.model.schedule.table(1.0, 1000, 1000 * epochs)
+    assert (np.flatnonzero(np.diff(table) < 0) + 1).tolist() == [1000 * epoch for epoch in drops]
+
+
+def test_docs_list_every_recipe_with_its_size() -> None:
+    text = (ROOT / "docs" / "detection.md").read_text()
+    sizes = {name: recipe.params for name, recipe in RECIPES.items()} | {name: host[0] for name, host in HOSTS.items()}
+    for name, params in sizes.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}.yaml`"))
+        assert row.split("|")[2].strip() == f"{params:,}"
 
 
 @pytest.fixture(params=sorted(RECIPES))

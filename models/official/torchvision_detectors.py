@@ -52,6 +52,9 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     numbered = "head.regression_head.bbox_ctrness.weight" not in state
     ours = {}
     for name, value in state.items():
+        # A counter of the batch norms, which are frozen here.
+        if name.endswith(".num_batches_tracked"):
+            continue
         current = _current(name, numbered)
         for our_start, start in _OURS:
             if current.startswith(start):

@@ -311,7 +311,7 @@ def _check_layers(network: nn.Module, names: Iterable[str]) -> None:
 
 
 def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> ComputeReport:
-    with inference(network), _frozen(network), flop_counter() as counter:
+    with inference(network), flop_counter() as counter:
         network(*inputs)
     counts = counter.get_flop_counts()
     root = type(network).__name__
@@ -327,19 +327,6 @@ def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Co
             modules.append(ModuleCompute(name, type(module).__name__, parameter_count(module), macs(f"{root}.{name}")))
     conv, linear = macs("Global", _CONVOLUTION), macs("Global", _LINEAR)
     return ComputeReport(modules[0].params, conv, linear, macs("Global") - conv - linear, modules)
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: views of those that do, made without gradients, confuse PyTorch's counter."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _name(operator: Any) -> str:

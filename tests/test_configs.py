@@ -31,7 +31,7 @@ from tests.models.backbones.test_shufflenet_drconv import COSTS as DRCONV
 from tests.models.classifiers.test_dvt import TABLE as DVT
 from tests.models.classifiers.test_ranet import CONFIGS as RANET
 from tests.models.classifiers.test_ranet import MEASURED as RANET_MEASURED
-from tests.recipes import HARDWARE, ROOT, TASKS, built, command, is_recipe
+from tests.recipes import HARDWARE, ROOT, TASKS, built, command, is_recipe, without_weights
 
 IMAGENET_TRAIN = 1_281_167
 
@@ -280,12 +280,13 @@ def write_coco(root: Path) -> None:
 def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    argv = command(path)
+    argv = without_weights(command(path))
     data = built(path).plain["data"]
     if data["class_path"].endswith("DigitScenes"):
         argv = [*argv, "--data.init_args.num_train=16", "--data.init_args.num_val=4"]
     elif data["class_path"].endswith("Coco"):
         write_coco(tmp_path / data["init_args"]["root"])
+        argv = [*argv, "--data.init_args.num_workers=0"]
     elif "root" in data["init_args"]:
         root = tmp_path / data["init_args"]["root"]
         root.mkdir(parents=True)

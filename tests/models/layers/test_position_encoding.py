@@ -39,6 +39,7 @@ def test_learned_positions_have_a_size() -> None:
 
 
 def test_mlp_is_linear_but_between_its_layers() -> None:
+    torch.manual_seed(0)
     mlp = MLP(3, 5, 2, 2)
     assert [tuple(parameter.shape) for parameter in mlp.parameters()] == [(5, 3), (5,), (2, 5), (2,)]
     x = torch.randn(4, 3)

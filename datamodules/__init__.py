@@ -5,25 +5,38 @@ import os
 # albumentations asks the internet for its newest version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+from datamodules.ade20k import ADE20K
 from datamodules.base import DataModule
 from datamodules.cifar import CIFAR10, CIFAR100
+from datamodules.cityscapes import CamVid, Cityscapes
 from datamodules.coco import Coco
+from datamodules.digit_streets import DigitStreets
 from datamodules.digits import Digits
 from datamodules.errors import DataError
 from datamodules.folders import ImageFolder
 from datamodules.imagenet import ImageNet
+from datamodules.mpii import MPII
 from datamodules.packed import PackedImages
 from datamodules.scenes import DigitScenes
+from datamodules.segmentation_folder import SegmentationFolder
+from datamodules.stick_figures import StickFigures
 
 __all__ = [
+    "ADE20K",
     "CIFAR10",
     "CIFAR100",
+    "MPII",
+    "CamVid",
+    "Cityscapes",
     "Coco",
     "DataError",
     "DataModule",
     "DigitScenes",
+    "DigitStreets",
     "Digits",
     "ImageFolder",
     "ImageNet",
     "PackedImages",
+    "SegmentationFolder",
+    "StickFigures",
 ]

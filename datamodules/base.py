@@ -170,7 +170,7 @@ class DataModule(lightning.LightningDataModule, ABC):
                 len(source), self.batch_size, accumulate, self.seed, rank, world_size, self.batch_groups()
             )
         else:
-            batches = EvalBatches(len(source), self.batch_size, rank, world_size)
+            batches = EvalBatches(len(source), self.eval_batch(world_size), rank, world_size)
         pipeline = self.pipeline(self.train_transforms if split == "train" else self.eval_transforms, self.seed)
         return Loader(
             Samples(source, pipeline, substitute=split == "train" and self.on_bad_sample == "skip"),
@@ -185,6 +185,10 @@ class DataModule(lightning.LightningDataModule, ABC):
     def batch_groups(self) -> np.ndarray | None:
         """Group of each training sample, int64 [n], where a batch takes its samples from one group; else None."""
         return None
+
+    def eval_batch(self, world_size: int) -> int:
+        """Samples of one validation, test or prediction batch over all processes."""
+        return self.batch_size
 
     def _position(self) -> tuple[int, int] | None:
         """Epoch and samples consumed in it, as the trainer counts: loaders run ahead of the steps that were taken."""

@@ -1,18 +1,27 @@
 """Augmentation: the pipeline that makes it reproducible, and transforms that albumentations lacks."""
 
 from datamodules.transforms.detection import MultiScaleCrop, RandomSizeCrop, ResizeShortestEdge, ScaleJitter
+from datamodules.transforms.photometric import PhotometricDistortion
 from datamodules.transforms.pipeline import Pipeline, Transform
 from datamodules.transforms.randaugment import AutoAugment, RandAugment
 from datamodules.transforms.scene_pipeline import ScenePipeline
+from datamodules.transforms.segmentation import ClassBalancedCrop, PaddedCrop, RandomBox, RandomLongSide
+from datamodules.transforms.segmentation_pipeline import SegmentationPipeline
 
 __all__ = [
     "AutoAugment",
+    "ClassBalancedCrop",
     "MultiScaleCrop",
+    "PaddedCrop",
+    "PhotometricDistortion",
     "Pipeline",
     "RandAugment",
+    "RandomBox",
+    "RandomLongSide",
     "RandomSizeCrop",
     "ResizeShortestEdge",
     "ScaleJitter",
     "ScenePipeline",
+    "SegmentationPipeline",
     "Transform",
 ]

@@ -1,0 +1,299 @@
+"""What data sets for semantic segmentation share: pairs of images and label files, and batches of them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.progress import track
+
+from datamodules.base import DataModule, Split
+from datamodules.cache import unpack_once
+from datamodules.decoding import Encoded
+from datamodules.errors import BadSample, DataError
+from datamodules.files import EXTENSIONS
+from datamodules.label_maps import VOID, LabelMap
+from datamodules.loading import stack
+from datamodules.masks import EncodedMask
+from datamodules.transforms import Transform
+from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
+
+LISTED = 10
+
+
+class Segmentation(DataModule):
+    """Images with a class for every pixel.
+
+    Batch: ``image`` [B,3,H,W]; ``label`` uint8 [B,h,w] with 255 for void, of the image's size in training and of the
+    label file's in validation and test, where ``eval_transforms`` may resize images; ``index`` int64 [B].
+
+    ``on_bad_sample: skip`` leaves out images without label file and label files without image, too.
+
+    Args:
+        root: Folder of the data set.
+        batch_size: Images of one training batch over all processes.
+        eval_batch_size: Images of one validation, test or prediction batch on each process. More than 1 needs images
+            of one size.
+        class_weighting: ``published`` weights classes as the data set's papers do; ``frequency`` by 1 / ln(1.02 + f)
+            with f the class's share of all training pixels (arXiv 1606.02147), counted on first use; None does not.
+        train_transforms: Augmentation of images and labels; by default the one published for the data set.
+        eval_transforms: Transforms of validation, test and prediction images, not of their labels; by default none.
+        num_workers: Loader processes for each process.
+        on_bad_sample: ``error`` or ``skip``.
+        max_bad_samples: Bad samples that ``skip`` accepts.
+
+    Attributes:
+        label_map: Classes and how the files write them.
+        palette: RGB of each class, uint8 [K,3].
+        label_ids: Value of each class in files that an evaluation server of the data set reads.
+        ignore_index: Label that is void.
+
+    Raises:
+        ValueError: If ``class_weighting`` is unknown, or a training transform labels the pixels that it adds.
+        DataError: If a number is out of range.
+    """
+
+    pipeline = SegmentationPipeline
+    ignore_index = VOID
+    label_map: LabelMap
+    published_weights: tuple[float, ...] | None = None
+    # Rows and columns of its images, for the cost of a network where no data are at hand.
+    typical_size = (512, 512)
+
+    def __init__(
+        self,
+        root: Path | str,
+        batch_size: int = 16,
+        eval_batch_size: int = 1,
+        class_weighting: Literal["published", "frequency"] | None = None,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        num_workers: int = 4,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_bad_samples: int = 100,
+    ) -> None:
+        train_transforms = self.default_augmentation() if train_transforms is None else train_transforms
+        eval_transforms = [] if eval_transforms is None else eval_transforms
+        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        if eval_batch_size < 1:
+            raise DataError(f"eval_batch_size={eval_batch_size} must be at least 1.")
+        choices = ["frequency", None] if self.published_weights is None else ["published", "frequency", None]
+        if class_weighting not in choices:
+            raise ValueError(f"class_weighting={class_weighting!r} must be one of {choices} for {type(self).__name__}.")
+        refuse_labelled_fill(train_transforms)
+        self.root, self.eval_batch_size, self.class_weighting = Path(root), eval_batch_size, class_weighting
+        self.describe(self.label_map)
+
+    @abstractmethod
+    def default_augmentation(self) -> list[Transform]:
+        """Transforms of training images and labels where the config names none."""
+
+    def describe(self, label_map: LabelMap) -> None:
+        """Sets the classes."""
+        self.label_map = label_map
+        self.class_names = list(label_map.names)
+        self.palette = np.array(label_map.palette, np.uint8)
+        self.label_ids = list(label_map.ids)
+
+    def image_size(self) -> tuple[int, int, int]:
+        """Channels, height and width that the evaluation transforms make of an image of the data set's usual size."""
+        blank = np.zeros((*self.typical_size, 3), np.uint8)
+        height, width = self.pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
+        return 3, height, width
+
+    def eval_batch(self, world_size: int) -> int:
+        """Images of one validation, test or prediction batch over all processes."""
+        return self.eval_batch_size * world_size
+
+    def raw_label(self, split: Split, index: int) -> np.ndarray:
+        """Train ids of an image before any transform, uint8 [H,W]; 255 is void.
+
+        Raises:
+            DataError: If there are none or they cannot be read.
+        """
+        return self._labelled(split).mask(index).decode()
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Weight of each class in the loss, or None; see ``class_weighting``.
+
+        Raises:
+            DataError: If labels have to be counted and cannot be.
+        """
+        if self.class_weighting == "frequency":
+            return (1 / np.log(1.02 + self.class_frequencies())).tolist()
+        return list(self.published_weights or []) if self.class_weighting == "published" else None
+
+    def class_frequencies(self) -> np.ndarray:
+        """Each class's share of all training pixels, void included, float64 [K]; counted once and kept in the cache.
+
+        Raises:
+            DataError: If a label file cannot be read and ``on_bad_sample`` is ``error``.
+        """
+        pairs = self._labelled("train")
+
+        def count(folder: Path) -> None:
+            counts = np.zeros(256, np.int64)
+            for index in track(range(len(pairs)), "Counting the pixels of each class", transient=True):
+                try:
+                    counts += np.bincount(pairs.mask(index).decode().reshape(-1), minlength=256)
+                except DataError as problem:
+                    self._report([BadSample(index, pairs.name(index), str(problem))])
+            np.save(folder / "counts.npy", counts)
+
+        folder = unpack_once([pairs.mask(index).path for index in range(len(pairs))], count, repr(pairs.label_map))
+        counts = np.load(folder / "counts.npy", allow_pickle=False)
+        return counts[: self.num_classes] / counts.sum()
+
+    def pairs(
+        self,
+        split: Split,
+        images: Path,
+        masks: Path,
+        label_map: LabelMap | None = None,
+        image_suffix: str = "",
+        mask_suffix: str = "",
+    ) -> Pairs:
+        """Finds the images of a folder and their label files, by name; both folders are listed and no file is opened.
+
+        Args:
+            split: Which split it is.
+            images: Folder of images, searched with its subfolders.
+            masks: Folder of label files with the same subfolders.
+            label_map: What the values of these files mean; by default as the data set's.
+            image_suffix: What the name of an image ends in, before the extension.
+            mask_suffix: What the name of a label file has in its place.
+
+        Raises:
+            DataError: If a folder cannot be read or has no pairs, or ``on_bad_sample`` is ``error`` and a file is
+                without its partner.
+        """
+        pictures, labels = _listing(images, image_suffix), _listing(masks, mask_suffix)
+        lone = [
+            f"{images / pictures[key]}: its label file {masks / key}{mask_suffix}.png is missing"
+            for key in pictures.keys() - labels.keys()
+        ]
+        lone += [
+            f"{masks / labels[key]}: its image {images / key}{image_suffix}.* is missing"
+            for key in labels.keys() - pictures.keys()
+        ]
+        self._leave_out(split, sorted(lone))
+        names = sorted(pictures.keys() & labels.keys())
+        if not names:
+            raise DataError(
+                f"No image in {images} has a label file in {masks}. {type(self).__name__} expects images "
+                f"<name>{image_suffix}.<extension> and label files <name>{mask_suffix}.png in the same subfolders."
+            )
+        return Pairs(
+            images,
+            masks,
+            [(pictures[name], labels[name]) for name in names],
+            label_map or self.label_map,
+            augmented=split == "train",
+        )
+
+    def _labelled(self, split: Split) -> Pairs:
+        source = self.source(split)
+        if not isinstance(source, Pairs):
+            raise DataError(f"The {split} split has no labels.")
+        return source
+
+    def _leave_out(self, split: str, lone: list[str]) -> None:
+        """Raises for files without partner, or counts them."""
+        if not lone:
+            return
+        listed = "".join(f"\n  {reason}" for reason in lone[:LISTED])
+        listed += f"\n  and {len(lone) - LISTED} more" if len(lone) > LISTED else ""
+        if self.on_bad_sample == "error":
+            raise DataError(
+                f"{len(lone)} files of the {split} split are without partner:{listed}\nComplete or remove them, or set "
+                "on_bad_sample: skip to leave them out."
+            )
+        self.bad_samples |= {reason.split(": ", 1)[0]: reason for reason in lone}
+        if len(self.bad_samples) > self.max_bad_samples:
+            raise DataError(
+                f"{len(lone)} files of the {split} split are without partner, and with what was skipped before that is "
+                f"more than max_bad_samples={self.max_bad_samples}:{listed}\nComplete them or raise max_bad_samples."
+            )
+        warnings.warn(f"{len(lone)} files of the {split} split are left out:{listed}", stacklevel=2)
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Joins images, labels and indices.
+
+        Raises:
+            DataError: If images or labels differ in size.
+        """
+        for field in ("image", "label"):
+            sizes = sorted({sample[field].shape[:2] for sample in samples if field in sample})
+            if len(sizes) > 1:
+                listed = ", ".join(f"{width}x{height}" for height, width in sizes[:3])
+                raise DataError(
+                    f"{field.capitalize()}s of one batch differ in size ({listed} ...). End train_transforms with a "
+                    "crop such as PaddedCrop; for validation, test and prediction set eval_batch_size: 1."
+                )
+        return stack(samples)
+
+
+class Pairs:
+    """Images of one split with their label files.
+
+    Args:
+        images: Folder of the images.
+        masks: Folder of the label files.
+        names: Image and label file of each sample, within these folders.
+        label_map: What the values of label files mean.
+        augmented: Whether labels are transformed with their images.
+    """
+
+    def __init__(
+        self, images: Path, masks: Path, names: list[tuple[str, str]], label_map: LabelMap, augmented: bool
+    ) -> None:
+        self.images, self.masks, self.names = images, masks, names
+        self.label_map, self.augmented = label_map, augmented
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def mask(self, index: int) -> EncodedMask:
+        """One label file."""
+        return EncodedMask(self.masks / self.names[index][1], self.label_map)
+
+    def load(self, index: int) -> dict[str, Any]:
+        """One sample as ``SegmentationPipeline`` takes it: ``image``, and ``mask`` or ``annotation``."""
+        image = Encoded(self.images / self.names[index][0])
+        return {"image": image, "mask" if self.augmented else "annotation": self.mask(index)}
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        return str(self.images / self.names[index][0])
+
+    def some(self, indices: Sequence[int] | np.ndarray, augmented: bool) -> Pairs:
+        """The samples at some positions."""
+        return Pairs(self.images, self.masks, [self.names[int(i)] for i in indices], self.label_map, augmented)
+
+
+def _listing(folder: Path, suffix: str) -> dict[str, str]:
+    """Picture files whose names end in a suffix, by their path in the folder without suffix and extension."""
+
+    def refuse(problem: OSError) -> None:
+        raise DataError(f"{problem.filename} cannot be read: {problem.strerror}. Check that it exists and is readable.")
+
+    found: dict[str, str] = {}
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        within = Path(place).relative_to(folder)
+        for file in files:
+            stem, extension = os.path.splitext(file)
+            if extension.lower() not in EXTENSIONS or file.startswith(".") or not stem.endswith(suffix):
+                continue
+            key = (within / stem.removesuffix(suffix)).as_posix()
+            if key in found:
+                raise DataError(f"{folder} has both {found[key]} and {within / file}: remove or rename one of them.")
+            found[key] = (within / file).as_posix()
+    return found

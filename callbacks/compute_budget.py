@@ -46,7 +46,8 @@ class ComputeBudget(Callback):
     micro-batch is.
 
     DRNet's regulariser `eta max(0, (mean F - alpha) / (C_max - C_min))` (arXiv 2106.02898) is `form: hinge`,
-    `scope: layer`, `span: range`, `weight: eta` and `target: alpha / C_max`.
+    `scope: layer`, `span: range`, `weight: eta` and `target: alpha / C_max`. That of Dynamic Routing,
+    `lambda (E / E_all - mu)^2` (arXiv 2003.10401), is `scope: dynamic`, `weight: lambda` and `target: mu`.
 
     Logs `train/compute_share`, `train/compute_target`, `train/compute_weight`, and `val/` and `test/compute_share` over
     all samples. What it draws of them goes to `folder`, if that and `series` are set, as `fit` does.
@@ -57,10 +58,11 @@ class ComputeBudget(Callback):
         form: see `budget_penalty`.
         scope: `network`: the share of the whole network, static parts included, which are counted for images of the
             size that the data's evaluation transforms yield. `layer`: every dynamic layer's own share is penalised,
-            and the penalties are averaged.
+            and the penalties are averaged. `dynamic`: the share of all dynamic layers together, without static parts.
         span: what counts as a difference of 1: all the `dense` compute, or its `range`, the dense compute less the
             least that can be chosen.
         warmup_epochs: the weight rises linearly from 0 for so long; fractions of an epoch are allowed.
+        begin_epochs: there is no penalty before that, and the warm-up begins then.
 
     Raises:
         ValueError: an option out of its range; in training, a network without dynamic layers.
@@ -71,27 +73,29 @@ class ComputeBudget(Callback):
         target: float,
         weight: float = 1.0,
         form: Form = "squared",
-        scope: Literal["network", "layer"] = "network",
+        scope: Literal["network", "layer", "dynamic"] = "network",
         span: Literal["dense", "range"] = "dense",
         warmup_epochs: float = 0.0,
+        begin_epochs: float = 0.0,
     ) -> None:
         for name, value, choices in (
             ("form", form, ("squared", "hinge", "linear")),
-            ("scope", scope, ("network", "layer")),
+            ("scope", scope, ("network", "layer", "dynamic")),
             ("span", span, ("dense", "range")),
         ):
             if value not in choices:
                 raise ValueError(f"ComputeBudget: {name} must be one of {', '.join(choices)}, not {value!r}")
         if not 0 < target <= 1:
             raise ValueError(f"ComputeBudget: target is a share of the dense compute, in (0, 1], not {target}")
-        if weight < 0 or warmup_epochs < 0:
-            raise ValueError(f"ComputeBudget: neither {weight=} nor {warmup_epochs=} may be negative")
+        if min(weight, warmup_epochs, begin_epochs) < 0:
+            raise ValueError(f"ComputeBudget: none of {weight=}, {warmup_epochs=}, {begin_epochs=} may be negative")
         self.target = target
         self.weight = weight
         self.form: Form = form
         self.scope = scope
         self.span = span
         self.warmup_epochs = warmup_epochs
+        self.begin_epochs = begin_epochs
         self.folder: Path | None = None
         self.series: Callable[[str], Series] | None = None
         self._static: float | None = None
@@ -115,18 +119,21 @@ class ComputeBudget(Callback):
 
     def weight_at(self, trainer: Trainer) -> float:
         """The weight of the penalty at the trainer's optimiser step."""
-        warmup = self.warmup_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        return self.weight * min(1.0, trainer.global_step / warmup if warmup else 1.0)
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        warmup, since = self.warmup_epochs * per_epoch, trainer.global_step - self.begin_epochs * per_epoch
+        if since < 0:
+            return 0.0
+        return self.weight * min(1.0, since / warmup if warmup else 1.0)
 
     def _compute(self, pl_module: LightningModule) -> ExpectedCompute:
         assert self._static is not None
         return expected(_network(pl_module), self._static)
 
     def _shares(self, compute: ExpectedCompute) -> Tensor:
-        """Of each sample and layer [layers, B], or of each sample and the network [1, B]."""
-        if self.scope == "network":
-            return compute.share[None]
-        return torch.stack([layer.expected / layer.dense for layer in compute.layers.values()])
+        """Of each sample and layer [layers, B], or of each sample [1, B]."""
+        if self.scope == "layer":
+            return torch.stack([layer.expected / layer.dense for layer in compute.layers.values()])
+        return compute.share[None]
 
     def _penalty(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         compute = self._compute(pl_module)
@@ -134,7 +141,7 @@ class ComputeBudget(Callback):
         # The value is that of all processes, the gradient that of this one: gradients are averaged afterwards.
         mean = trainer.strategy.reduce(own.detach().clone(), reduce_op="mean")
         self._share = mean.mean()
-        parts = [compute] if self.scope == "network" else list(compute.layers.values())
+        parts = list(compute.layers.values()) if self.scope == "layer" else [compute]
         spans = [_range_share(part) if self.span == "range" else 1.0 for part in parts]
         penalties = [
             budget_penalty(share, self.target, self.form, span)

@@ -108,6 +108,36 @@ class Staircase(Schedule):
 
 
 @dataclass
+class Poly(Schedule):
+    """Falls to 0 by a power of what is left: `base * (1 - step / steps)^power`, from the first step on.
+
+    A warm-up multiplies it by a factor that rises linearly from `warmup_factor` to 1, which the first step after the
+    warm-up has.
+
+    Reference: "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587, section 4.1.
+
+    Args:
+        power: 0.9 as published.
+        warmup_epochs: Length of the warm-up in epochs.
+        warmup_steps: Length in optimiser steps instead of epochs.
+        warmup_factor: Factor of the first step.
+    """
+
+    power: float = 0.9
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
+    warmup_factor: float = 0.0
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        warmup = len(_warmup(self.warmup_epochs, self.warmup_steps, 1.0, steps_per_epoch, total_steps))
+        steps = np.arange(total_steps)
+        table: NDArray[np.float64] = base * (1 - steps / total_steps) ** self.power
+        table[:warmup] *= self.warmup_factor + (1 - self.warmup_factor) * steps[:warmup] / max(1, warmup)
+        return table
+
+
+@dataclass
 class Constant(Schedule):
     """Linear warm-up from 0, then one value.
 

@@ -32,9 +32,9 @@ _DETECTOR_PARTS = {"neck", "rpn_head", "roi_head", "bbox_head", "mask_head", "de
 def matches(state: Mapping[str, Tensor]) -> bool:
     """Whether key names look like official ConvNeXt weights."""
     blocks = r"(backbone\.)?(stages\.\d+\.\d+|blocks\.\d+)\.dwconv\."
-    # The whole detector is another system's.
-    detector = any(name.startswith("roi_head.bbox_head.") for name in state)
-    return any(re.match(blocks, name) for name in state) and not detector
+    # The whole detector or segmenter is another system's.
+    whole = any(name.startswith(("roi_head.bbox_head.", "decode_head.psp_modules.")) for name in state)
+    return any(re.match(blocks, name) for name in state) and not whole
 
 
 def matches_ours(state: Mapping[str, Tensor]) -> bool:

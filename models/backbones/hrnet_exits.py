@@ -1,0 +1,252 @@
+"""HRNet with an exit after each of its four stages, and later stages that work where earlier exits were unsure.
+
+Reference: "Anytime Dense Prediction with Confidence Adaptivity", ICLR 2022, arXiv 2104.00749.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.anytime import exit_costs
+from models.backbones.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
+from models.compute import flop_counter, has_values, inference, recorded
+from models.layers.masked_conv import REACH, MaskedConv2d, convolve, strongest_kernel
+from models.layers.regions import Layout, Region, average_pool, layout_of, pyramid, upsample
+
+NUM_EXITS = 4
+# Halvings in the pooled head of each exit; the last exit is never pooled.
+POOLS = (3, 2, 1, 0)
+
+
+class ExitHead(nn.Module):
+    """Prediction at a quarter of the image's resolution: pools, 1x1 convolutions, back up, and a classifier.
+
+    With p pools: p times (pool, convolve), then p times (double, convolve) but for the last convolution, which is the
+    classifier. Without any: one convolution and the classifier.
+
+    Args:
+        in_chans: Channels that come in.
+        hidden_dim: Channels inside.
+        num_classes: Maps that leave.
+        num_pools: p.
+        bn_momentum: Share of a batch in the running statistics.
+        conv: Makes a convolution.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        hidden_dim: int,
+        num_classes: int,
+        num_pools: int,
+        bn_momentum: float,
+        conv: NewConv = plain_conv,
+    ) -> None:
+        super().__init__()
+        self.num_pools = num_pools
+        self.convs = nn.ModuleList(
+            ConvNorm(conv(hidden_dim if i else in_chans, hidden_dim, 1, bias=True), bn_momentum)
+            for i in range(max(1, 2 * num_pools - 1))
+        )
+        self.classifier = conv(hidden_dim, num_classes, 1, bias=True)
+
+    def forward(self, x: Tensor, at: Sequence[Region | None] = (None,) * 4) -> Tensor:
+        """[B, in_chans, h, w] to [B, num_classes, h, w].
+
+        Args:
+            x: In the layout of `at[0]` if it has one; h and w are divisible by 2 ** num_pools.
+            at: Where maps are computed, at this resolution and at halves of it.
+        """
+        level = 0
+        for i, conv in enumerate(self.convs):
+            if i < self.num_pools:
+                x = average_pool(x, at[level], at[level + 1])
+                level += 1
+            elif level:
+                x, level = self._double(x, level, at)
+            x = conv(x, at[level])
+        if level:
+            x, level = self._double(x, level, at)
+        return convolve(self.classifier, x, at[0])
+
+    @staticmethod
+    def _double(x: Tensor, level: int, at: Sequence[Region | None]) -> tuple[Tensor, int]:
+        return upsample(x, at[level], at[level - 1], 2, "bilinear"), level - 1
+
+
+class HRNetExits(nn.Module, ABC):
+    """HRNet with four exits whose predictions are merged, pixel by pixel.
+
+    After exit i < 4, pixels of which it is sure keep its prediction, and the next stage and exit are computed at the
+    others only: o_1 = e_1, o_{i+1} = (1 - m_i) o_i + m_i e_{i+1}. What e is made of, and when an exit is sure, is for
+    the task to say. In inference, pixels that are skipped are not computed; with gradients, or in training, they are
+    computed and masked, to the same effect.
+
+    An inference can stop at any exit: when a deadline has passed (`until`), or wherever the caller of `iterate` or
+    `advance` stops. `start` and `advance` are those of `models.anytime.MultiExit`, but that images do not leave.
+
+    Args:
+        trunk: HRNet, with masked convolutions where later stages are to work on regions.
+        heads: Of each exit, cheapest first.
+        adaptive: Whether later stages are computed where earlier exits were unsure, or everywhere.
+    """
+
+    num_exits = NUM_EXITS
+
+    def __init__(self, trunk: HRNet, heads: Sequence[nn.Module], adaptive: bool) -> None:
+        super().__init__()
+        self.backbone = trunk
+        self.exits = nn.ModuleList(heads)
+        self.adaptive = adaptive
+        # Set to false where whole maps are wanted in inference: for an export, or to compare with.
+        self.skip = True
+
+    @abstractmethod
+    def unsure(self, exit: int, logits: Tensor) -> Tensor:
+        """Where the next stage is computed: the merged logits [B, K, h, w] of an exit to bool [B, h, w]."""
+
+    def start(self, images: Tensor) -> dict[str, Any]:
+        """Images [B, C, H, W], sides multiples of 32, to the state before the first exit."""
+        x = self.backbone.stem(images)
+        return {"maps": [x], "layouts": None, "logits": None, "mask": None}
+
+    def advance(self, exit: int, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The next exit; runs no more than it needs.
+
+        Args:
+            exit: 0 .. 3.
+            state: From `start` or from the exit before.
+
+        Returns:
+            Merged logits [B, K, H / 4, W / 4], and the state of the next exit.
+        """
+        maps, logits = state["maps"], state["logits"]
+        at: list[Region | None] = [None] * NUM_EXITS
+        mask = state["mask"]
+        if exit and self.adaptive:
+            regions = self._regions(exit, logits, mask)
+            mask = regions[0].mask
+            if regions[0].layout is not None and not len(regions[0].kept):
+                return logits, state | {"mask": mask}
+            maps = _place(maps, state["layouts"], regions)
+            at = list(regions)
+        if exit:
+            maps = self.backbone.stage(exit, maps, at)
+        predicted = self.predict(exit, maps, at)
+        merged = predicted if at[0] is None else at[0].merge(predicted, logits)
+        layouts = [layout_of(region) for region in at]
+        return merged, {"maps": maps, "layouts": layouts, "logits": merged, "mask": mask}
+
+    def predict(self, exit: int, maps: list[Tensor], at: list[Region | None]) -> Tensor:
+        """Raw logits of an exit, from the maps of its stage; in tiles where these are."""
+        return self.exits[exit](concatenate(maps, at), at)
+
+    def iterate(self, images: Tensor) -> Iterator[Tensor]:
+        """Merged logits [B, K, H / 4, W / 4] of each exit; what an exit needs runs when it is asked for."""
+        state = self.start(images)
+        for exit in range(NUM_EXITS):
+            logits, state = self.advance(exit, state)
+            yield logits
+
+    def until(self, images: Tensor, stop: Callable[[], bool]) -> list[Tensor]:
+        """Merged logits of the exits that were reached, the first one always.
+
+        Args:
+            images: [B, C, H, W].
+            stop: Asked before each further exit; true to stop, for instance when a deadline has passed. Devices that
+                run behind the program must be waited for in it.
+
+        Returns:
+            [B, K, H / 4, W / 4] each, cheapest first.
+        """
+        reached = []
+        for exit, logits in enumerate(self.iterate(images), 1):
+            reached.append(logits)
+            if exit == NUM_EXITS or stop():
+                break
+        return reached
+
+    def executed_macs(self, images: Tensor) -> list[float]:
+        """Multiply-adds per image of the operators that ran up to each exit, in one real inference."""
+        costs = []
+        with inference(self), flop_counter() as counter:
+            for _ in self.iterate(images):
+                costs.append(counter.get_total_flops() / 2 / len(images))
+        return costs
+
+    def published_macs(self, image_size: Sequence[int]) -> list[float]:
+        """Multiply-adds up to each exit as the paper counts them, of the last forward pass.
+
+        A masked convolution of dense cost d whose result has p of its pixels computed, on average over the batch,
+        counts p d for them and (1 - p) p C h w 49 for the interpolation. The paper's unit is 2**30.
+
+        Args:
+            image_size: Channels, height and width of the images that were run.
+
+        Returns:
+            One number for each exit, cheapest first.
+        """
+        layers = {name: (entry.expected.mean().item(), entry.dense) for name, entry in recorded(self).items()}
+        modules = dict(self.named_modules())
+        costs = exit_costs(cast(Any, self), image_size)
+        for name, (kept, dense) in layers.items():
+            conv = cast(MaskedConv2d, modules[name])
+            share, pixels = kept / dense, dense / conv.weight.numel()
+            filled = (1 - share) * share * conv.out_channels * (2 * REACH + 1) ** 2 * pixels
+            for exit in range(_exit_of(name), NUM_EXITS):
+                costs[exit] += int(kept) + int(filled) - dense
+        return costs
+
+    def _regions(self, exit: int, logits: Tensor, before: Tensor | None) -> list[Region]:
+        if not has_values(logits):
+            return pyramid(torch.ones_like(logits[:, 0], dtype=torch.bool), NUM_EXITS)
+        with torch.no_grad():
+            mask = self.unsure(exit - 1, logits)
+            # Once skipped, always skipped: with other thresholds at later exits, too.
+            mask = mask if before is None else mask & before
+            tiles = self.skip and not self.training and not torch.is_grad_enabled()
+            falloff = strongest_kernel(self) if tiles else None
+            return pyramid(mask, NUM_EXITS, falloff)
+
+
+def _place(maps: list[Tensor], layouts: list[Layout | None] | None, regions: list[Region]) -> list[Tensor]:
+    """Maps in the layouts that their regions want, from those that the stage before had."""
+    placed = []
+    for level, (x, region) in enumerate(zip(maps, regions, strict=False)):
+        if region.layout is None:
+            placed.append(x)
+            continue
+        source = layouts[level] if layouts else None
+        if source is None:
+            source = Layout(len(x), (x.shape[2], x.shape[3]), None, x.device)
+        placed.append(region.place(x, source))
+    return placed
+
+
+def _exit_of(name: str) -> int:
+    """The exit, from 0, that a module of this name first runs for."""
+    part, number, *_ = name.split(".")
+    if part == "exits":
+        return int(number)
+    return int(number[-1]) - (1 if number.startswith("stage") else 0)
+
+
+def head_dims(chans: Sequence[int], pooled_dim: int | None) -> list[tuple[int, int]]:
+    """Pools and hidden channels of the head of each exit.
+
+    Args:
+        chans: Channels that come in at each exit.
+        pooled_dim: Hidden channels of the redesigned heads; None for heads like the last one at every exit.
+    """
+    if pooled_dim is None:
+        return [(0, width) for width in chans]
+    return [(pools, pooled_dim if pools else width) for pools, width in zip(POOLS, chans, strict=True)]
+
+
+def logits_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits [B, K, h, w] resized to [B, K, *size], bilinear."""
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,6 @@
+"""Networks that find joints: heat maps of each."""
+
+from models.pose.adpc_pose import ADPCPose
+from models.pose.hrnet_pose import HRNetPose
+
+__all__ = ["ADPCPose", "HRNetPose"]

@@ -80,8 +80,13 @@ class DetectionPictures(Callback):
             self._first += outputs["results"][: self.images - len(self._first)]
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        report: CocoReport | None = getattr(pl_module, "report", None)
-        if self.folder is None or report is None or trainer.sanity_checking or not trainer.is_global_zero:
+        report = getattr(pl_module, "report", None)
+        if (
+            self.folder is None
+            or not isinstance(report, CocoReport)
+            or trainer.sanity_checking
+            or not trainer.is_global_zero
+        ):
             return
         self._drawn = time.monotonic()
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -132,8 +137,8 @@ class DetectionFiles(Callback):
         self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        report: CocoReport | None = getattr(pl_module, "report", None)
-        if self.folder is None or report is None or not trainer.is_global_zero:
+        report = getattr(pl_module, "report", None)
+        if self.folder is None or not isinstance(report, CocoReport) or not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         category_ids: list[int] = pl_module.category_ids  # type: ignore[assignment]

@@ -24,13 +24,13 @@ from torch import nn
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
 import models.classifiers
-import models.detectors  # noqa: F401
+import models.detectors
+import models.pose
+import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, ExitCurve, NonFiniteGuard, Preemption, StepSeed
-from callbacks.detection_pictures import DetectionFiles, DetectionPictures
-from callbacks.dynamic_pictures import DynamicPictures
-from callbacks.pictures import ClassificationPictures
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.messages import explain, refusal
+from exp.outputs import task_outputs
 from exp.progress import ProgressBar
 
 
@@ -127,6 +127,11 @@ class Cli(LightningCLI):
                 "--query",
                 type=Literal["best"] | int | None,
                 help="DETR family: also draw where a query looks, given its number or best, the surest of each image",
+            )
+            parser.add_argument(
+                "--deadline-ms",
+                type=float | None,
+                help="segmentation by a network with exits: the milliseconds to compute on an image",
             )
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
@@ -237,8 +242,7 @@ class NoProfiler(PassThroughProfiler):
 
 def standard_callbacks(seed: int | None, checkpoints: Checkpoints) -> list[Callback]:
     """The callbacks of every run, in the order that they rely on: checkpoints are taken last."""
-    pictures = [ClassificationPictures(), DynamicPictures(), DetectionPictures(), DetectionFiles()]
-    return [StepSeed(seed), NonFiniteGuard(), Preemption(), *pictures, checkpoints]
+    return [StepSeed(seed), NonFiniteGuard(), Preemption(), *task_outputs(), checkpoints]
 
 
 def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, int, int]]:

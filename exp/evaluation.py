@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lightning.pytorch import LightningModule
 from rich.console import Console
 from rich.table import Table
 
 from callbacks import ExitCurve
-from callbacks.detection_pictures import DetectionFiles, DetectionPictures, category_rows
-from callbacks.dynamic_pictures import DynamicPictures
-from callbacks.pictures import ClassificationPictures
+from callbacks.detection_pictures import category_rows
 from exp.cli import Cli, UsageError
 from exp.errors import exit_code
+from exp.outputs import place
 from exp.quiet import silence
 from exp.weights import to_evaluate
-from lightning_modules import Detection
+from lightning_modules import Detection, Segmentation
 
 
 def evaluate(argv: list[str], command: str) -> int:
@@ -31,11 +31,8 @@ def evaluate(argv: list[str], command: str) -> int:
     with exit_code(cli) as outcome:
         checkpoint, _ = to_evaluate(cli)
         folder = output_folder(checkpoint, command)
+        place(cli.trainer.callbacks, folder, folder)  # type: ignore[attr-defined]
         for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(
-                callback, (ClassificationPictures, DetectionFiles, DetectionPictures, DynamicPictures, ExitCurve)
-            ):
-                callback.folder = folder
             if isinstance(callback, ExitCurve) and command == "validate":
                 callback.file = folder / "thresholds.json"
         run = getattr(cli.trainer, command)
@@ -51,15 +48,24 @@ def evaluate(argv: list[str], command: str) -> int:
             console = Console()
             console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True)
             console.print(table)
-            if isinstance(cli.model, Detection) and cli.model.report is not None:
-                columns, *rows = category_rows(cli.model.report)
-                categories = Table(*columns, box=None)
+            if details := _by_class(cli.model):
+                columns, *rows = details
+                classes = Table(*columns, box=None)
                 for row in rows:
-                    categories.add_row(*row)
-                console.print(categories, highlight=False)
+                    classes.add_row(*row)
+                console.print(classes, highlight=False)
             files = ", ".join(sorted(p.name for p in folder.iterdir()))
             console.print(f"in {folder}: {files}", highlight=False, soft_wrap=True)
     return outcome.code
+
+
+def _by_class(module: LightningModule) -> list[list[str]]:
+    """A header and rows of what a task says about each class; nothing for a task that does not."""
+    if isinstance(module, Detection) and module.report is not None:
+        return category_rows(module.report)
+    if isinstance(module, Segmentation) and module.report is not None:
+        return module.report.rows(["iou"])
+    return []
 
 
 def output_folder(checkpoint: Path, name: str) -> Path:

@@ -12,14 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import ComputeBudget, Cost, ExitCurve
 from callbacks.bad_samples import BadSamples
-from callbacks.detection_pictures import DetectionFiles, DetectionPictures
-from callbacks.dynamic_pictures import DynamicPictures
-from callbacks.pictures import ClassificationPictures, LearningCurve
+from callbacks.pictures import LearningCurve
 from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, is_child
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
+from exp.outputs import place
 from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
@@ -66,11 +65,8 @@ def _train(cli: Cli, run: Run) -> None:
     given = cli.user_loggers
     loggers += given if isinstance(given, list) else [given] if given not in (None, True, False) else []
     trainer.loggers = loggers
+    place(trainer.callbacks, run.plots, run.path)  # type: ignore[attr-defined]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, (ClassificationPictures, ComputeBudget, DetectionPictures, DynamicPictures, ExitCurve)):
-            callback.folder = run.plots
-        if isinstance(callback, DetectionFiles):
-            callback.folder = run.path
         if isinstance(callback, ComputeBudget):
             callback.series = table.series
         if isinstance(callback, ExitCurve):

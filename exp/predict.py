@@ -16,11 +16,13 @@ from exp.errors import exit_code
 from exp.evaluation import output_folder
 from exp.predict_classification import write_labels
 from exp.predict_detection import write_detections
+from exp.predict_pose import write_poses
 from exp.predict_queries import query_pictures
+from exp.predict_segmentation import deadline_for, write_segmentations
 from exp.quiet import silence
 from exp.spending import Spending, policy_for, print_spending
 from exp.weights import to_evaluate
-from lightning_modules import Detection
+from lightning_modules import Detection, PoseEstimation, Segmentation
 
 # Writes what a task predicted: (command, batches, class names, folder, console) -> exits of the images, paths written.
 Writer = Callable[[Cli, list[Any], list[str], Path, Console], tuple[Any, list[Path]]]
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
         checkpoint, content = to_evaluate(cli)
         if (policy := policy_for(cli, checkpoint, content)) is not None:
             cli.model.policy = policy
+        if (deadline := deadline_for(cli)) is not None:
+            cli.model.deadline = deadline
         spending = Spending()
         cli.trainer.callbacks.append(spending)  # type: ignore[attr-defined]
         data.setup("predict")
@@ -74,7 +78,12 @@ def split_paths(argv: list[str]) -> tuple[list[Path], list[str]]:
 
 def writer_of(module: LightningModule) -> Writer:
     """What writes the predictions of a task."""
-    return write_detections if isinstance(module, Detection) else write_labels
+    writers: dict[type, Writer] = {
+        Detection: write_detections,
+        PoseEstimation: write_poses,
+        Segmentation: write_segmentations,
+    }
+    return next((writer for task, writer in writers.items() if isinstance(module, task)), write_labels)
 
 
 def _finish(cli: Cli, batches: list[Any], names: list[str], folder: Path, spending: Spending) -> None:

@@ -106,7 +106,9 @@ class Spending(Cost):
             images: how many there were.
         """
         network, policy = cli.model.network, getattr(cli.model, "policy", None)
-        ran = self.measure(network if policy is None else _EarlyExit(network, policy))
+        ran: dict[str, float] = {}
+        if getattr(cli.model, "costs_one_forward", True):
+            ran = self.measure(network if policy is None else _EarlyExit(network, policy))
         found: dict[str, Any] = {
             "images": images,
             "executed_macs": ran.get("macs"),
@@ -153,12 +155,14 @@ def print_spending(spent: dict[str, Any], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    console.print(
-        f"executed: {millions(spent['executed_macs'])} multiply-adds an image (operators that ran for the first "
-        f"{spent['executed_samples']} images), {spent['seconds_per_image'] * 1e3:.3f} ms an image in the network",
-        highlight=False,
-        soft_wrap=True,
-    )
+    counted = ""
+    if spent["executed_macs"] is not None:
+        counted = (
+            f"executed: {millions(spent['executed_macs'])} multiply-adds an image (operators that ran for the first "
+            f"{spent['executed_samples']} images), "
+        )
+    milliseconds = f"{spent['seconds_per_image'] * 1e3:.3f} ms an image in the network"
+    console.print(counted + milliseconds, highlight=False, soft_wrap=True)
 
 
 def _wait(device: torch.device) -> None:

@@ -2,7 +2,21 @@
 
 from lightning_modules.classification import Classification, Mix
 from lightning_modules.detection import Detection
-from lightning_modules.schedules import Constant, MultiStep, Staircase, WarmupCosine
+from lightning_modules.pose_estimation import PoseEstimation
+from lightning_modules.schedules import Constant, MultiStep, Poly, Staircase, WarmupCosine
+from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Task
 
-__all__ = ["Classification", "Constant", "Detection", "Mix", "MultiStep", "Staircase", "Task", "WarmupCosine"]
+__all__ = [
+    "Classification",
+    "Constant",
+    "Detection",
+    "Mix",
+    "MultiStep",
+    "Poly",
+    "PoseEstimation",
+    "Segmentation",
+    "Staircase",
+    "Task",
+    "WarmupCosine",
+]

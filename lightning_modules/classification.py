@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
 from lightning_modules.parameter_groups import LayerDecay
 from lightning_modules.schedules import Schedule
 from lightning_modules.task import Task
@@ -75,7 +76,7 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         mix: Mix | None = None,
         random_erasing: float = 0.0,
-        exit_weights: list[float] | Literal["mean", "sum"] = "mean",
+        exit_weights: ExitWeights = "mean",
         layer_decay: LayerDecay | None = None,
         reference_batch: int | None = None,
         compile: bool = False,
@@ -100,9 +101,7 @@ class Classification(Task):
             )
         self.erase: RandomErasing | None = None
         self.random_erasing = random_erasing
-        if exit_weights not in ("mean", "sum") and any(isinstance(w, str) or w < 0 for w in exit_weights):
-            raise ValueError(f"exit_weights are mean, sum or a number for each exit, 0 or more, not {exit_weights!r}")
-        self.exit_weights = exit_weights
+        self.exit_weights = checked(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}
         # When images leave a network with exits; set by `predict --budget`.
         self.policy: Policy | None = None
@@ -130,7 +129,8 @@ class Classification(Task):
         exits = as_exits(self(images))
         smoothing = 0.0 if self.mix else self.label_smoothing
         losses = [F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) for logits in exits]
-        weighted = [loss * weight for loss, weight in zip(losses, self._weights(len(losses)), strict=True)]
+        weights = weights_of(self.exit_weights, len(losses), self.network)
+        weighted = [loss * weight for loss, weight in zip(losses, weights, strict=True)]
         named = {"ce" if len(exits) == 1 else f"exit{i}": loss for i, loss in enumerate(weighted)}
         metrics = {}
         if self.mix is None:
@@ -179,19 +179,6 @@ class Classification(Task):
         for metrics in self.evaluation.values():
             metrics.reset()
 
-    def _weights(self, exits: int) -> list[float]:
-        if self.exit_weights == "mean":
-            return [1 / exits] * exits
-        if self.exit_weights == "sum":
-            return [1.0] * exits
-        if len(self.exit_weights) != exits:
-            given = ", ".join(f"{weight:g}" for weight in self.exit_weights)
-            raise ValueError(
-                f"exit_weights has {len(self.exit_weights)} numbers ({given}), but {type(self.network).__name__} has "
-                f"{exits} exits: give one number for each, or mean or sum"
-            )
-        return self.exit_weights
-
     def _evaluate(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         exits = as_exits(self(batch["image"]))
         target = batch["label"]
@@ -231,8 +218,3 @@ class Classification(Task):
             for key, value in metrics.compute().items():
                 # Already reduced over the processes; Lightning asks for sync_dist all the same.
                 self.log(f"{split}/{key}{name}", value, prog_bar=key == "top1" and not name, sync_dist=True)
-
-
-def as_exits(output: Tensor | list[Tensor]) -> list[Tensor]:
-    """The logits of every exit, cheapest first, of a network with one exit or several."""
-    return list(output) if isinstance(output, (list, tuple)) else [output]

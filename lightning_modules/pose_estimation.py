@@ -1,0 +1,227 @@
+"""Pose estimation: any network that draws a heat map for each joint, at one exit or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
+from lightning_modules.parameter_groups import LayerDecay
+from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
+from lightning_modules.schedules import Schedule
+from lightning_modules.task import Task
+from models.pose.decoding import decode, mirror_back
+
+FlipTest = Literal["shifted", "unshifted", "none"]
+
+
+@dataclass(frozen=True)
+class PoseReport:
+    """What an evaluation found, ordered by the people's positions in the split; on the host.
+
+    Args:
+        index: Positions, int64 [n].
+        joints: x, y in pixels of the image, from 0, float32 [n,J,2].
+        scores: Heat at each joint, float32 [n,J].
+        truth: x, y and 1 where annotated, else 0, float32 [n,J,3].
+        metrics: Of the last exit, by name.
+    """
+
+    index: Tensor
+    joints: Tensor
+    scores: Tensor
+    truth: Tensor
+    metrics: dict[str, float]
+
+
+class PoseEstimation(Task):
+    """Trains a pose network on heat maps, and evaluates it by PCKh.
+
+    Training batches are dicts of `image` [B, 3, H, W], `heatmaps` [B, J, h, w], `weight` [B, J] (0 for joints without a
+    target) and `index` [B]; evaluation batches also have `centre` [B, 2], `scale` [B], `joints` [B, J, 3] and
+    `head_size` [B] (see `datamodules.MPII`). A network that returns a list of heat maps (cheapest exit first) is
+    trained on the losses of all exits, and metrics are logged for each; names without an exit number are those of the
+    last exit.
+
+    The data module's `mirrored` says which joint takes the place of each one in a mirror.
+
+    Args:
+        network: images [B, 3, H, W] -> heat maps [B, J, h, w], or a list of them, one per exit.
+        hardest_joints: train each sample on so many of its joints, those of the largest losses (online hard keypoint
+            mining, arXiv 1711.07319); None for all.
+        exit_weights: what the losses of the exits are multiplied by before they are added up, cheapest first: `sum` is
+            1 for each, `mean` is 1 / exits.
+        flip_test: also evaluate mirrored images and average the heat maps: `shifted`, as published, moves the mirrored
+            ones by a cell, which `unshifted` leaves out; `none` evaluates images only.
+        optimizer, schedule, layer_decay, reference_batch, compile, channels_last: see `Task`.
+
+    Raises:
+        ValueError: a network whose joints are not the data's or not MPII's 16; hardest joints, weights or a flip test
+            that do not exist.
+    """
+
+    monitor = "val/pckh"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterable], Optimizer] = torch.optim.Adam,
+        schedule: Schedule | None = None,
+        hardest_joints: int | None = None,
+        exit_weights: ExitWeights = "sum",
+        flip_test: FlipTest = "shifted",
+        layer_decay: LayerDecay | None = None,
+        reference_batch: int | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(network, optimizer, schedule, layer_decay, reference_batch, compile, channels_last)
+        joints = getattr(network, "num_joints", NUM_JOINTS)
+        if joints != NUM_JOINTS:
+            raise ValueError(
+                f"{type(network).__name__} finds {joints} joints, but PCKh is defined for MPII's {NUM_JOINTS}: set "
+                f"num_joints={NUM_JOINTS}"
+            )
+        if hardest_joints is not None and not 1 <= hardest_joints <= NUM_JOINTS:
+            raise ValueError(f"hardest_joints={hardest_joints} must be from 1 to {NUM_JOINTS}, or None for all")
+        if flip_test not in get_args(FlipTest):
+            raise ValueError(f"flip_test={flip_test!r} must be one of {', '.join(get_args(FlipTest))}")
+        self.hardest_joints, self.flip_test = hardest_joints, flip_test
+        self.exit_weights = checked(exit_weights)
+        self.evaluation: dict[str, MetricCollection] = {}
+        # Of the last evaluation, on the first process.
+        self.report: PoseReport | None = None
+        self._found: list[dict[str, Tensor]] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The weighted losses of the exits, with penalties."""
+        exits = as_exits(self(batch["image"]))
+        weights = weights_of(self.exit_weights, len(exits), self.network)
+        losses = [pose_losses(self._joint_losses(maps, batch), self.hardest_joints).mean() for maps in exits]
+        named = {
+            "heatmap" if len(exits) == 1 else f"exit{i}": loss * weight
+            for i, (loss, weight) in enumerate(zip(losses, weights, strict=True))
+        }
+        _, accuracy = heatmap_accuracy(exits[-1].detach(), batch["heatmaps"])
+        return self.total_loss(named, {"pck": accuracy}, len(batch["image"]))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what an interrupted validation left behind."""
+        self._reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets what an interrupted test left behind."""
+        self._reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Counts the batch into the validation metrics."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Counts the batch into the test metrics."""
+        self._evaluate(batch)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Joints [B, J, 2] in pixels of the images, their scores [B, J], and the samples' indices [B]."""
+        maps = self._tested(batch["image"])[-1]
+        joints, scores = decode(maps, batch["centre"], batch["scale"])
+        return {"index": batch["index"], "joints": joints, "scores": scores}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics over all people of all processes."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics over all people of all processes."""
+        self._log("test")
+
+    def _tested(self, images: Tensor) -> list[Tensor]:
+        """Heat maps of every exit, averaged with those of the mirrored images if asked to."""
+        exits = [maps.float() for maps in as_exits(self(images))]
+        if self.flip_test == "none":
+            return exits
+        mirrored = self.trainer.datamodule.mirrored  # type: ignore[attr-defined]
+        flipped = as_exits(self(images.flip(3)))
+        shift = self.flip_test == "shifted"
+        return [
+            (maps + mirror_back(other.float(), mirrored, shift)) / 2 for maps, other in zip(exits, flipped, strict=True)
+        ]
+
+    def _joint_losses(self, heatmaps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if heatmaps.shape != batch["heatmaps"].shape:
+            raise ValueError(
+                f"{type(self.network).__name__} draws heat maps of {list(heatmaps.shape[1:])} (joints, height, width), "
+                f"but the data has targets of {list(batch['heatmaps'].shape[1:])}"
+            )
+        return joint_losses(heatmaps, batch["heatmaps"], batch["weight"])
+
+    def _reset(self) -> None:
+        self._found = []
+        for metrics in self.evaluation.values():
+            metrics.reset()
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> None:
+        exits = self._tested(batch["image"])
+        for i, maps in enumerate(exits):
+            joints, scores = decode(maps, batch["centre"], batch["scale"])
+            name = "" if i == len(exits) - 1 else f"_exit{i}"
+            if name not in self.evaluation:
+                metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "pckh": PCKh()}
+                self.evaluation[name] = MetricCollection(metrics, compute_groups=False).to(maps.device)
+            found = self.evaluation[name]
+            losses = self._joint_losses(maps, batch)
+            found["loss"].update(pose_losses(losses, self.hardest_joints))
+            found["pckh"].update(joints, batch["joints"], batch["head_size"])
+        self._found.append({"index": batch["index"], "joints": joints, "scores": scores, "truth": batch["joints"]})
+
+    def _log(self, split: str) -> None:
+        values: dict[str, Tensor] = {}
+        for name, metrics in self.evaluation.items():
+            # The collection flattens what PCKh computes.
+            values |= {f"{key}{name}": value for key, value in metrics.compute().items()}
+        for key, value in values.items():
+            # Already reduced over the processes; Lightning asks for sync_dist all the same.
+            self.log(f"{split}/{key}", value, prog_bar=key == "pckh", sync_dist=True)
+        found, self._found = self._found, []
+        if not found:
+            return
+        fields = {key: torch.cat([batch[key] for batch in found]) for key in found[0]}
+        if self.trainer.world_size > 1:
+            fields = {key: torch.cat(gather_all_tensors(value)) for key, value in fields.items()}
+        # A trial before training is no evaluation.
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            order = fields["index"].argsort()
+            ordered = {key: value[order].cpu() for key, value in fields.items()}
+            last_exit = {key: float(value) for key, value in values.items() if "_exit" not in key}
+            self.report = PoseReport(**ordered, metrics=last_exit)
+
+
+def joint_losses(heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Half the mean squared difference of each joint's map; 0 for joints without a target.
+
+    Args:
+        heatmaps: [B, J, H, W].
+        target: [B, J, H, W].
+        weight: [B, J].
+
+    Returns:
+        float32 [B, J].
+    """
+    difference = (heatmaps.float() - target.float()) * weight[..., None, None]
+    return 0.5 * difference.square().mean((2, 3))
+
+
+def pose_losses(losses: Tensor, hardest: int | None = None) -> Tensor:
+    """Mean of each sample's joint losses [B, J], or of its hardest ones only, [B].
+
+    Joints without a target count as 0, as published (arXiv 1902.09212, arXiv 1711.07319).
+    """
+    return losses.mean(1) if hardest is None else losses.topk(hardest, 1).values.mean(1)

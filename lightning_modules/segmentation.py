@@ -1,0 +1,389 @@
+"""Semantic segmentation: any segmenter, with one or several exits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
+from lightning_modules.parameter_groups import LayerDecay, parameter_groups
+from lightning_modules.schedules import Schedule
+from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
+from lightning_modules.segmentation_metrics import Absent, SegmentationReport, Tally, exit_suffixes, scores
+from lightning_modules.task import Task
+from models.compute import flop_counter, inference
+from models.segmenters.inference import (
+    Average,
+    Deadline,
+    each_exit,
+    multi_scale,
+    padded,
+    resize,
+    sliding_window,
+    unpadded,
+    windows,
+)
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class SlidingWindow:
+    """Evaluation by overlapping windows, see `models.segmenters.inference.sliding_window`.
+
+    Args:
+        crop: Height and width of a window, as a rule those that the network was trained on.
+        stride: From one window to the next, down and to the right; two thirds of the crop are customary.
+
+    Raises:
+        ValueError: Numbers that are not positive.
+    """
+
+    crop: tuple[int, int]
+    stride: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        windows(self.crop, self.crop, self.stride)
+
+
+@dataclass
+class MultiScale:
+    """Evaluation by several sizes of an image, see `models.segmenters.inference.multi_scale`.
+
+    Args:
+        scales: Multiples of the image's sides.
+        flip: Whether each is mirrored, too.
+        average: `softmax` as MMSegmentation, or `exp_logits` as HRNet's Cityscapes tables.
+
+    Raises:
+        ValueError: No scale, one that is not positive, or an unknown average.
+    """
+
+    scales: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.25, 1.5, 1.75])
+    flip: bool = True
+    average: Average = "softmax"
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"multi_scale needs scales above 0, not {self.scales}")
+        if self.average not in ("softmax", "exp_logits"):
+            raise ValueError(f"multi_scale: average must be one of softmax, exp_logits, not {self.average!r}")
+
+
+@dataclass(frozen=True)
+class ExitLook:
+    """What one exit makes of an image.
+
+    Args:
+        predicted: Classes [h, w], uint8.
+        confidence: Largest softmax probability of each pixel [h, w], float32.
+        computed: Share of each pixel that the exit was computed at, float32 [h, w]; None for everything.
+    """
+
+    predicted: Tensor
+    confidence: Tensor
+    computed: Tensor | None
+
+
+class Segmentation(Task):
+    """Trains a segmenter with cross-entropy, and evaluates it by mean intersection over union.
+
+    Batches are dicts of `image` [B, 3, H, W], `label` [B, h, w] with 255 for void, and `index` int64 [B]; in evaluation
+    labels may have another size than images, and logits are resized to it. Classes are weighted as the data says
+    (`class_weights` of the data module). A network that returns a list of logits (cheapest exit first) is trained on
+    the losses of all exits.
+
+    An evaluation logs, over all images of all processes, `miou`, `pixel_accuracy`, `class_accuracy`, `loss` (mean over
+    images of the cross-entropy) and `macs`: multiply-adds an image of the operators that ran, the mean over the split.
+    Exits before the last have them as `miou_exit0` ...; `miou_mean` is the mean over the exits. What there is to say
+    beyond numbers is in `report`. A compiled network's operators cannot be counted, so it has no `macs`.
+
+    Images whose sides are no multiples of 32 are padded with zeros at the bottom and at the right, and what is
+    predicted there is cut off.
+
+    Args:
+        network: images [B, 3, H, W] -> logits [B, C, H, W], or a list of them, one per exit. Exits of a
+            `models.anytime.MultiExit` are evaluated one by one.
+        num_classes: C; by default what the network says of itself (`network.num_classes`).
+        ohem: train the last exit on hard pixels only.
+        normalisation: what cross-entropy is divided by, see `segmentation_losses.cross_entropy`.
+        exit_weights: what the losses of the exits are multiplied by, cheapest first: `sum` for 1 each, `mean` for
+            1 / exits, or a number for each.
+        absent: whether classes that do not occur are excluded from mean scores or count as zero, see
+            `segmentation_metrics.scores`.
+        sliding_window: evaluate by windows; by default whole images.
+        multi_scale: evaluate by several sizes of each image; by windows in each, if these are given.
+        write_labels: let `validate`, `test` and `predict` write a PNG of label ids for each image.
+        lr_multipliers: what the learning rate is multiplied by for the parameters whose names contain a text; the first
+            text that fits counts.
+        decay_all: whether weight decay is for norms and biases too.
+        optimizer, schedule, layer_decay, reference_batch, compile, channels_last: see `Task`.
+
+    Raises:
+        ValueError: the network does not say its number of classes, or it differs from the data's; weights of exits or
+            class weights that do not fit; an unknown choice.
+    """
+
+    monitor = "val/miou"
+    monitor_mode = "max"
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int | None = None,
+        optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        ohem: Ohem | None = None,
+        normalisation: Normalisation = "weights",
+        exit_weights: ExitWeights = "sum",
+        absent: Absent = "exclude",
+        sliding_window: SlidingWindow | None = None,
+        multi_scale: MultiScale | None = None,
+        write_labels: bool = False,
+        lr_multipliers: dict[str, float] | None = None,
+        decay_all: bool = False,
+        layer_decay: LayerDecay | None = None,
+        reference_batch: int | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(network, optimizer, schedule, layer_decay, reference_batch, compile, channels_last)
+        classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
+        if classes is None:
+            raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
+        if normalisation not in ("weights", "pixels"):
+            raise ValueError(f"normalisation must be one of weights, pixels, not {normalisation!r}")
+        if absent not in ("exclude", "zero"):
+            raise ValueError(f"absent must be one of exclude, zero, not {absent!r}")
+        self.num_classes = int(classes)
+        self.ohem = ohem
+        self.normalisation = normalisation
+        self.exit_weights = checked(exit_weights)
+        self.absent: Absent = absent
+        self.sliding_window = sliding_window
+        self.multi_scale = multi_scale
+        self.write_labels = write_labels
+        self.lr_multipliers = lr_multipliers
+        self.decay_all = decay_all
+        # Refused here rather than when training begins.
+        self.parameter_groups(1.0, 0.0)
+        # The data's, which it says again in every run.
+        self.register_buffer("class_weights", None, persistent=False)
+        # How long `predict` may compute on an image; set by `predict --deadline-ms`.
+        self.deadline: Deadline | None = None
+        # Of the last evaluation, the same on all processes.
+        self.report: SegmentationReport | None = None
+        self._tally = Tally()
+
+    def setup(self, stage: str) -> None:
+        """Checks that data and network agree on the classes, and takes the data's class weights."""
+        super().setup(stage)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        classes = getattr(data, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise ValueError(
+                f"the network has {self.num_classes} classes but the data has {classes}: set "
+                f"model.init_args.network.init_args.num_classes={classes}"
+            )
+        if stage == "predict" or self.class_weights is not None:
+            return
+        weights = getattr(data, "class_weights", None)
+        if weights is not None:
+            if len(weights) != self.num_classes:
+                raise ValueError(f"the data has {len(weights)} class weights for {self.num_classes} classes")
+            self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+    @property
+    def costs_one_forward(self) -> bool:
+        """Whether a prediction costs what a forward pass of the network does: no windows, scales or deadline."""
+        return self.sliding_window is None and self.multi_scale is None and self.deadline is None
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups by `layer_decay`, `lr_multipliers` and `decay_all`."""
+        return parameter_groups(
+            self.network, lr, weight_decay, self.layer_decay, self.lr_multipliers, decay_all=self.decay_all
+        )
+
+    def inference_inputs(self, batch: Batch, samples: int) -> tuple[Any, ...]:
+        """The first images of an evaluation batch as the network gets them, to measure its cost on."""
+        return (padded(batch["image"][:samples]).clone(),)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted losses of the exits, with penalties."""
+        label = batch["label"]
+        exits = as_exits(self(batch["image"]))
+        weights = weights_of(self.exit_weights, len(exits), self.network)
+        named = {}
+        for i, (logits, weight) in enumerate(zip(exits, weights, strict=True)):
+            last = i == len(exits) - 1
+            if self.ohem is not None and last:
+                loss = ohem_cross_entropy(logits, label, self.ohem, self.class_weights)
+            else:
+                loss = cross_entropy(logits, label, self.class_weights, self.normalisation)
+            named["ce" if len(exits) == 1 else f"exit{i}"] = loss * weight
+        with torch.no_grad():
+            right = (resize(exits[-1], label.shape[-2:]).argmax(1) == label).sum()
+            metrics = {"pixel_accuracy": right / (label != VOID).sum().clamp(min=1)}
+        return self.total_loss(named, metrics, len(label))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what an interrupted validation left behind."""
+        self._tally = Tally()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets what an interrupted test left behind."""
+        self._tally = Tally()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Counts the batch into the validation metrics."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Counts the batch into the test metrics."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Classes of each image's pixels, uint8 [h, w] at the size of its file, and the images' indices [B].
+
+        With a deadline, of the last exit that was ready, with its number and the seconds it took.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        sizes = [data.raw_image("predict", index).shape[:2] for index in batch["index"].tolist()]
+        outputs: dict[str, Any] = {"index": batch["index"], "predicted": []}
+        if self.deadline is None:
+            for exits, size in zip(self._each_image(batch["image"]), sizes, strict=True):
+                *_, last = exits
+                outputs["predicted"].append(_classes(resize(last, size))[0].cpu())
+            return outputs
+        outputs |= {"exit": [], "seconds": []}
+        for image, size in zip(batch["image"].split(1), sizes, strict=True):
+            logits, exit, seconds = self.deadline.run(self.network, padded(self.in_memory_order(image)))
+            outputs["predicted"].append(_classes(resize(unpadded(logits, image.shape[-2:]), size))[0].cpu())
+            outputs["exit"].append(exit)
+            outputs["seconds"].append(seconds)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics over all images of all processes."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics over all images of all processes."""
+        self._log("test")
+
+    @torch.no_grad()
+    def look(self, image: Tensor, size: Sequence[int]) -> list[ExitLook]:
+        """What each exit makes of a whole image, to be drawn.
+
+        Args:
+            image: [3, H, W], normalised.
+            size: Height and width of what is returned.
+        """
+        with inference(self.network):
+            exits = list(each_exit(self.network, padded(self.in_memory_order(image[None]))))
+        looks = []
+        for logits, computed in exits:
+            probabilities, predicted = resize(unpadded(logits, image.shape[1:]), size)[0].softmax(0).max(0)
+            share = None
+            if computed is not None:
+                share = resize(unpadded(computed[:, None], image.shape[1:]), size)[0, 0]
+            looks.append(ExitLook(predicted.to(torch.uint8), probabilities, share))
+        return looks
+
+    def _each_image(self, images: Tensor) -> Iterator[Iterable[Tensor]]:
+        """For each image the logits [1, C, H, W] of every exit; one at a time, as those of a batch would be large."""
+        if self.sliding_window is None and self.multi_scale is None:
+            exits = self._run(images)
+            for i in range(len(images)):
+                yield (unpadded(logits[i : i + 1], images.shape[-2:]) for logits in exits)
+            return
+        for image in images.split(1):
+            yield self._views(image)
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        """Logits of every exit for padded images, at the network's resolution; counts what ran."""
+        exits = []
+        # Predictions are timed, and counting takes time.
+        counts = not self.compile_network and not self.trainer.predicting
+        counting: AbstractContextManager[FlopCounterMode | None] = flop_counter() if counts else nullcontext()
+        with counting as counter:
+            for exit, (logits, _) in enumerate(each_exit(self.network, padded(self.in_memory_order(images)))):
+                if logits.shape[1] != self.num_classes:
+                    raise ValueError(
+                        f"exit {exit} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
+                    )
+                exits.append(logits)
+                if counter is not None:
+                    self._tally.spend(exit, counter.get_total_flops() / 2)
+        return exits
+
+    def _views(self, image: Tensor) -> list[Tensor]:
+        """Logits of every exit for one image, by windows and scales."""
+
+        def predict(view: Tensor) -> list[Tensor]:
+            return [unpadded(logits, view.shape[-2:]) for logits in self._run(view)]
+
+        window, scales = self.sliding_window, self.multi_scale
+        if scales is None:
+            assert window is not None
+            return sliding_window(predict, image, window.crop, window.stride)
+        crop, stride = (window.crop, window.stride) if window is not None else (None, None)
+        averaged = multi_scale(predict, image, scales.scales, scales.flip, scales.average, crop=crop, stride=stride)
+        # Softmax gives the probabilities back.
+        return [scores.clamp(min=torch.finfo(scores.dtype).tiny).log() for scores in averaged]
+
+    def _evaluate(self, batch: Batch) -> dict[str, Any]:
+        predictions = []
+        for exits, label in zip(self._each_image(batch["image"]), batch["label"], strict=True):
+            for exit, logits in enumerate(exits):
+                logits = resize(logits, label.shape)
+                loss = cross_entropy(logits, label[None], self.class_weights)
+                predicted = _classes(logits)[0]
+                self._tally.count(exit, predicted, label, self.num_classes, loss)
+            self._tally.images += 1
+            predictions.append(predicted)
+        return {"index": batch["index"], "predicted": predictions}
+
+    def _log(self, split: str) -> None:
+        tally, self._tally = self._tally.cpu(), Tally()
+        if self.trainer.world_size > 1:
+            tallies: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(tallies, tally)
+            tally = Tally.sum(tallies)
+        if not tally.images:
+            return
+        exits = [scores(confusion, self.absent) for confusion in tally.confusion]
+        macs = [each / tally.images for each in tally.macs]
+        metrics: dict[str, float] = {}
+        for i, (name, found) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
+            metrics |= {
+                f"miou{name}": found.miou,
+                f"pixel_accuracy{name}": found.pixel_accuracy,
+                f"class_accuracy{name}": found.class_accuracy,
+                f"loss{name}": tally.losses[i].item() / tally.images,
+            }
+            if macs:
+                metrics[f"macs{name}"] = macs[i]
+        if len(exits) > 1:
+            metrics["miou_mean"] = sum(found.miou for found in exits) / len(exits)
+        for name, value in metrics.items():
+            # The same on every process; Lightning asks for sync_dist all the same.
+            self.log(f"{split}/{name}", value, prog_bar=name == "miou", sync_dist=True)
+        # A trial before training is no evaluation.
+        if not self.trainer.sanity_checking:
+            names = list(self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
+            self.report = SegmentationReport(names, exits, macs, tally.images)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """The likeliest class of each pixel, uint8 [B, H, W]."""
+    return logits.argmax(1).to(torch.uint8)

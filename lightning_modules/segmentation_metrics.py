@@ -1,0 +1,177 @@
+"""What a confusion matrix of pixels says: intersection over union and accuracies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from lightning_modules.segmentation_losses import VOID
+
+Absent = Literal["exclude", "zero"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one exit over a whole split.
+
+    Args:
+        confusion: int64 [C, C], pixels of class i that were predicted as class j.
+        iou: Intersection over union of each class, float64 [C]; NaN for an absent class that is excluded.
+        accuracy: Share of each class's pixels that were predicted rightly, float64 [C]; NaN likewise.
+        miou: Mean of `iou`.
+        pixel_accuracy: Share of all pixels that were predicted rightly.
+        class_accuracy: Mean of `accuracy`.
+    """
+
+    confusion: Tensor
+    iou: Tensor
+    accuracy: Tensor
+    miou: float
+    pixel_accuracy: float
+    class_accuracy: float
+
+
+def scores(confusion: Tensor, absent: Absent = "exclude") -> Scores:
+    """Scores of a confusion matrix: IoU_c = tp_c / (row_c + column_c - tp_c).
+
+    A class is absent from the union if it is neither annotated nor predicted, and from the accuracy if it is not
+    annotated.
+
+    Args:
+        confusion: int64 [C, C], true classes by predicted ones, summed over all images and processes.
+        absent: `exclude`, as MMSegmentation and Cityscapes' scripts: absent classes do not count in a mean. `zero`, as
+            HRNet: they count as 0.
+
+    Returns:
+        The scores, on the CPU; NaN where nothing counts.
+
+    Raises:
+        ValueError: Another convention.
+    """
+    if absent not in ("exclude", "zero"):
+        raise ValueError(f"absent classes are one of exclude, zero, not {absent!r}")
+    confusion = confusion.cpu()
+    right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    union = true + predicted - right
+    if absent == "zero":
+        union, true = union.clamp(min=1), true.clamp(min=1)
+    # 0 / 0 is what marks a class that is left out.
+    iou, accuracy = right.double() / union, right.double() / true
+    return Scores(
+        confusion,
+        iou,
+        accuracy,
+        miou=iou.nanmean().item(),
+        pixel_accuracy=(right.sum().double() / confusion.sum()).item(),
+        class_accuracy=accuracy.nanmean().item(),
+    )
+
+
+@dataclass
+class Tally:
+    """What one process has counted of an evaluation; tallies of several processes add up exactly.
+
+    Args:
+        confusion: int64 [C, C] of each exit, see `Scores`.
+        losses: Sum of the images' losses, float64 of each exit.
+        macs: Multiply-adds up to each exit, the sum over the images; empty where they were not counted.
+        images: Images.
+    """
+
+    confusion: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    macs: list[float] = field(default_factory=list)
+    images: int = 0
+
+    def count(self, exit: int, predicted: Tensor, label: Tensor, num_classes: int, loss: Tensor) -> None:
+        """Counts the pixels of an image at one exit.
+
+        Args:
+            exit: 0 ...
+            predicted, label: Classes [H, W]; pixels of label 255 do not count.
+            num_classes: C.
+            loss: Of the image, a scalar.
+        """
+        confusion = multiclass_confusion_matrix(
+            predicted, label, num_classes, ignore_index=VOID, validate_args=False
+        ).long()
+        if exit == len(self.confusion):
+            self.confusion.append(torch.zeros_like(confusion))
+            self.losses.append(torch.zeros_like(loss, dtype=torch.float64))
+        self.confusion[exit] += confusion
+        self.losses[exit] += loss
+
+    def spend(self, exit: int, macs: float) -> None:
+        """Adds multiply-adds up to an exit."""
+        if exit == len(self.macs):
+            self.macs.append(0.0)
+        self.macs[exit] += macs
+
+    def cpu(self) -> Tally:
+        """The same numbers on the host."""
+        return Tally(
+            [each.cpu() for each in self.confusion], [each.cpu() for each in self.losses], self.macs, self.images
+        )
+
+    @staticmethod
+    def sum(tallies: list[Tally]) -> Tally:
+        """Of all processes; those without an image have counted no exits."""
+        counted = [tally for tally in tallies if tally.images]
+        return Tally(
+            [torch.stack(each).sum(0) for each in zip(*(tally.confusion for tally in counted), strict=True)],
+            [torch.stack(each).sum(0) for each in zip(*(tally.losses for tally in counted), strict=True)],
+            [sum(each) for each in zip(*(tally.macs for tally in counted), strict=True)],
+            sum(tally.images for tally in counted),
+        )
+
+
+@dataclass(frozen=True)
+class SegmentationReport:
+    """What an evaluation has found.
+
+    Args:
+        class_names: Of the C classes.
+        exits: Scores of each exit, cheapest first.
+        macs: Multiply-adds that an image took up to each exit, the mean over the split, counted from the operators
+            that ran; empty where they were not counted.
+        images: Evaluated images.
+    """
+
+    class_names: list[str]
+    exits: list[Scores]
+    macs: list[float]
+    images: int
+
+    def rows(self, kinds: Sequence[str] = ("iou", "accuracy")) -> list[list[str]]:
+        """A table of the classes: names of the columns, a row for each class, and the means; last exit first.
+
+        Args:
+            kinds: What is said of each class and exit.
+        """
+        names, last = exit_suffixes(len(self.exits)), self.exits[-1]
+        columns = [
+            (f"{kind}{name}", exit, kind) for name, exit in zip(names, self.exits, strict=True) for kind in kinds
+        ]
+        columns = columns[-len(kinds) :] + columns[: -len(kinds)]
+        table = [["class", "pixels", *(name for name, *_ in columns)]]
+        for k, pixels in enumerate(last.confusion.sum(1).tolist()):
+            values = [getattr(exit, kind)[k].item() for _, exit, kind in columns]
+            table.append([self.class_names[k], str(pixels), *map(_cell, values)])
+        means = [exit.miou if kind == "iou" else exit.class_accuracy for _, exit, kind in columns]
+        return [*table, ["mean", str(int(last.confusion.sum())), *map(_cell, means)]]
+
+
+def exit_suffixes(exits: int) -> list[str]:
+    """What the names of each exit's metrics end in; nothing for the last one."""
+    return [f"_exit{i}" for i in range(exits - 1)] + [""]
+
+
+def _cell(value: float) -> str:
+    """Four digits; nothing for a class that does not count."""
+    return "" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,137 @@
+"""Segmentation from the command line: a run's pictures and files, its evaluation, predictions with a deadline."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import DigitStreets
+from exp.cli import UsageError
+from exp.predict_segmentation import deadline_for
+from lightning_modules import Segmentation
+from lightning_modules.segmentation import MultiScale, SlidingWindow
+from tests.exp.runner import run
+from tests.lightning_modules.test_segmentation import Answers, OneByOne
+
+NETWORK = {
+    "class_path": "models.segmenters.adpc.ADPC",
+    "init_args": {
+        "num_classes": 11,
+        "stages": [[1, [1], [4]], [1, [1] * 2, [4, 4]], [1, [1] * 3, [4] * 3], [1, [1] * 4, [4] * 4]],
+        "pooled_dim": 4,
+        "threshold": 0.5,
+        "init_std": None,
+    },
+}
+CONFIG = [
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--model=Segmentation",
+    f"--model.network={json.dumps(NETWORK)}",
+    "--model.schedule=Poly",
+    "--model.write_labels=true",
+    "--data=DigitStreets",
+    "--data.num_train=8",
+    "--data.num_val=4",
+    "--data.num_test=4",
+    "--data.batch_size=4",
+    "--wandb=disabled",
+    "--experiment=run",
+]
+CHECKPOINT = "--ckpt_path=runs/run/0/checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("segmentation")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXP_CACHE", str(folder / "cache"))
+        ended = run("fit", CONFIG, folder)
+    assert ended.code == 0, ended.output
+    pixels = np.random.default_rng(0)
+    for name, size in (("a", (64, 64)), ("b", (64, 64)), ("odd", (50, 70))):
+        Image.fromarray(pixels.integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{name}.jpg")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXP_CACHE", str(folder / "cache"))
+
+
+def test_fit_tests_draws_and_writes(folder: Path) -> None:
+    path = folder / "runs/run/0"
+    for name in ("plots/segmentation.png", "plots/class_iou.png", "plots/miou_curve.png", "classes.csv"):
+        assert (path / name).stat().st_size > 0
+    ids = set(DigitStreets.label_map.ids)
+    written = sorted((path / "labels").iterdir())
+    assert [p.name for p in written] == [f"digits_000000_{i:06d}_leftImg8bit.png" for i in range(4)]
+    assert all(set(np.unique(cv2.imread(str(p), cv2.IMREAD_UNCHANGED))) <= ids for p in written)
+    metrics = json.loads((path / "run.json").read_text())["test"]
+    costs = [metrics[f"test/macs{name}"] for name in ("_exit0", "_exit1", "_exit2", "")]
+    assert costs == sorted(costs)
+    assert costs[0] > 0
+
+
+def test_predictions_are_pictures_labels_and_a_table(folder: Path) -> None:
+    ended = run("predict", [CHECKPOINT, "--data.eval_batch_size=1", "a.jpg", "odd.jpg"], folder)
+    assert ended.code == 0, ended.output
+    assert "executed:" in ended.output
+    out = folder / "runs/run/0/predict"
+    assert {p.name for p in (out / "pictures").iterdir()} == {"a.png", "odd.png"}
+    assert cv2.imread(str(out / "labels/odd.png"), cv2.IMREAD_UNCHANGED).shape == (50, 70)
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["a.jpg", "odd.jpg"]
+    for row in rows:
+        assert sum(float(row[name]) for name in DigitStreets.label_map.names) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("milliseconds", "exit", "late"), [("0.001", "0", 2), ("100000", "3", 0)])
+def test_a_deadline_chooses_the_exit(milliseconds: str, exit: str, late: int, folder: Path) -> None:
+    ended = run("predict", [CHECKPOINT, "--deadline-ms", milliseconds, "a.jpg", "b.jpg"], folder)
+    assert ended.code == 0, ended.output
+    # What ran differs from image to image, and is not counted.
+    assert "executed:" not in ended.output
+    assert f"{late} of 2 images took longer than" in ended.output
+    with (folder / "runs/run/0/predict/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["exit"] for row in rows] == [exit] * 2
+    assert all(float(row["milliseconds"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "network", "options", "message"),
+    [
+        (-3.0, OneByOne, {}, "--deadline-ms -3: it must be above 0"),
+        (3.0, Answers, {}, "--deadline-ms: Answers has no exits to stop at"),
+        (3.0, OneByOne, {"multi_scale": MultiScale()}, "--deadline-ms is for whole images"),
+        (
+            3.0,
+            OneByOne,
+            {"sliding_window": SlidingWindow((8, 8), (8, 8))},
+            "set sliding_window and multi_scale to null",
+        ),
+    ],
+)
+def test_a_deadline_that_cannot_be_kept_is_refused(
+    milliseconds: float, network: Any, options: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = SimpleNamespace(
+        config=SimpleNamespace(deadline_ms=milliseconds),
+        model=Segmentation(network(), **options),
+        trainer=SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))),
+    )
+    with pytest.raises(UsageError):
+        deadline_for(command)  # type: ignore[arg-type]
+    assert message in capsys.readouterr().err

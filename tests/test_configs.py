@@ -24,6 +24,7 @@ from models.compute import count, parameter_count
 from tests.datamodules.coco_files import CocoFiles
 from tests.datamodules.test_cifar import write as write_cifar
 from tests.datamodules.test_packed import arrays, pack
+from tests.datamodules.test_segmentation import save, street
 from tests.exp.runner import run
 from tests.models.backbones.test_convnext_ladder import COSTS
 from tests.models.backbones.test_dynamic_kernels import COMPUTED, MEASURED
@@ -276,17 +277,35 @@ def write_coco(root: Path) -> None:
     files.data()
 
 
+def write_camvid(root: Path) -> None:
+    """Eight images of each split, with all classes in stripes."""
+    ids = np.repeat(np.array([*range(11), 255], np.uint8), 40)[None].repeat(360, 0)
+    for split in ("train", "val", "test"):
+        for number in range(8):
+            image, mask = street(root, split, number)
+            save(image, np.repeat(ids[..., None], 3, axis=2))
+            save(mask, ids)
+
+
 @pytest.mark.parametrize("path", [path for path in TASKS if not is_recipe(path)], ids=str)
 def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     argv = without_weights(command(path))
     data = built(path).plain["data"]
-    if data["class_path"].endswith("DigitScenes"):
-        argv = [*argv, "--data.init_args.num_train=16", "--data.init_args.num_val=4"]
+    if data["class_path"].endswith(("DigitScenes", "DigitStreets", "StickFigures")):
+        batch = data["init_args"]["batch_size"]
+        argv = [*argv, f"--data.init_args.num_train={batch}", "--data.init_args.num_val=4"]
+    elif data["class_path"].endswith("CamVid"):
+        write_camvid(tmp_path / data["init_args"]["root"])
     elif data["class_path"].endswith("Coco"):
         write_coco(tmp_path / data["init_args"]["root"])
-        argv = [*argv, "--data.init_args.num_workers=0"]
+        # As small as they are: at full size one batch takes a minute.
+        argv = [
+            *argv,
+            "--data.init_args.num_workers=0",
+            *(f"--data.init_args.{s}_transforms=[]" for s in ("train", "eval")),
+        ]
     elif "root" in data["init_args"]:
         root = tmp_path / data["init_args"]["root"]
         root.mkdir(parents=True)

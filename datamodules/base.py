@@ -21,6 +21,8 @@ from datamodules.splits import Source
 from datamodules.transforms.pipeline import Pipeline, Transform
 
 Split = Literal["train", "val", "test", "predict"]
+# Bad records that a message names; of more it says how many.
+LISTED = 10
 
 
 class DataModule(lightning.LightningDataModule, ABC):
@@ -216,6 +218,35 @@ class DataModule(lightning.LightningDataModule, ABC):
                     f"{self.max_bad_samples}. The last one is {sample}\nRepair the data set or raise max_bad_samples."
                 )
             warnings.warn(f"Skipped {sample} ({len(self.bad_samples)} skipped so far)", stacklevel=2)
+
+    def leave_out(self, path: Path, problems: list[tuple[str, str]], count: int | None = None) -> None:
+        """Raises for records of an annotation file that cannot be used, or counts them and warns, by ``on_bad_sample``.
+
+        Args:
+            path: The file.
+            problems: Record and reason.
+            count: How many there are, if ``problems`` are only the first of them.
+
+        Raises:
+            DataError: If bad records are errors, or too many.
+        """
+        count = len(problems) if count is None else count
+        if not count:
+            return
+        listed = "".join(f"\n  {record}: {reason}" for record, reason in problems[:LISTED])
+        listed += f"\n  and {count - LISTED} more" if count > LISTED else ""
+        if self.on_bad_sample == "error":
+            raise DataError(
+                f"{path}: {count} records cannot be used:{listed}\nRepair them, or set on_bad_sample: skip to leave "
+                "them out."
+            )
+        self.bad_samples |= {f"{path}: {record}": reason for record, reason in problems}
+        if len(self.bad_samples) + count - len(problems) > self.max_bad_samples:
+            raise DataError(
+                f"{path}: {count} records cannot be used, and with what was skipped before that is more than "
+                f"max_bad_samples={self.max_bad_samples}:{listed}\nRepair them or raise max_bad_samples."
+            )
+        warnings.warn(f"{path}: {count} records are left out:{listed}", stacklevel=2)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Converts uint8 images to float32 and normalises them, on the device they are on."""

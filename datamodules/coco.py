@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from datamodules.base import DataModule, Split
+from datamodules.base import LISTED, DataModule, Split
 from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
@@ -21,8 +21,6 @@ from datamodules.transforms import Transform
 from datamodules.transforms.packed_masks import pack
 from datamodules.transforms.recipes import detr_augmentation, evaluate_shortest_edge
 from datamodules.transforms.scene_pipeline import ScenePipeline
-
-LISTED = 10
 
 
 class Coco(DataModule):
@@ -192,7 +190,7 @@ class Coco(DataModule):
                 missing.append((f"image {annotations.image_ids[image]}", f"{folder / name} is missing"))
             elif split != "train" or self.keep_empty or objects[image]:
                 chosen.append(image)
-        self._leave_out(annotations.path, missing, len(missing))
+        self.leave_out(annotations.path, missing)
         if not chosen:
             raise DataError(f"{annotations.path} names {len(annotations)} images, and none can be used from {folder}.")
         label_of = {category: label for label, category in enumerate(self.category_ids)}
@@ -210,7 +208,7 @@ class Coco(DataModule):
                     f"{annotations.path}: {len(bare)} annotations have no segmentation, such as annotation {ids[0]}. "
                     "Set masks: false to train on boxes only, or add them."
                 )
-        self._leave_out(annotations.path, problems, count)
+        self.leave_out(annotations.path, problems, count)
         number, first = annotations.overhanging
         if number:
             warnings.warn(
@@ -225,25 +223,6 @@ class Coco(DataModule):
                 f"the first is {first}.",
                 stacklevel=2,
             )
-
-    def _leave_out(self, path: Path, problems: list[tuple[str, str]], count: int) -> None:
-        """Raises for bad records, or counts them."""
-        if not count:
-            return
-        listed = "".join(f"\n  {record}: {reason}" for record, reason in problems[:LISTED])
-        listed += f"\n  and {count - LISTED} more" if count > LISTED else ""
-        if self.on_bad_sample == "error":
-            raise DataError(
-                f"{path}: {count} records cannot be used:{listed}\nRepair them, or set on_bad_sample: skip to leave "
-                "them out."
-            )
-        self.bad_samples |= {f"{path}: {record}": reason for record, reason in problems}
-        if len(self.bad_samples) + count - len(problems) > self.max_bad_samples:
-            raise DataError(
-                f"{path}: {count} records cannot be used, and with what was skipped before that is more than "
-                f"max_bad_samples={self.max_bad_samples}:{listed}\nRepair them or raise max_bad_samples."
-            )
-        warnings.warn(f"{path}: {count} records are left out:{listed}", stacklevel=2)
 
 
 class CocoImages:

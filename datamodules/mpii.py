@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +35,6 @@ SKELETON = (
 HEAD_SHARE = 0.6
 # The published code looks lower than the annotated centre, by so many pixels a unit of scale, and wider.
 LOWER, WIDER = 15.0, 1.25
-LISTED = 10
 
 
 class MPII(DataModule):
@@ -143,27 +141,10 @@ class MPII(DataModule):
             people.append(person)
             names.append(record["image"])
             numbers.append(number)
-        self._leave_out(path, problems)
+        self.leave_out(path, problems)
         if not people:
             raise DataError(f"{path} lists {len(records)} people, and none can be used.")
         return People(folder, names, people, numbers)
-
-    def _leave_out(self, path: Path, problems: list[tuple[str, str]]) -> None:
-        """Raises for bad records, or counts them."""
-        if not problems:
-            return
-        listed = "".join(f"\n  {record}: {reason}" for record, reason in problems[:LISTED])
-        listed += f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        said = f"{path}: {len(problems)} people cannot be used:{listed}\n"
-        if self.on_bad_sample == "error":
-            raise DataError(f"{said}Repair their records, or set on_bad_sample: skip to leave them out.")
-        self.bad_samples |= {f"{path}: {record}": reason for record, reason in problems}
-        if len(self.bad_samples) > self.max_bad_samples:
-            raise DataError(
-                f"{said}With what was skipped before that is more than max_bad_samples={self.max_bad_samples}. Repair "
-                "their records or raise max_bad_samples."
-            )
-        warnings.warn(f"{said}They are left out.", stacklevel=2)
 
 
 class People:

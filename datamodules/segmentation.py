@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.progress import track
 
-from datamodules.base import DataModule, Split
+from datamodules.base import LISTED, DataModule, Split
 from datamodules.cache import unpack_once
 from datamodules.decoding import Encoded
 from datamodules.errors import BadSample, DataError
@@ -22,8 +22,6 @@ from datamodules.loading import stack
 from datamodules.masks import EncodedMask
 from datamodules.transforms import Transform
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
-
-LISTED = 10
 
 
 class Segmentation(DataModule):

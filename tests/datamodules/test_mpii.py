@@ -101,11 +101,11 @@ def test_evaluation_is_by_the_matlab_file(root: Path) -> None:
 def test_bad_records_are_named_or_left_out(root: Path, edit: Callable[[list[Any]], None], message: str) -> None:
     change(root, "train", edit)
     with pytest.raises(
-        DataError, match=rf"train\.json: 1 people cannot be used:\n(?s:.*){message}(?s:.*)on_bad_sample"
+        DataError, match=rf"train\.json: 1 records cannot be used:\n(?s:.*){message}(?s:.*)on_bad_sample"
     ):
         mpii(root).setup("fit")
     data = mpii(root, on_bad_sample="skip")
-    with pytest.warns(UserWarning, match="They are left out"):
+    with pytest.warns(UserWarning, match="are left out"):
         data.setup("fit")
     assert len(data.source("train")) == 5
     assert data.sample_name("train", 1).endswith("train_00002.jpg (person 2)")
@@ -118,7 +118,7 @@ def test_people_without_a_head_box_are_named_or_left_out(root: Path) -> None:
     boxes = np.zeros((2, 2, 4))
     boxes[1, :, 1:] = 10
     change_heads(root, headboxes_src=boxes)
-    with pytest.raises(DataError, match=r"valid\.json: 1 people (?s:.*)person 0: there is no head box"):
+    with pytest.raises(DataError, match=r"valid\.json: 1 records (?s:.*)person 0: there is no head box"):
         mpii(root).setup("fit")
     data = mpii(root, on_bad_sample="skip")
     with pytest.warns(UserWarning, match="no head box"):

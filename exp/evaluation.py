@@ -29,7 +29,7 @@ def evaluate(argv: list[str], command: str) -> int:
     silence()
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
-        checkpoint, _ = to_evaluate(cli)
+        checkpoint = to_evaluate(cli)
         folder = output_folder(checkpoint, command)
         place(cli.trainer.callbacks, folder, folder)  # type: ignore[attr-defined]
         for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from rich.console import Console
 
+from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError
 from exp.errors import exit_code
 from exp.evaluation import output_folder
@@ -40,7 +41,8 @@ def main(argv: list[str]) -> int:
         if cli.trainer.world_size > 1:
             raise UsageError("predict runs on one device: set trainer.devices=1")
         data.predict_paths = paths
-        checkpoint, content = to_evaluate(cli)
+        checkpoint = to_evaluate(cli)
+        content = read_checkpoint(checkpoint) if cli.config.ckpt_path else {}
         if (policy := policy_for(cli, checkpoint, content)) is not None:
             cli.model.policy = policy
         if (deadline := deadline_for(cli)) is not None:

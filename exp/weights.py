@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError
 from exp.convert import ConvertError, read
 from models import official
@@ -39,11 +37,11 @@ def start_from(cli: Cli, path: Path) -> list[str]:
         raise UsageError(f"--weights {path}: {error}") from error
 
 
-def to_evaluate(cli: Cli) -> tuple[Path, dict[str, Any]]:
+def to_evaluate(cli: Cli) -> Path:
     """What `validate`, `test` or `predict` works with: `--ckpt_path`, or `--weights`, which are put into the network.
 
     Returns:
-        The file, and the content of a checkpoint; nothing for weights.
+        The file.
 
     Raises:
         UsageError: neither or both are given, or weights do not fit the whole network.
@@ -54,11 +52,11 @@ def to_evaluate(cli: Cli) -> tuple[Path, dict[str, Any]]:
             f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights of `convert`"
         )
     if checkpoint is not None:
-        return Path(checkpoint), read_checkpoint(Path(checkpoint))
+        return Path(checkpoint)
     path = Path(weights)
     if missing := start_from(cli, path):
         raise UsageError(
             f"--weights {path}: another number of classes, so it has nothing for {official.some(missing)}; train it by "
             "`python -m exp fit --weights`, or set the network's num_classes"
         )
-    return path, {}
+    return path

@@ -14,6 +14,8 @@ from albumentations.augmentations.crops.transforms import BaseCrop
 from albumentations.augmentations.geometric.functional import keypoints_scale
 from PIL import Image
 
+from datamodules.transforms.drawn_resize import DrawnResize
+
 
 def fitted_size(height: int, width: int, size: int, max_size: int | None = None) -> tuple[int, int]:
     """Height and width when the shorter side becomes ``size``, or less where the longer would exceed ``max_size``.
@@ -36,15 +38,8 @@ def fitted_size(height: int, width: int, size: int, max_size: int | None = None)
     return (size, other) if height <= width else (other, size)
 
 
-class _Resize(A.DualTransform):
-    """A resize to a size drawn for each image; ``drawn_size`` says which."""
-
-    def drawn_size(self, height: int, width: int) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the size, with the sample's own random numbers."""
-        return {"size": self.drawn_size(*params["shape"][:2])}
+class _Resize(DrawnResize):
+    """A drawn resize by Pillow and torch's ``nearest``."""
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
         """Resizes an image, uint8 [H,W,3]."""

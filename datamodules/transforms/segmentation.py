@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from datamodules.label_maps import VOID
+from datamodules.transforms.drawn_resize import DrawnResize
 from datamodules.transforms.photometric import PhotometricDistortion
 from datamodules.transforms.pipeline import Transform
 
@@ -21,15 +22,8 @@ MEAN_COLOUR = (124, 116, 104)
 REDRAWS = 10
 
 
-class _Resize(A.DualTransform):
-    """A resize to a size drawn for each image; ``drawn_size`` says which."""
-
-    def drawn_size(self, height: int, width: int) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the size, with the sample's own random numbers."""
-        return {"size": self.drawn_size(*params["shape"][:2])}
+class _Resize(DrawnResize):
+    """A drawn resize by OpenCV."""
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
         """Resizes an image, uint8 [H,W,3]."""

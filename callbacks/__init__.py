@@ -10,6 +10,7 @@ from callbacks.exit_curve import ExitCurve
 from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
 from callbacks.preemption import Preempted, Preemption
 from callbacks.step_seed import StepSeed
+from callbacks.threshold_curve import ThresholdCurve
 
 __all__ = [
     "Annealing",
@@ -23,5 +24,6 @@ __all__ = [
     "Preempted",
     "Preemption",
     "StepSeed",
+    "ThresholdCurve",
     "WeightEMA",
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -174,6 +175,42 @@ def miou_curve(macs: Sequence[float], miou: Sequence[float], title: str = "") ->
         axes.annotate(f"exit {exit}", place, textcoords="offset points", xytext=(5, -11), fontsize=8)
     axes.set(xlabel=f"executed {name} multiply-adds an image", ylabel="mean intersection over union")
     axes.grid(alpha=0.3)
+    return figure
+
+
+def threshold_curve(
+    exits: Mapping[str, Sequence[tuple[float, float]]],
+    swept: Sequence[tuple[float, float, str]],
+    chosen: Sequence[tuple[float, float]],
+    cost: str,
+    title: str = "",
+) -> Figure:
+    """What a network with exits reaches at which cost, under each threshold.
+
+    Args:
+        exits: Threshold -> cost and mean intersection over union of each exit, cheapest first.
+        swept: Of the last exit, the same and the threshold, by rising threshold; empty without thresholds.
+        chosen: Budgets, and what was chosen within each; costs and budgets are shares of computing every pixel.
+        cost: What is counted.
+        title: Above the figure.
+    """
+    figure = Figure(figsize=(7.6, 5.0), layout="constrained")
+    axes = figure.add_subplot(title=title)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(exits)))
+    for (threshold, points), colour in zip(exits.items(), colours, strict=True):
+        x, y = zip(*points, strict=True)
+        axes.plot(100 * np.asarray(x), y, "o-", color=colour, linewidth=0.9, markersize=3, label=f"exits, {threshold}")
+    if swept:
+        x, y, names = zip(*swept, strict=True)
+        axes.plot(100 * np.asarray(x), y, "s--", color="black", linewidth=1.4, label="last exit, every threshold")
+        for place in zip(100 * np.asarray(x), y, names, strict=True):
+            axes.annotate(place[2], place[:2], textcoords="offset points", xytext=(4, -11), fontsize=7)
+    if chosen:
+        x, y = zip(*chosen, strict=True)
+        axes.step(100 * np.asarray(x), y, where="post", color="tab:red", linewidth=1.2, label="chosen for the budget")
+    axes.set(xlabel=f"{cost} multiply-adds, % of computing every pixel", ylabel="mean intersection over union")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
     return figure
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from callbacks.drawing import confusion_matrix, save
 from callbacks.pictures import show
 from callbacks.segmentation_drawing import VOID, Panel, blended, class_bars, coloured, miou_curve, panel_sheet
-from lightning_modules.segmentation import ExitLook, Segmentation
+from lightning_modules.segmentation import Segmentation
+from lightning_modules.segmentation_views import ExitLook
 
 # The matrix of more classes is not readable.
 MOST_CLASSES = 50

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, get_loader, set_loader
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -32,6 +32,16 @@ from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoi
 from exp.messages import explain, refusal
 from exp.outputs import task_outputs
 from exp.progress import ProgressBar
+
+_load_yaml = get_loader("yaml")
+
+
+def _load(text: str) -> Any:
+    # jsonargparse 4.53 hands null on to an argument of a class within a class as this word.
+    return None if text == "None" else _load_yaml(text)
+
+
+set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
 
 
 class UsageError(SystemExit):

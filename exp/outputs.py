@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
-from callbacks import ComputeBudget, ExitCurve
+from callbacks import ComputeBudget, ExitCurve, ThresholdCurve
 from callbacks.detection_pictures import DetectionFiles, DetectionPictures
 from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
@@ -36,3 +36,5 @@ def place(callbacks: list[Callback], pictures: Path, files: Path) -> None:
             callback.folder = pictures
         elif isinstance(callback, FILES):
             callback.folder = files
+        elif isinstance(callback, ThresholdCurve):
+            callback.folder, callback.files = pictures, files

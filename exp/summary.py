@@ -37,6 +37,8 @@ CONTENT = {
     "plots/segmentation.png": "predictions beside annotations, by exit, and how sure they are",
     "plots/class_iou.png": "intersection over union by class",
     "plots/miou_curve.png": "mean intersection over union over executed multiply-adds",
+    "plots/threshold_curve.png": "mean intersection over union over the compute, for every threshold and exit",
+    "threshold_curve.csv": "the same as a table",
     "classes.csv": "intersection over union by class, of the test split",
     "labels": "predictions for the test split as label files",
     "plots/poses.png": "joints found beside joints annotated",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,11 +15,11 @@ from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from lightning_modules.schedules import Schedule
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
-from lightning_modules.segmentation_metrics import Absent, SegmentationReport, Tally, exit_suffixes, scores
+from lightning_modules.segmentation_metrics import Absent, SegmentationReport, Tally, exit_suffixes
+from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWindow
 from lightning_modules.task import Task
 from models.compute import flop_counter, inference
 from models.segmenters.inference import (
-    Average,
     Deadline,
     each_exit,
     multi_scale,
@@ -29,68 +27,9 @@ from models.segmenters.inference import (
     resize,
     sliding_window,
     unpadded,
-    windows,
 )
 
 Batch = dict[str, Tensor]
-
-
-@dataclass
-class SlidingWindow:
-    """Evaluation by overlapping windows, see `models.segmenters.inference.sliding_window`.
-
-    Args:
-        crop: Height and width of a window, as a rule those that the network was trained on.
-        stride: From one window to the next, down and to the right; two thirds of the crop are customary.
-
-    Raises:
-        ValueError: Numbers that are not positive.
-    """
-
-    crop: tuple[int, int]
-    stride: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        windows(self.crop, self.crop, self.stride)
-
-
-@dataclass
-class MultiScale:
-    """Evaluation by several sizes of an image, see `models.segmenters.inference.multi_scale`.
-
-    Args:
-        scales: Multiples of the image's sides.
-        flip: Whether each is mirrored, too.
-        average: `softmax` as MMSegmentation, or `exp_logits` as HRNet's Cityscapes tables.
-
-    Raises:
-        ValueError: No scale, one that is not positive, or an unknown average.
-    """
-
-    scales: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.25, 1.5, 1.75])
-    flip: bool = True
-    average: Average = "softmax"
-
-    def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"multi_scale needs scales above 0, not {self.scales}")
-        if self.average not in ("softmax", "exp_logits"):
-            raise ValueError(f"multi_scale: average must be one of softmax, exp_logits, not {self.average!r}")
-
-
-@dataclass(frozen=True)
-class ExitLook:
-    """What one exit makes of an image.
-
-    Args:
-        predicted: Classes [h, w], uint8.
-        confidence: Largest softmax probability of each pixel [h, w], float32.
-        computed: Share of each pixel that the exit was computed at, float32 [h, w]; None for everything.
-    """
-
-    predicted: Tensor
-    confidence: Tensor
-    computed: Tensor | None
 
 
 class Segmentation(Task):
@@ -103,8 +42,10 @@ class Segmentation(Task):
 
     An evaluation logs, over all images of all processes, `miou`, `pixel_accuracy`, `class_accuracy`, `loss` (mean over
     images of the cross-entropy) and `macs`: multiply-adds an image of the operators that ran, the mean over the split.
-    Exits before the last have them as `miou_exit0` ...; `miou_mean` is the mean over the exits. What there is to say
-    beyond numbers is in `report`. A compiled network's operators cannot be counted, so it has no `macs`.
+    Exits before the last have them as `miou_exit0` ...; `miou_mean` is the mean over the exits. Networks that skip
+    pixels also have `published_macs`, the same as their paper counts it, and, of the last exit, `macs_saved` and
+    `published_macs_saved`, shares of what computing every pixel takes. What there is to say beyond numbers is in
+    `report`. A compiled network's operators cannot be counted, so it has no `macs`.
 
     Images whose sides are no multiples of 32 are padded with zeros at the bottom and at the right, and what is
     predicted there is cut off.
@@ -182,7 +123,8 @@ class Segmentation(Task):
         self.deadline: Deadline | None = None
         # Of the last evaluation, the same on all processes.
         self.report: SegmentationReport | None = None
-        self._tally = Tally()
+        # What this process has counted of the evaluation that runs; callbacks may read it until the epoch's end.
+        self.tally = Tally()
 
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes, and takes the data's class weights."""
@@ -237,19 +179,41 @@ class Segmentation(Task):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets what an interrupted validation left behind."""
-        self._tally = Tally()
+        self.tally = Tally()
 
     def on_test_epoch_start(self) -> None:
         """Forgets what an interrupted test left behind."""
-        self._tally = Tally()
+        self.tally = Tally()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Counts the batch into the validation metrics."""
-        return self._evaluate(batch)
+        return {"index": batch["index"], "predicted": self.count_into(self.tally, batch)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Counts the batch into the test metrics."""
-        return self._evaluate(batch)
+        return {"index": batch["index"], "predicted": self.count_into(self.tally, batch)}
+
+    def count_into(self, tally: Tally, batch: Batch, losses: bool = True) -> list[Tensor]:
+        """Evaluates a batch as the network is now.
+
+        Args:
+            tally: Gets what is found.
+            batch: Of an evaluation.
+            losses: Whether the loss is counted, which takes as long as the rest.
+
+        Returns:
+            The last exit's classes of each image's pixels, uint8 [h, w].
+        """
+        predictions = []
+        for exits, label in zip(self._each_image(batch["image"], tally), batch["label"], strict=True):
+            for exit, logits in enumerate(exits):
+                logits = resize(logits, label.shape)
+                loss = cross_entropy(logits, label[None], self.class_weights) if losses else 0.0
+                predicted = _classes(logits)[0]
+                tally.count(exit, predicted, label, self.num_classes, loss)
+            tally.images += 1
+            predictions.append(predicted)
+        return predictions
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Classes of each image's pixels, uint8 [h, w] at the size of its file, and the images' indices [B].
@@ -299,38 +263,43 @@ class Segmentation(Task):
             looks.append(ExitLook(predicted.to(torch.uint8), probabilities, share))
         return looks
 
-    def _each_image(self, images: Tensor) -> Iterator[Iterable[Tensor]]:
+    def _each_image(self, images: Tensor, tally: Tally | None = None) -> Iterator[Iterable[Tensor]]:
         """For each image the logits [1, C, H, W] of every exit; one at a time, as those of a batch would be large."""
         if self.sliding_window is None and self.multi_scale is None:
-            exits = self._run(images)
+            exits = self._run(images, tally)
             for i in range(len(images)):
                 yield (unpadded(logits[i : i + 1], images.shape[-2:]) for logits in exits)
             return
         for image in images.split(1):
-            yield self._views(image)
+            yield self._views(image, tally)
 
-    def _run(self, images: Tensor) -> list[Tensor]:
+    def _run(self, images: Tensor, tally: Tally | None) -> list[Tensor]:
         """Logits of every exit for padded images, at the network's resolution; counts what ran."""
-        exits = []
+        exits, spent = [], []
         # Predictions are timed, and counting takes time.
-        counts = not self.compile_network and not self.trainer.predicting
+        counts = tally is not None and not self.compile_network
         counting: AbstractContextManager[FlopCounterMode | None] = flop_counter() if counts else nullcontext()
+        images = padded(self.in_memory_order(images))
         with counting as counter:
-            for exit, (logits, _) in enumerate(each_exit(self.network, padded(self.in_memory_order(images)))):
+            for exit, (logits, _) in enumerate(each_exit(self.network, images)):
                 if logits.shape[1] != self.num_classes:
                     raise ValueError(
                         f"exit {exit} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
                     )
                 exits.append(logits)
                 if counter is not None:
-                    self._tally.spend(exit, counter.get_total_flops() / 2)
+                    spent.append(counter.get_total_flops() / 2)
+        if tally is not None and counts:
+            published, dense = getattr(self.network, "published_macs", None), getattr(self.network, "dense_macs", None)
+            size = images.shape[1:]
+            tally.spend(len(images), spent, published(size) if published else [], dense(size) if dense else [])
         return exits
 
-    def _views(self, image: Tensor) -> list[Tensor]:
+    def _views(self, image: Tensor, tally: Tally | None) -> list[Tensor]:
         """Logits of every exit for one image, by windows and scales."""
 
         def predict(view: Tensor) -> list[Tensor]:
-            return [unpadded(logits, view.shape[-2:]) for logits in self._run(view)]
+            return [unpadded(logits, view.shape[-2:]) for logits in self._run(view, tally)]
 
         window, scales = self.sliding_window, self.multi_scale
         if scales is None:
@@ -341,49 +310,23 @@ class Segmentation(Task):
         # Softmax gives the probabilities back.
         return [scores.clamp(min=torch.finfo(scores.dtype).tiny).log() for scores in averaged]
 
-    def _evaluate(self, batch: Batch) -> dict[str, Any]:
-        predictions = []
-        for exits, label in zip(self._each_image(batch["image"]), batch["label"], strict=True):
-            for exit, logits in enumerate(exits):
-                logits = resize(logits, label.shape)
-                loss = cross_entropy(logits, label[None], self.class_weights)
-                predicted = _classes(logits)[0]
-                self._tally.count(exit, predicted, label, self.num_classes, loss)
-            self._tally.images += 1
-            predictions.append(predicted)
-        return {"index": batch["index"], "predicted": predictions}
-
     def _log(self, split: str) -> None:
-        tally, self._tally = self._tally.cpu(), Tally()
-        if self.trainer.world_size > 1:
-            tallies: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(tallies, tally)
-            tally = Tally.sum(tallies)
+        tally, self.tally = self.tally.over_processes(self.trainer.world_size), Tally()
         if not tally.images:
             return
-        exits = [scores(confusion, self.absent) for confusion in tally.confusion]
-        macs = [each / tally.images for each in tally.macs]
-        metrics: dict[str, float] = {}
-        for i, (name, found) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
-            metrics |= {
-                f"miou{name}": found.miou,
-                f"pixel_accuracy{name}": found.pixel_accuracy,
-                f"class_accuracy{name}": found.class_accuracy,
-                f"loss{name}": tally.losses[i].item() / tally.images,
-            }
-            if macs:
-                metrics[f"macs{name}"] = macs[i]
-        if len(exits) > 1:
-            metrics["miou_mean"] = sum(found.miou for found in exits) / len(exits)
+        names = list(self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
+        report = SegmentationReport.of(tally, names, self.absent)
+        losses = zip(exit_suffixes(len(tally.losses)), tally.losses, strict=True)
+        metrics = report.metrics() | {f"loss{name}": loss.item() / tally.images for name, loss in losses}
         for name, value in metrics.items():
             # The same on every process; Lightning asks for sync_dist all the same.
             self.log(f"{split}/{name}", value, prog_bar=name == "miou", sync_dist=True)
         # A trial before training is no evaluation.
         if not self.trainer.sanity_checking:
-            names = list(self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
-            self.report = SegmentationReport(names, exits, macs, tally.images)
+            self.report = report
 
 
 def _classes(logits: Tensor) -> Tensor:
     """The likeliest class of each pixel, uint8 [B, H, W]."""
-    return logits.argmax(1).to(torch.uint8)
+    # argmax takes ten times as long on a CPU where channels come first.
+    return logits.max(1).indices.to(torch.uint8)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -82,14 +83,18 @@ class Tally:
         losses: Sum of the images' losses, float64 of each exit.
         macs: Multiply-adds up to each exit, the sum over the images; empty where they were not counted.
         images: Images.
+        published_macs, dense_macs: The same as the network's paper counts them, and where every pixel is computed;
+            empty for networks that do not say.
     """
 
     confusion: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     macs: list[float] = field(default_factory=list)
     images: int = 0
+    published_macs: list[float] = field(default_factory=list)
+    dense_macs: list[float] = field(default_factory=list)
 
-    def count(self, exit: int, predicted: Tensor, label: Tensor, num_classes: int, loss: Tensor) -> None:
+    def count(self, exit: int, predicted: Tensor, label: Tensor, num_classes: int, loss: Tensor | float = 0.0) -> None:
         """Counts the pixels of an image at one exit.
 
         Args:
@@ -103,21 +108,42 @@ class Tally:
         ).long()
         if exit == len(self.confusion):
             self.confusion.append(torch.zeros_like(confusion))
-            self.losses.append(torch.zeros_like(loss, dtype=torch.float64))
+            self.losses.append(torch.zeros((), dtype=torch.float64, device=label.device))
         self.confusion[exit] += confusion
         self.losses[exit] += loss
 
-    def spend(self, exit: int, macs: float) -> None:
-        """Adds multiply-adds up to an exit."""
-        if exit == len(self.macs):
-            self.macs.append(0.0)
-        self.macs[exit] += macs
+    def spend(self, images: int, macs: list[float], published: list[float], dense: list[float]) -> None:
+        """Adds multiply-adds of a forward pass.
+
+        Args:
+            images: Images of the batch.
+            macs: Of the batch, up to each exit.
+            published, dense: Of an image, up to each exit; empty for networks that do not say.
+        """
+        self.macs = _added(self.macs, macs)
+        self.published_macs = _added(self.published_macs, [images * each for each in published])
+        self.dense_macs = _added(self.dense_macs, [images * each for each in dense])
+
+    def per_image(self, macs: list[float]) -> list[float]:
+        """The mean over the images of one of the sums."""
+        return [each / self.images for each in macs]
 
     def cpu(self) -> Tally:
         """The same numbers on the host."""
-        return Tally(
-            [each.cpu() for each in self.confusion], [each.cpu() for each in self.losses], self.macs, self.images
+        return replace(
+            self,
+            confusion=[each.cpu() for each in self.confusion],
+            losses=[each.cpu() for each in self.losses],
         )
+
+    def over_processes(self, world_size: int) -> Tally:
+        """The sum over all processes, on the host; each process must ask."""
+        own = self.cpu()
+        if world_size == 1:
+            return own
+        tallies: list[Any] = [None] * world_size
+        dist.all_gather_object(tallies, own)
+        return Tally.sum(tallies)
 
     @staticmethod
     def sum(tallies: list[Tally]) -> Tally:
@@ -128,6 +154,8 @@ class Tally:
             [torch.stack(each).sum(0) for each in zip(*(tally.losses for tally in counted), strict=True)],
             [sum(each) for each in zip(*(tally.macs for tally in counted), strict=True)],
             sum(tally.images for tally in counted),
+            [sum(each) for each in zip(*(tally.published_macs for tally in counted), strict=True)],
+            [sum(each) for each in zip(*(tally.dense_macs for tally in counted), strict=True)],
         )
 
 
@@ -141,12 +169,47 @@ class SegmentationReport:
         macs: Multiply-adds that an image took up to each exit, the mean over the split, counted from the operators
             that ran; empty where they were not counted.
         images: Evaluated images.
+        published_macs, dense_macs: The same as the network's paper counts them, and where every pixel is computed;
+            empty for networks that do not say.
     """
 
     class_names: list[str]
     exits: list[Scores]
     macs: list[float]
     images: int
+    published_macs: list[float] = field(default_factory=list)
+    dense_macs: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, tally: Tally, class_names: list[str], absent: Absent) -> SegmentationReport:
+        """The report of a tally over all processes."""
+        return cls(
+            class_names,
+            [scores(confusion, absent) for confusion in tally.confusion],
+            tally.per_image(tally.macs),
+            tally.images,
+            tally.per_image(tally.published_macs),
+            tally.per_image(tally.dense_macs),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged of it, by name without the split."""
+        metrics: dict[str, float] = {}
+        for i, (name, found) in enumerate(zip(exit_suffixes(len(self.exits)), self.exits, strict=True)):
+            metrics |= {
+                f"miou{name}": found.miou,
+                f"pixel_accuracy{name}": found.pixel_accuracy,
+                f"class_accuracy{name}": found.class_accuracy,
+            }
+            for kind in ("macs", "published_macs"):
+                if macs := getattr(self, kind):
+                    metrics[f"{kind}{name}"] = macs[i]
+        if len(self.exits) > 1:
+            metrics["miou_mean"] = sum(found.miou for found in self.exits) / len(self.exits)
+        if self.dense_macs:
+            metrics["macs_saved"] = 1 - self.macs[-1] / self.dense_macs[-1]
+            metrics["published_macs_saved"] = 1 - self.published_macs[-1] / self.dense_macs[-1]
+        return metrics
 
     def rows(self, kinds: Sequence[str] = ("iou", "accuracy")) -> list[list[str]]:
         """A table of the classes: names of the columns, a row for each class, and the means; last exit first.
@@ -165,6 +228,10 @@ class SegmentationReport:
             table.append([self.class_names[k], str(pixels), *map(_cell, values)])
         means = [exit.miou if kind == "iou" else exit.class_accuracy for _, exit, kind in columns]
         return [*table, ["mean", str(int(last.confusion.sum())), *map(_cell, means)]]
+
+
+def _added(sums: list[float], terms: list[float]) -> list[float]:
+    return [a + b for a, b in zip(sums, terms, strict=True)] if sums else terms
 
 
 def exit_suffixes(exits: int) -> list[str]:

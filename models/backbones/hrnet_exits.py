@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.anytime import exit_costs
 from models.backbones.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
-from models.compute import flop_counter, has_values, inference, recorded
+from models.compute import flop_counter, forget, has_values, inference, recorded
 from models.layers.masked_conv import REACH, MaskedConv2d, convolve, strongest_kernel
 from models.layers.regions import Layout, Region, average_pool, layout_of, pyramid, upsample
 
@@ -104,6 +104,10 @@ class HRNetExits(nn.Module, ABC):
         self.adaptive = adaptive
         # Set to false where whole maps are wanted in inference: for an export, or to compare with.
         self.skip = True
+        # By image size.
+        self._dense_macs: dict[tuple[int, ...], list[float]] = {}
+        # The first exit of the last forward pass that had no pixel left to compute.
+        self._empty_from = NUM_EXITS
 
     @abstractmethod
     def unsure(self, exit: int, logits: Tensor) -> Tensor:
@@ -111,6 +115,9 @@ class HRNetExits(nn.Module, ABC):
 
     def start(self, images: Tensor) -> dict[str, Any]:
         """Images [B, C, H, W], sides multiples of 32, to the state before the first exit."""
+        if has_values(images):
+            forget(self)
+            self._empty_from = NUM_EXITS
         x = self.backbone.stem(images)
         return {"maps": [x], "layouts": None, "logits": None, "mask": None}
 
@@ -131,6 +138,7 @@ class HRNetExits(nn.Module, ABC):
             regions = self._regions(exit, logits, mask)
             mask = regions[0].mask
             if regions[0].layout is not None and not len(regions[0].kept):
+                self._empty_from = min(self._empty_from, exit)
                 return logits, state | {"mask": mask}
             maps = _place(maps, state["layouts"], regions)
             at = list(regions)
@@ -178,11 +186,26 @@ class HRNetExits(nn.Module, ABC):
                 costs.append(counter.get_total_flops() / 2 / len(images))
         return costs
 
+    def dense_macs(self, image_size: Sequence[int]) -> list[float]:
+        """Multiply-adds up to each exit where every pixel is computed, cheapest exit first.
+
+        Args:
+            image_size: Channels, height and width of an image.
+        """
+        size = tuple(image_size)
+        if size not in self._dense_macs:
+            # Without regions nothing is recorded, so that what the last forward pass recorded stays.
+            adaptive, self.adaptive = self.adaptive, False
+            self._dense_macs[size] = exit_costs(cast(Any, self), size)
+            self.adaptive = adaptive
+        return list(self._dense_macs[size])
+
     def published_macs(self, image_size: Sequence[int]) -> list[float]:
         """Multiply-adds up to each exit as the paper counts them, of the last forward pass.
 
         A masked convolution of dense cost d whose result has p of its pixels computed, on average over the batch,
-        counts p d for them and (1 - p) p C h w 49 for the interpolation. The paper's unit is 2**30.
+        counts p d for them and (1 - p) p C h w 49 for the interpolation. The paper's unit is 2**30. An exit for which
+        no pixel was left costs nothing, and exits that were not asked for count as if all of their pixels were kept.
 
         Args:
             image_size: Channels, height and width of the images that were run.
@@ -192,13 +215,15 @@ class HRNetExits(nn.Module, ABC):
         """
         layers = {name: (entry.expected.mean().item(), entry.dense) for name, entry in recorded(self).items()}
         modules = dict(self.named_modules())
-        costs = exit_costs(cast(Any, self), image_size)
+        costs = self.dense_macs(image_size)
         for name, (kept, dense) in layers.items():
             conv = cast(MaskedConv2d, modules[name])
             share, pixels = kept / dense, dense / conv.weight.numel()
             filled = (1 - share) * share * conv.out_channels * (2 * REACH + 1) ** 2 * pixels
             for exit in range(_exit_of(name), NUM_EXITS):
                 costs[exit] += int(kept) + int(filled) - dense
+        for exit in range(self._empty_from, NUM_EXITS):
+            costs[exit] = costs[self._empty_from - 1]
         return costs
 
     def _regions(self, exit: int, logits: Tensor, before: Tensor | None) -> list[Region]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from exp.cli import resolve
 from tests.exp.runner import SMALL, run
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,14 @@ def test_mistake_is_answered_in_one_line(argument: str, tmp_path: Path) -> None:
     assert lines[0].startswith("exp: ")
     assert MISTAKES[argument] in lines[0]
     assert not (tmp_path / "runs").exists()
+
+
+def test_null_reaches_a_class_within_a_class() -> None:
+    config = ROOT / "configs/segmentation/adpc_digits.yaml"
+    plain = resolve([f"--config={config}", "--model.network.threshold=null", "--model.network.pooled_dim=null"])
+    options = plain["model"]["init_args"]["network"]["init_args"]
+    assert options["threshold"] is None
+    assert options["pooled_dim"] is None
 
 
 def test_mistake_in_a_file_names_key_and_choice(tmp_path: Path) -> None:

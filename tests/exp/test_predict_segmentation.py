@@ -18,7 +18,7 @@ from datamodules import DigitStreets
 from exp.cli import UsageError
 from exp.predict_segmentation import deadline_for
 from lightning_modules import Segmentation
-from lightning_modules.segmentation import MultiScale, SlidingWindow
+from lightning_modules.segmentation_views import MultiScale, SlidingWindow
 from tests.exp.runner import run
 from tests.lightning_modules.test_segmentation import Answers, OneByOne
 

@@ -18,9 +18,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_modules import Segmentation
-from lightning_modules.segmentation import MultiScale, SlidingWindow
 from lightning_modules.segmentation_losses import VOID, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import SegmentationReport, Tally, scores
+from lightning_modules.segmentation_views import MultiScale, SlidingWindow
 from tests.batches import Batches
 
 CLASSES = 3

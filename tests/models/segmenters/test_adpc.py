@@ -164,6 +164,26 @@ def test_published_count_is_dense_cost_times_share_and_interpolation() -> None:
     assert published[3] - published[2] == pytest.approx(interpolated[0], rel=1e-3)
 
 
+def test_exits_without_a_pixel_left_cost_nothing_whatever_ran_before() -> None:
+    size, side = (3, 64, 64), (16, 16)
+    all_kept, none_kept = torch.ones(1, *side, dtype=torch.bool), torch.zeros(1, *side, dtype=torch.bool)
+    network = settled(Chosen([all_kept, all_kept, all_kept]))
+    images = torch.randn(1, *size)
+    with torch.no_grad():
+        list(network.iterate(images))
+        assert network.published_macs(size) == network.dense_macs(size) == exit_costs(network, size)
+        network.masks = [all_kept, none_kept, none_kept]
+        list(network.iterate(images))
+        # A second look finds the same: counting the dense network does not disturb what was recorded.
+        for _ in range(2):
+            costs = network.published_macs(size)
+            assert costs[:2] == network.dense_macs(size)[:2]
+            assert costs[1] == costs[2] == costs[3]
+        network.masks = [all_kept, all_kept, all_kept]
+        list(network.iterate(images))
+        assert network.published_macs(size) == network.dense_macs(size)
+
+
 def test_a_later_threshold_does_not_bring_pixels_back() -> None:
     images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(0)

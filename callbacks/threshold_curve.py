@@ -1,0 +1,264 @@
+"""Accuracy against compute of a segmenter that skips pixels: every threshold, every exit, and the best for a budget."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.drawing import save
+from callbacks.pictures import show
+from callbacks.segmentation_drawing import threshold_curve
+from lightning_modules.segmentation import Segmentation
+from lightning_modules.segmentation_metrics import SegmentationReport, Tally
+from models.backbones.hrnet_exits import HRNetExits
+
+# Of each exit before the last; empty for a network that computes every pixel.
+Thresholds = tuple[float, ...]
+Count = Literal["executed", "published"]
+DEFAULT_THRESHOLDS = (0.7, 0.8, 0.9, 0.95, 0.98, 0.998)
+DEFAULT_BUDGETS = (40, 50, 60, 70, 80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to use the network, and what came of it on a split.
+
+    Args:
+        thresholds: Of the exits.
+        exit: Where inference stops, 0 for the first.
+        miou: Mean intersection over union.
+        macs: Executed multiply-adds of an image, the mean over the split.
+        published_macs: The same as the paper counts them.
+        share: The count that budgets are in, as a share of computing every pixel up to the last exit.
+    """
+
+    thresholds: Thresholds
+    exit: int
+    miou: float
+    macs: float
+    published_macs: float
+    share: float
+
+
+class ThresholdCurve(Callback):
+    """Evaluates a segmenter with exits under other thresholds, too; for configs, of ADP-C and what it is compared with.
+
+    A budget is a percentage of the multiply-adds of computing every pixel up to the last exit. Each validation chooses,
+    for every budget, the threshold and exit of the highest mean intersection over union within it; the choices go into
+    the checkpoint, and a test uses those of the checkpoint that it tests. A network that computes every pixel is
+    evaluated once, and only the exit is chosen: that is stopping early. Of a split, `val` or `test`, it logs
+
+    - `miou_at_40` ...: mean intersection over union of what was chosen for 40 % of the compute. In `val/` that is for
+      the very images that it was chosen on, and so a little too good: compare `test/`;
+    - `share_at_40` ...: what that takes on this split, as a share of computing every pixel;
+    - `miou_auc`: the mean over all whole percentages from the first exit's cost to 100.
+
+    `threshold_curve.csv` has a row for each threshold and exit, `threshold_curve.png` draws them. Every validation runs
+    the network once more for each threshold. Compiled networks, whose operators cannot be counted, are left alone.
+
+    Args:
+        thresholds: to be tried, beside the network's own; see `models.segmenters.ADPC`.
+        budgets: percentages to be logged.
+        count: what budgets are in: `executed` operators, which work on tiles of 8x8 pixels; or `published`, the pixels
+            that the masks keep and the interpolation of the others, as the paper counts.
+
+    Raises:
+        ValueError: no threshold, a budget outside of (0, 100], an unknown count; in an evaluation, a network or task
+            that it does not fit.
+    """
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+        budgets: Sequence[int] = DEFAULT_BUDGETS,
+        count: Count = "executed",
+    ) -> None:
+        if not thresholds or any(math.isnan(each) for each in thresholds):
+            raise ValueError(f"ThresholdCurve: thresholds must be numbers, at least one, not {list(thresholds)}")
+        if not all(0 < budget <= 100 for budget in budgets):
+            raise ValueError(f"ThresholdCurve: budgets are percentages, in (0, 100], not {list(budgets)}")
+        if count not in ("executed", "published"):
+            raise ValueError(f"ThresholdCurve: count must be one of executed, published, not {count!r}")
+        self.thresholds = sorted(set(thresholds))
+        self.budgets = sorted(set(budgets))
+        self.count: Count = count
+        self.folder: Path | None = None
+        self.files: Path | None = None
+        # By budget in percent, the thresholds and the exit of the last validation.
+        self.choices: dict[int, tuple[Thresholds, int]] = {}
+        self._tallies: dict[Thresholds, Tally] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The choices of the last validation."""
+        return {str(budget): [list(thresholds), exit] for budget, (thresholds, exit) in self.choices.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the choices of a checkpoint, to test with."""
+        self.choices = {int(budget): (tuple(thresholds), exit) for budget, (thresholds, exit) in state_dict.items()}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses what it does not fit."""
+        network = getattr(pl_module, "network", None)
+        if not isinstance(pl_module, Segmentation) or not isinstance(network, HRNetExits):
+            raise ValueError(
+                f"ThresholdCurve: is for Segmentation with ADPC, not for {type(pl_module).__name__} with "
+                f"{type(network).__name__}"
+            )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the evaluation before."""
+        self._tallies = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the evaluation before."""
+        self._tallies = {}
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Evaluates the batch under each threshold."""
+        self._sweep(trainer, pl_module, batch)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Evaluates the batch under each threshold."""
+        self._sweep(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Chooses, logs and draws."""
+        points = self._points(trainer, pl_module)
+        if points:
+            self.choices = choices(points)
+            self._report(trainer, pl_module, "val", points)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs and draws, with the choices of the checkpoint."""
+        points = self._points(trainer, pl_module)
+        if points:
+            self._report(trainer, pl_module, "test", points)
+
+    def _sweep(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        assert isinstance(pl_module, Segmentation)
+        network: Any = pl_module.network
+        if trainer.sanity_checking or pl_module.compile_network or not network.adaptive:
+            return
+        own, exits = network.thresholds, len(network.thresholds)
+        for threshold in self.thresholds:
+            thresholds = (threshold,) * exits
+            # The task has evaluated the network's own.
+            if thresholds == own:
+                continue
+            tally = self._tallies.setdefault(thresholds, Tally())
+            with _thresholds(network, thresholds), trainer.precision_plugin.forward_context():
+                pl_module.count_into(tally, batch, losses=False)
+
+    def _points(self, trainer: Trainer, pl_module: LightningModule) -> list[Point]:
+        assert isinstance(pl_module, Segmentation)
+        if trainer.sanity_checking or pl_module.compile_network:
+            return []
+        own: Thresholds = pl_module.network.thresholds  # type: ignore[assignment]
+        tallies = {own: pl_module.tally}
+        if own:
+            # A process without a batch has none of them yet.
+            swept = [(threshold,) * len(own) for threshold in self.thresholds]
+            tallies |= {each: self._tallies.get(each, Tally()) for each in swept if each != own}
+        self._tallies = {}
+        points: list[Point] = []
+        for thresholds, tally in sorted(tallies.items()):
+            total = tally.over_processes(trainer.world_size)
+            if total.images:
+                points += _points_of(SegmentationReport.of(total, [], pl_module.absent), thresholds, self.count)
+        return points
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, split: str, points: list[Point]) -> None:
+        found = {(point.thresholds, point.exit): point for point in points}
+        # The thresholds may have been chosen with another config.
+        reached = {budget: found[choice] for budget, choice in self.choices.items() if choice in found}
+        metrics: dict[str, float] = {}
+        for budget in self.budgets:
+            if budget in reached:
+                metrics |= {f"miou_at_{budget}": reached[budget].miou, f"share_at_{budget}": reached[budget].share}
+        if reached and len(reached) == len(self.choices):
+            metrics["miou_auc"] = sum(point.miou for point in reached.values()) / len(reached)
+        for name, value in metrics.items():
+            # The same on all processes; Lightning asks for sync_dist all the same.
+            pl_module.log(f"{split}/{name}", value, sync_dist=True)
+        if not trainer.is_global_zero:
+            return
+        if self.files is not None:
+            _write(points, self.files / "threshold_curve.csv")
+        if self.folder is not None:
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for point in points:
+                lines.setdefault(_name(point.thresholds), []).append((point.share, point.miou))
+            last = max(point.exit for point in points)
+            ends = [point for point in points if point.exit == last and point.thresholds]
+            swept = [(point.share, point.miou, _name(point.thresholds)) for point in ends]
+            steps = [(budget / 100, point.miou) for budget, point in sorted(reached.items())]
+            whence = "the same images" if split == "val" else "the validation split"
+            title = f"{split}; thresholds and exits are chosen on {whence}"
+            figure = threshold_curve(lines, swept, steps, self.count, title)
+            show(trainer, f"{split}/threshold_curve", save(figure, self.folder / "threshold_curve.png"))
+
+
+def choices(points: Sequence[Point]) -> dict[int, tuple[Thresholds, int]]:
+    """For every budget that reaches a point, the thresholds and the exit of the best one within it.
+
+    Args:
+        points: Of the images to choose on.
+
+    Returns:
+        By budget, a whole percentage of computing every pixel. Of equally good points the cheaper one.
+    """
+    chosen = {}
+    for budget in range(1, 101):
+        # Counts are sums, and those of the last exit may exceed 100 % by their rounding.
+        within = [point for point in points if point.share <= budget / 100 * (1 + 1e-9)]
+        if within:
+            best = max(within, key=lambda point: (point.miou, -point.share))
+            chosen[budget] = (best.thresholds, best.exit)
+    return chosen
+
+
+def _points_of(report: SegmentationReport, thresholds: Thresholds, count: Count) -> list[Point]:
+    counted = report.macs if count == "executed" else report.published_macs
+    return [
+        Point(thresholds, exit, found.miou, macs, published, share / report.dense_macs[-1])
+        for exit, (found, macs, published, share) in enumerate(
+            zip(report.exits, report.macs, report.published_macs, counted, strict=True)
+        )
+    ]
+
+
+@contextmanager
+def _thresholds(network: Any, thresholds: Thresholds) -> Iterator[None]:
+    own = network.thresholds
+    network.thresholds = thresholds
+    try:
+        yield
+    finally:
+        network.thresholds = own
+
+
+def _name(thresholds: Thresholds) -> str:
+    if not thresholds:
+        return "every pixel"
+    return " / ".join(f"{each:g}" for each in (thresholds if len(set(thresholds)) > 1 else thresholds[:1]))
+
+
+def _write(points: Sequence[Point], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["threshold", "exit", "miou", "macs", "published_macs", "share"])
+        for point in points:
+            numbers = [f"{point.miou:.6f}", f"{point.macs:.0f}", f"{point.published_macs:.0f}", f"{point.share:.6f}"]
+            writer.writerow([_name(point.thresholds), point.exit, *numbers])

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import pytest
 import timm
 import torch
@@ -98,8 +100,8 @@ def test_everything_else_must_fit() -> None:
 
 
 class Declaring(nn.Module):
-    fresh_parts = {"norms": r".*\.norm\..*", "head": r"head\..*"}  # noqa: RUF012
-    spare_parts = {"memory": r"memory\..*"}  # noqa: RUF012
+    fresh_parts: ClassVar[dict[str, str]] = {"norms": r".*\.norm\..*", "head": r"head\..*"}
+    spare_parts: ClassVar[dict[str, str]] = {"memory": r"memory\..*"}
 
     def __init__(self) -> None:
         super().__init__()

@@ -60,11 +60,16 @@ def start_from(cli: Cli, path: Path) -> Start:
         checkpoint = read(path)
         # Of a run with averaged weights, what its evaluation used.
         state = official.unwrap(checkpoint, ema="averaging_state" in checkpoint)
-        if official.foreign(state):
-            raise UsageError(f"--weights {path}: an official layout; translate it with `python -m exp convert` first")
-        absent, spare = official.absent_parts(network, state), official.spare_parts(network, state)
-        stayed = official.load(network, state)
     except (ConvertError, official.LayoutError) as error:
+        raise UsageError(f"--weights {path}: {error}") from error
+    absent, spare = official.absent_parts(network, state), official.spare_parts(network, state)
+    try:
+        stayed = official.load(network, state)
+    except official.LayoutError as error:
+        # Asked only now: an official layout may be that of a network of timm's, which takes it as it is.
+        if official.foreign(state):
+            message = "an official layout; translate it with `python -m exp convert` first"
+            raise UsageError(f"--weights {path}: {message}") from error
         raise UsageError(f"--weights {path}: {error}") from error
     expected = {name for names in absent.values() for name in names}
     return Start(absent, spare, [name for name in stayed if name not in expected])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -80,6 +82,18 @@ def test_left_over_weights_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert start_from(cli, weights).told() == "left out: fusion into coarser branches (2 tensors)"
     message = refused(capsys, lambda: to_evaluate(Cli(command, "validate")))
     assert "(without a place: fusion into coarser branches (2 tensors))" in message
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small_v2", "condconv_efficientnet_b0_4e"])
+def test_networks_whose_layout_is_the_official_one(tmp_path: Path, name: str) -> None:
+    source, network = (timm.create_model(name, num_classes=classes) for classes in (3, 4))
+    torch.save(
+        {"state_dict": {f"network.{key}": value for key, value in source.state_dict().items()}}, tmp_path / "w.pth"
+    )
+    cli: Any = SimpleNamespace(model=SimpleNamespace(network=network))
+    start = start_from(cli, tmp_path / "w.pth")
+    assert start == Start({}, {}, ["classifier.weight", "classifier.bias"])
+    assert torch.equal(network.bn1.weight, source.bn1.weight)
 
 
 def test_what_is_told_is_one_line() -> None:

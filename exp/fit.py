@@ -81,8 +81,9 @@ def _train(cli: Cli, run: Run) -> None:
     ]
     if cli.config.weights and run.checkpoint is None:
         path = Path(cli.config.weights)
-        if dropped := start_from(cli, path):
-            print(f"{path}: another number of classes, so {', '.join(dropped)} start afresh")
+        told = start_from(cli, path).told()
+        if told and leads:
+            print(f"{path}: {told}")
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.

@@ -34,6 +34,9 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "w48": ((1, [4], [64]), (1, [4] * 2, [48, 96]), (4, [4] * 3, [48, 96, 192]), (3, [4] * 4, [48, 96, 192, 384])),
 }
 
+# What an ImageNet trunk has beyond one that only its finest branch leaves (see `models.official.spare_parts`).
+COARSE_FUSION = {"fusion into coarser branches": r"backbone\.stage4\.\d+\.fuse_layers\.[1-3]\..*"}
+
 NewConv = Callable[..., nn.Conv2d]
 
 

@@ -5,7 +5,7 @@ Reference: "Anytime Dense Prediction with Confidence Adaptivity", ICLR 2022, arX
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,11 @@ class HRNetExits(nn.Module, ABC):
     """
 
     num_exits = NUM_EXITS
+    # Starts are an ImageNet trunk, and a network that computes every pixel (see `models.official.absent_parts`).
+    fresh_parts: ClassVar[dict[str, str]] = {
+        "falloffs of masked convolutions": r".*\.falloff",
+        "exits": r"exits\..*",
+    }
 
     def __init__(self, trunk: HRNet, heads: Sequence[nn.Module], adaptive: bool) -> None:
         super().__init__()

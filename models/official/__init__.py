@@ -8,7 +8,8 @@ This file holds what all of them share: which entry of a checkpoint has the weig
 """
 
 import pkgutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -97,7 +98,9 @@ def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float
 
     A classifier of another number of classes is not loaded: the network keeps its freshly initialised one, multiplied
     by `head_init_scale`. With an equal number of classes the checkpoint's classifier is loaded as it is. Pointwise
-    weights fit linear layers and 1x1 convolutions alike. Anything else that does not fit is an error.
+    weights fit linear layers and 1x1 convolutions alike. Parts that the network declares may be missing or left over,
+    see `absent_parts` and `spare_parts`; whoever evaluates asks for them first. Anything else that does not fit is an
+    error.
 
     Args:
         network: timm network, ours or theirs.
@@ -105,13 +108,15 @@ def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float
         head_init_scale: Factor on weight and bias of a classifier that is not loaded.
 
     Returns:
-        Names of the parameters that were not loaded: none, or those of the classifier.
+        Names of the parameters and buffers that were not loaded: of parts that are absent, then of the classifier.
 
     Raises:
         LayoutError: Keys or shapes other than the network's.
     """
     own = network.state_dict()
-    fitted = dict(state)
+    spare = {name for names in spare_parts(network, state).values() for name in names}
+    absent = [name for names in absent_parts(network, state).values() for name in names]
+    fitted = {name: value for name, value in state.items() if name not in spare} | {name: own[name] for name in absent}
     for name in fitted.keys() & own.keys():
         if fitted[name].shape != own[name].shape and _pointwise(fitted[name]) == _pointwise(own[name]):
             fitted[name] = fitted[name].reshape(own[name].shape)
@@ -129,7 +134,42 @@ def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float
     if wrong:
         raise LayoutError(f"weights of another size than {type(network).__name__}'s: {some(wrong)}")
     network.load_state_dict(fitted)
-    return dropped
+    return absent + dropped
+
+
+def absent_parts(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The parts that a training may start without, and that weights have nothing of.
+
+    A network declares them as `fresh_parts`: what they are called, and a regular expression for the whole names of
+    their parameters and buffers. A name that several match belongs to the first. A part that weights have some of is
+    not absent, and `load` misses the rest.
+
+    Args:
+        network: Network.
+        state: Weights, in our layout.
+
+    Returns:
+        Names of parameters and buffers, by part.
+    """
+    parts = _by_part(getattr(network, "fresh_parts", {}), network.state_dict())
+    return {part: names for part, names in parts.items() if state.keys().isdisjoint(names)}
+
+
+def spare_parts(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The parts of weights that a network has no place for, and says so.
+
+    A network declares them as `spare_parts`, like the `fresh_parts` of `absent_parts`, where it is trained from
+    weights of a larger one.
+
+    Args:
+        network: Network.
+        state: Weights, in our layout.
+
+    Returns:
+        Names of weights, by part.
+    """
+    own = network.state_dict()
+    return _by_part(getattr(network, "spare_parts", {}), [name for name in state if name not in own])
 
 
 def check_keys(state: Mapping[str, Tensor], expected: set[str], what: str) -> None:
@@ -155,6 +195,14 @@ def _pointwise(weight: Tensor) -> tuple[int, ...]:
     return tuple(weight.shape[:2]) if weight.shape[2:] == (1, 1) else tuple(weight.shape)
 
 
+def _by_part(patterns: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if part := next((part for part, pattern in patterns.items() if re.fullmatch(pattern, name)), None):
+            parts.setdefault(part, []).append(name)
+    return parts
+
+
 def _classifier_names(network: nn.Module) -> list[str]:
     get_classifier = getattr(network, "get_classifier", None)
     if not callable(get_classifier):
@@ -163,4 +211,17 @@ def _classifier_names(network: nn.Module) -> list[str]:
     return [name for name, parameter in network.named_parameters() if id(parameter) in mine]
 
 
-__all__ = ["LayoutError", "State", "check_keys", "foreign", "layout", "load", "some", "system_of", "systems", "unwrap"]
+__all__ = [
+    "LayoutError",
+    "State",
+    "absent_parts",
+    "check_keys",
+    "foreign",
+    "layout",
+    "load",
+    "some",
+    "spare_parts",
+    "system_of",
+    "systems",
+    "unwrap",
+]

@@ -1,7 +1,7 @@
 """Official HRNet checkpoints of segmentation and pose estimation <-> our names.
 
 Shapes do not differ. Published segmentation training wraps the network, so the keys of its checkpoints begin with
-`model.`. ImageNet checkpoints have the trunk's names too, timm's among them; `imagenet_trunk` takes it out of them.
+`model.`. ImageNet checkpoints, which have the trunk's names too, are those of `models.official.hrnet_imagenet`.
 
 Reference: HRNet-Semantic-Segmentation (branch pytorch-v1.1) and deep-high-resolution-net.pytorch at 6f69e467.
 """
@@ -15,8 +15,6 @@ from models.official import LayoutError, check_keys, some
 
 TRUNK = re.compile(r"(conv[12]|bn[12]|layer1|transition[1-3]|stage[2-4])\.")
 _WRAPPER, _TRUNK = "model.", "backbone."
-# What follows the trunk in ImageNet classification.
-_CLASSIFICATION = re.compile(r"(incre_modules|downsamp_modules|final_layer|classifier)\.")
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Official names of the ends and ours.
 _SEGMENTATION = {
@@ -72,19 +70,6 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_keys(state, _our_names(state), "our HRNet layout")
     ends = _POSE if "head.weight" in state else _SEGMENTATION
     return rename_back(state, ends)
-
-
-def imagenet_trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trunk of an ImageNet checkpoint, official or timm's, by the names of `models.backbones.hrnet.HRNet`.
-
-    Raises:
-        LayoutError: Keys that belong neither to the trunk nor to the classification that follows it, or no trunk.
-    """
-    trunk = {name: value for name, value in state.items() if TRUNK.match(name)}
-    if strangers := sorted(name for name in state if name not in trunk and not _CLASSIFICATION.match(name)):
-        raise LayoutError(f"keys do not fit an ImageNet HRNet: unknown {some(strangers)}")
-    check_keys(trunk, trunk_names(trunk), "an ImageNet HRNet")
-    return trunk
 
 
 def rename(state: Mapping[str, Tensor], ends: Mapping[str, str]) -> dict[str, Tensor]:

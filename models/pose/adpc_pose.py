@@ -7,11 +7,12 @@ Reference: "Anytime Dense Prediction with Confidence Adaptivity", ICLR 2022, arX
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones.hrnet import HRNet, Stage, init_weights, plain_conv
+from models.backbones.hrnet import COARSE_FUSION, HRNet, Stage, init_weights, plain_conv
 from models.backbones.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
 from models.layers.masked_conv import MaskedConv2d, convolve
 from models.layers.regions import Region
@@ -34,6 +35,8 @@ class ADPCPose(HRNetExits):
     Raises:
         ValueError: Options that do not make a network; the message says which do.
     """
+
+    spare_parts: ClassVar[dict[str, str]] = COARSE_FUSION
 
     def __init__(
         self,

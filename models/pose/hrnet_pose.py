@@ -4,10 +4,11 @@ Reference: "Deep High-Resolution Representation Learning for Human Pose Estimati
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.backbones.hrnet import HRNet, Stage, init_weights
+from models.backbones.hrnet import COARSE_FUSION, HRNet, Stage, init_weights
 
 
 class HRNetPose(nn.Module):
@@ -23,6 +24,10 @@ class HRNetPose(nn.Module):
     Raises:
         ValueError: Stages that do not make a network.
     """
+
+    # An ImageNet trunk is a start (see `models.official.absent_parts`).
+    fresh_parts: ClassVar[dict[str, str]] = {"head": r"head\..*"}
+    spare_parts: ClassVar[dict[str, str]] = COARSE_FUSION
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ Reference: "Learning Dynamic Routing for Semantic Segmentation", CVPR 2020, arXi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,8 @@ class DynamicRouting(nn.Module):
     """
 
     stem_chans = 64
+    # A network that was trained with every path open is a start (see `models.official.absent_parts`).
+    fresh_parts: ClassVar[dict[str, str]] = {"gates": r"layers\.\d+\.\d+\.gate\..*"}
     path_index: Tensor
     body_macs: Tensor
     transform_macs: Tensor

@@ -4,6 +4,7 @@ Reference: "Deep High-Resolution Representation Learning for Visual Recognition"
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -24,6 +25,9 @@ class HRNetSegmenter(nn.Module):
     Raises:
         ValueError: Stages that do not make a network.
     """
+
+    # An ImageNet trunk is a start (see `models.official.absent_parts`).
+    fresh_parts: ClassVar[dict[str, str]] = {"head": r"head\..*"}
 
     def __init__(
         self,

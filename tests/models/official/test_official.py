@@ -1,9 +1,11 @@
+from typing import ClassVar
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from models.official import LayoutError, layout, load, system_of, systems, unwrap
+from models.official import LayoutError, absent_parts, layout, load, spare_parts, system_of, systems, unwrap
 
 WEIGHTS = {"layer.weight": torch.ones(2, 2)}
 OTHER = {"layer.weight": torch.zeros(2, 2)}
@@ -95,3 +97,42 @@ def test_everything_else_must_fit() -> None:
         load(classifier(), without | {"extra": torch.ones(1)})
     with pytest.raises(LayoutError, match=r"stem.1.bias is \(5,\), not \(4,\)"):
         load(classifier(), state | {"stem.1.bias": torch.ones(5)})
+
+
+class Declaring(nn.Module):
+    fresh_parts: ClassVar[dict[str, str]] = {"norms": r".*\.norm\..*", "head": r"head\..*"}
+    spare_parts: ClassVar[dict[str, str]] = {"memory": r"memory\..*"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(2, 2)
+        self.head = nn.ModuleDict({"norm": nn.BatchNorm1d(2), "score": nn.Linear(2, 3)})
+
+
+def test_declared_parts_are_loaded_whole_or_not_at_all() -> None:
+    state = Declaring().state_dict()
+    norms = [name for name in state if ".norm." in name]
+    head = [name for name in state if ".score." in name]
+    trunk = {name: state[name] for name in ("trunk.weight", "trunk.bias")}
+    assert absent_parts(Declaring(), state) == spare_parts(Declaring(), state) == {}
+    assert load(Declaring(), state) == []
+    # A name belongs to the first part that it fits.
+    assert absent_parts(Declaring(), trunk) == {"norms": norms, "head": head}
+    for given, missing in ((trunk, norms + head), ({k: v for k, v in state.items() if k not in norms}, norms)):
+        network = Declaring()
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        assert load(network, given) == missing
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, before[name] if name in missing else given[name])
+    for name in state:
+        with pytest.raises(LayoutError, match=f"missing {name}$"):
+            load(Declaring(), {other: value for other, value in state.items() if other != name})
+
+
+def test_declared_spare_weights_have_no_place() -> None:
+    state = Declaring().state_dict()
+    memory = {f"memory.{i}": torch.ones(1) for i in range(2)}
+    assert spare_parts(Declaring(), state | memory) == {"memory": list(memory)}
+    assert load(Declaring(), state | memory) == []
+    with pytest.raises(LayoutError, match=r"unknown memories\.0$"):
+        load(Declaring(), state | memory | {"memories.0": torch.ones(1)})

@@ -67,6 +67,11 @@ class ADPCPose(HRNetExits):
         self.num_joints, self.in_chans, self.low, self.high = num_joints, in_chans, low, high
         init_weights(self, init_std)
 
+    def get_classifier(self) -> nn.Module:
+        """The layers that depend on the joints."""
+        *earlier, last = self.exits
+        return nn.ModuleList([*(exit.get_submodule("classifier") for exit in earlier), last])
+
     def unsure(self, exit: int, logits: Tensor) -> Tensor:
         """Where the largest heat of any joint is neither below `low` nor above `high` (see `HRNetExits`)."""
         heat = logits.float().amax(1)

@@ -43,6 +43,10 @@ class HRNetPose(nn.Module):
         self.head = nn.Conv2d(self.backbone.stage_chans[-1][0], num_joints, 1)
         init_weights(self, init_std)
 
+    def get_classifier(self) -> nn.Module:
+        """The layer that depends on the joints."""
+        return self.head
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, in_chans, H, W], sides multiples of 32, to heat maps [B, J, H / 4, W / 4]."""
         return self.head(self.backbone(images)[0])

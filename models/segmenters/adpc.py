@@ -5,7 +5,7 @@ Reference: "Anytime Dense Prediction with Confidence Adaptivity", ICLR 2022, arX
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.anytime.confidence import check_criterion, confidence
 from models.backbones.hrnet import HRNet, Stage, init_weights, plain_conv
@@ -63,6 +63,10 @@ class ADPC(HRNetExits):
     def unsure(self, exit: int, logits: Tensor) -> Tensor:
         """Where the confidence is at most the threshold (see `HRNetExits`)."""
         return unsure(logits, self.thresholds[exit], self.criterion)
+
+    def get_classifier(self) -> nn.Module:
+        """The layers that depend on the classes."""
+        return nn.ModuleList(exit.get_submodule("classifier") for exit in self.exits)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, in_chans, H, W], sides multiples of 32, to logits [B, K, H, W] of each exit, cheapest first."""

@@ -44,6 +44,10 @@ class HRNetSegmenter(nn.Module):
         self.head = ExitHead(width, width, num_classes, 0, bn_momentum)
         init_weights(self, init_std)
 
+    def get_classifier(self) -> nn.Module:
+        """The layer that depends on the classes."""
+        return self.head.classifier
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, in_chans, H, W], sides multiples of 32, to logits [B, K, H, W]."""
         return logits_at(self.head(concatenate(self.backbone(images))), images.shape[-2:])

@@ -9,16 +9,23 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from exp import convert
 from exp.cli import Cli, UsageError
 from exp.weights import Start, start_from, to_evaluate
+from models import official, pose, segmenters
 from models.segmenters.dynamic_routing import DynamicRouting
 from tests.recipes import ROOT
 
 ADPC = "--config=configs/segmentation/adpc_w18_cityscapes.yaml"
 ROUTING = "--config=configs/segmentation/dynamic_routing_digits.yaml"
 POSE = "--config=configs/pose/hrnet_w32_mpii.yaml"
+
+TINY: dict[str, Any] = {
+    "stages": [(1, [1], [4]), (1, [1] * 2, [4, 6]), (1, [1] * 3, [4, 6, 8]), (1, [1] * 4, [4, 6, 8, 10])],
+    "pooled_dim": 6,
+}
 
 
 def refused(capsys: pytest.CaptureFixture[str], action: Callable[[], object]) -> str:
@@ -103,3 +110,17 @@ def test_what_is_told_is_one_line() -> None:
         "starting afresh: gates (2 tensors); left out: memory (1 tensors); "
         "another number of classes, so head.weight, head.bias start afresh"
     )
+
+
+@pytest.mark.parametrize(
+    "network", [lambda k: segmenters.ADPC(k, **TINY), lambda k: pose.ADPCPose(k, **TINY)], ids=["segmenter", "poses"]
+)
+def test_exits_of_another_number_of_classes_start_afresh(kind: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    theirs, ours = kind(5, **TINY), kind(3, **TINY)
+    fresh = {name: value.clone() for name, value in ours.state_dict().items()}
+    stayed = official.load(ours, theirs.state_dict())
+    assert len([name for name in stayed if name.endswith(".weight")]) == 4
+    state = ours.state_dict()
+    assert all(torch.equal(state[name], fresh[name]) for name in stayed)
+    assert all(torch.equal(state[name], value) for name, value in theirs.state_dict().items() if name not in stayed)

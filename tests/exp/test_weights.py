@@ -112,9 +112,7 @@ def test_what_is_told_is_one_line() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "network", [lambda k: segmenters.ADPC(k, **TINY), lambda k: pose.ADPCPose(k, **TINY)], ids=["segmenter", "poses"]
-)
+@pytest.mark.parametrize("kind", [segmenters.ADPC, pose.ADPCPose])
 def test_exits_of_another_number_of_classes_start_afresh(kind: Callable[..., nn.Module]) -> None:
     torch.manual_seed(0)
     theirs, ours = kind(5, **TINY), kind(3, **TINY)

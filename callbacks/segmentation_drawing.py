@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from lightning_modules.calibration import Calibration
+
 VOID = 255
 OPACITY = 0.55
 MOST_BARS = 40
@@ -211,6 +213,33 @@ def threshold_curve(
     axes.set(xlabel=f"{cost} multiply-adds, % of computing every pixel", ylabel="mean intersection over union")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def reliability(exits: Sequence[Calibration], thresholds: Sequence[float], title: str = "") -> Figure:
+    """How often exits are right about pixels of which they are so sure; on the diagonal, as often as they say.
+
+    Args:
+        exits: Of each exit, cheapest first.
+        thresholds: From where on each exit but the last is sure; empty without.
+        title: Above the figure.
+    """
+    figure = Figure(figsize=(5.6, 6.2), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    edges = np.linspace(0, 1, len(exits[0].share) + 1)
+    for exit, found in enumerate(exits):
+        label, colour = f"exit {exit}: calibration error {found.error:.3f}", f"C{exit}"
+        if exit < len(thresholds) and not math.isnan(found.sure_accuracy):
+            label += f"; {found.sure_accuracy:.1%} right of {found.sure_share:.0%} above {thresholds[exit]:g}"
+        axes.plot(found.confidence, found.accuracy, "o-", color=colour, markersize=3, linewidth=1.2, label=label)
+        below.stairs(found.share, edges, color=colour)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of the pixels that are right")
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
+    below.set(xlabel="confidence", ylabel="share of the pixels", yscale="log")
+    for each in (axes, below):
+        each.grid(alpha=0.3)
     return figure
 
 

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from callbacks.drawing import confusion_matrix, save
 from callbacks.pictures import show
-from callbacks.segmentation_drawing import VOID, Panel, blended, class_bars, coloured, miou_curve, panel_sheet
+from callbacks.segmentation_drawing import (
+    VOID,
+    Panel,
+    blended,
+    class_bars,
+    coloured,
+    miou_curve,
+    panel_sheet,
+    reliability,
+)
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_views import ExitLook
 
@@ -30,6 +39,7 @@ class SegmentationPictures(Callback):
       pixel, and the pixels that it was computed at;
     - `class_iou.png`: intersection over union by class;
     - `confusion_matrix.png`: of pixels;
+    - `reliability.png`: of a network with exits, how often each is right about pixels of which it is so sure;
     - `miou_curve.png`: of a network with exits, mean intersection over union over executed multiply-adds.
 
     While training goes on, validations are drawn now and then, and the last one at the end.
@@ -104,6 +114,9 @@ class SegmentationPictures(Callback):
             figures["confusion_matrix"] = confusion_matrix(last.confusion.numpy(), report.class_names, title)
         if len(report.exits) > 1 and report.macs:
             figures["miou_curve"] = miou_curve(report.macs, [exit.miou for exit in report.exits], title)
+        if report.calibration:
+            thresholds = getattr(pl_module.network, "thresholds", ())
+            figures["reliability"] = reliability(report.calibration, thresholds, title)
         if self._first:
             rows: list[list[Panel | None]] = []
             present: set[int] = set()

@@ -158,7 +158,7 @@ class ThresholdCurve(Callback):
                 continue
             tally = self._tallies.setdefault(thresholds, Tally())
             with _thresholds(network, thresholds), trainer.precision_plugin.forward_context():
-                pl_module.count_into(tally, batch, losses=False)
+                pl_module.count_into(tally, batch, everything=False)
 
     def _points(self, trainer: Trainer, pl_module: LightningModule) -> list[Point]:
         assert isinstance(pl_module, Segmentation)

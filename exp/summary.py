@@ -37,6 +37,7 @@ CONTENT = {
     "plots/segmentation.png": "predictions beside annotations, by exit, and how sure they are",
     "plots/class_iou.png": "intersection over union by class",
     "plots/miou_curve.png": "mean intersection over union over executed multiply-adds",
+    "plots/reliability.png": "how often exits are right about pixels of which they are so sure",
     "plots/threshold_curve.png": "mean intersection over union over the compute, for every threshold and exit",
     "threshold_curve.csv": "the same as a table",
     "classes.csv": "intersection over union by class, of the test split",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_modules.calibration import counted
 from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from lightning_modules.schedules import Schedule
@@ -18,6 +19,7 @@ from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cro
 from lightning_modules.segmentation_metrics import Absent, SegmentationReport, Tally, exit_suffixes
 from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWindow
 from lightning_modules.task import Task
+from models.anytime import MultiExit
 from models.compute import flop_counter, inference
 from models.segmenters.inference import (
     Deadline,
@@ -44,8 +46,10 @@ class Segmentation(Task):
     images of the cross-entropy) and `macs`: multiply-adds an image of the operators that ran, the mean over the split.
     Exits before the last have them as `miou_exit0` ...; `miou_mean` is the mean over the exits. Networks that skip
     pixels also have `published_macs`, the same as their paper counts it, and, of the last exit, `macs_saved` and
-    `published_macs_saved`, shares of what computing every pixel takes. What there is to say beyond numbers is in
-    `report`. A compiled network's operators cannot be counted, so it has no `macs`.
+    `published_macs_saved`, shares of what computing every pixel takes. Exits of a `models.anytime.MultiExit` have
+    `calibration_error` (see `lightning_modules.calibration`), and those with a threshold `sure_share` and
+    `sure_accuracy`: the share of the pixels that they are sure of, and how many of those are right. What there is to
+    say beyond numbers is in `report`. A compiled network's operators cannot be counted, so it has no `macs`.
 
     Images whose sides are no multiples of 32 are padded with zeros at the bottom and at the right, and what is
     predicted there is cut off.
@@ -193,24 +197,27 @@ class Segmentation(Task):
         """Counts the batch into the test metrics."""
         return {"index": batch["index"], "predicted": self.count_into(self.tally, batch)}
 
-    def count_into(self, tally: Tally, batch: Batch, losses: bool = True) -> list[Tensor]:
+    def count_into(self, tally: Tally, batch: Batch, everything: bool = True) -> list[Tensor]:
         """Evaluates a batch as the network is now.
 
         Args:
             tally: Gets what is found.
             batch: Of an evaluation.
-            losses: Whether the loss is counted, which takes as long as the rest.
+            everything: Whether the loss and how sure exits are is counted, too, which takes as long as the rest.
 
         Returns:
             The last exit's classes of each image's pixels, uint8 [h, w].
         """
         predictions = []
+        has_exits = isinstance(self.network, MultiExit)
         for exits, label in zip(self._each_image(batch["image"], tally), batch["label"], strict=True):
             for exit, logits in enumerate(exits):
                 logits = resize(logits, label.shape)
-                loss = cross_entropy(logits, label[None], self.class_weights) if losses else 0.0
+                loss = cross_entropy(logits, label[None], self.class_weights) if everything else 0.0
                 predicted = _classes(logits)[0]
                 tally.count(exit, predicted, label, self.num_classes, loss)
+                if everything and has_exits:
+                    tally.calibrate(exit, counted(logits, label, self._threshold(exit)))
             tally.images += 1
             predictions.append(predicted)
         return predictions
@@ -262,6 +269,12 @@ class Segmentation(Task):
                 share = resize(unpadded(computed[:, None], image.shape[1:]), size)[0, 0]
             looks.append(ExitLook(predicted.to(torch.uint8), probabilities, share))
         return looks
+
+    def _threshold(self, exit: int) -> float | None:
+        """The probability from which an exit is sure of a pixel; None if it has none or goes by something else."""
+        thresholds = getattr(self.network, "thresholds", ())
+        by_probability = getattr(self.network, "criterion", None) == "max_prob"
+        return thresholds[exit] if by_probability and exit < len(thresholds) else None
 
     def _each_image(self, images: Tensor, tally: Tally | None = None) -> Iterator[Iterable[Tensor]]:
         """For each image the logits [1, C, H, W] of every exit; one at a time, as those of a batch would be large."""

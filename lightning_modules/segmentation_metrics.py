@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from lightning_modules.calibration import Calibration, calibration
 from lightning_modules.segmentation_losses import VOID
 
 Absent = Literal["exclude", "zero"]
@@ -85,6 +86,7 @@ class Tally:
         images: Images.
         published_macs, dense_macs: The same as the network's paper counts them, and where every pixel is computed;
             empty for networks that do not say.
+        calibration: Counts of each exit, see `calibration.counted`; empty for networks with one exit.
     """
 
     confusion: list[Tensor] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Tally:
     images: int = 0
     published_macs: list[float] = field(default_factory=list)
     dense_macs: list[float] = field(default_factory=list)
+    calibration: list[Tensor] = field(default_factory=list)
 
     def count(self, exit: int, predicted: Tensor, label: Tensor, num_classes: int, loss: Tensor | float = 0.0) -> None:
         """Counts the pixels of an image at one exit.
@@ -111,6 +114,12 @@ class Tally:
             self.losses.append(torch.zeros((), dtype=torch.float64, device=label.device))
         self.confusion[exit] += confusion
         self.losses[exit] += loss
+
+    def calibrate(self, exit: int, counts: Tensor) -> None:
+        """Adds an image's counts of confidence at one exit, see `calibration.counted`."""
+        if exit == len(self.calibration):
+            self.calibration.append(torch.zeros_like(counts))
+        self.calibration[exit] += counts
 
     def spend(self, images: int, macs: list[float], published: list[float], dense: list[float]) -> None:
         """Adds multiply-adds of a forward pass.
@@ -134,6 +143,7 @@ class Tally:
             self,
             confusion=[each.cpu() for each in self.confusion],
             losses=[each.cpu() for each in self.losses],
+            calibration=[each.cpu() for each in self.calibration],
         )
 
     def over_processes(self, world_size: int) -> Tally:
@@ -156,6 +166,7 @@ class Tally:
             sum(tally.images for tally in counted),
             [sum(each) for each in zip(*(tally.published_macs for tally in counted), strict=True)],
             [sum(each) for each in zip(*(tally.dense_macs for tally in counted), strict=True)],
+            [torch.stack(each).sum(0) for each in zip(*(tally.calibration for tally in counted), strict=True)],
         )
 
 
@@ -171,6 +182,7 @@ class SegmentationReport:
         images: Evaluated images.
         published_macs, dense_macs: The same as the network's paper counts them, and where every pixel is computed;
             empty for networks that do not say.
+        calibration: Of each exit; empty for networks with one exit.
     """
 
     class_names: list[str]
@@ -179,6 +191,7 @@ class SegmentationReport:
     images: int
     published_macs: list[float] = field(default_factory=list)
     dense_macs: list[float] = field(default_factory=list)
+    calibration: list[Calibration] = field(default_factory=list)
 
     @classmethod
     def of(cls, tally: Tally, class_names: list[str], absent: Absent) -> SegmentationReport:
@@ -190,6 +203,7 @@ class SegmentationReport:
             tally.images,
             tally.per_image(tally.published_macs),
             tally.per_image(tally.dense_macs),
+            [calibration(counts) for counts in tally.calibration],
         )
 
     def metrics(self) -> dict[str, float]:
@@ -204,6 +218,13 @@ class SegmentationReport:
             for kind in ("macs", "published_macs"):
                 if macs := getattr(self, kind):
                     metrics[f"{kind}{name}"] = macs[i]
+            if self.calibration:
+                metrics[f"calibration_error{name}"] = self.calibration[i].error
+                # Nothing is skipped after the last exit, or without a threshold.
+                if not math.isnan(self.calibration[i].sure_share):
+                    metrics[f"sure_share{name}"] = self.calibration[i].sure_share
+                if not math.isnan(self.calibration[i].sure_accuracy):
+                    metrics[f"sure_accuracy{name}"] = self.calibration[i].sure_accuracy
         if len(self.exits) > 1:
             metrics["miou_mean"] = sum(found.miou for found in self.exits) / len(self.exits)
         if self.dense_macs:

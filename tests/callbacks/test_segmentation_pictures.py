@@ -25,7 +25,7 @@ from callbacks.segmentation_pictures import SegmentationFiles, SegmentationPictu
 from lightning_modules import Segmentation
 from tests.lightning_modules.test_segmentation import Answers, OneByOne, Scenes
 
-PICTURES = ["class_iou.png", "confusion_matrix.png", "miou_curve.png", "segmentation.png"]
+PICTURES = ["class_iou.png", "confusion_matrix.png", "miou_curve.png", "reliability.png", "segmentation.png"]
 
 
 def palette() -> np.ndarray:
@@ -74,8 +74,10 @@ def test_an_evaluation_leaves_pictures_and_files(command: str, tmp_path: Path) -
 
 def test_fit_draws_at_its_end_and_writes_no_files(tmp_path: Path) -> None:
     run(tmp_path, "fit", Segmentation(Answers(1), write_labels=True))
-    # One exit has no curve.
-    assert sorted(p.name for p in tmp_path.iterdir()) == [name for name in PICTURES if name != "miou_curve.png"]
+    # One exit has no curve, and nothing goes on where it is not sure.
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        name for name in PICTURES if name not in ("miou_curve.png", "reliability.png")
+    ]
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

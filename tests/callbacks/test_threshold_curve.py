@@ -56,6 +56,12 @@ def test_every_threshold_is_what_a_run_with_it_measures(tmp_path: Path) -> None:
             assert float(row["miou"]) == pytest.approx(alone[f"val/miou{name}"], abs=1e-6)
             assert float(row["macs"]) == pytest.approx(alone[f"val/macs{name}"], abs=1)
             assert float(row["published_macs"]) == pytest.approx(alone[f"val/published_macs{name}"], abs=1)
+    # Of pixels that are annotated, the first four rows are not.
+    data = Scenes()
+    looks = [task.look(image, image.shape[1:])[0].confidence[4:] for image in data.images]
+    assert logged["val/sure_share_exit0"] == pytest.approx((torch.stack(looks) > 0.9).double().mean().item(), abs=1e-3)
+    assert 0 < logged["val/sure_accuracy_exit0"] < 1
+    assert "val/sure_share" not in logged
     # The lower the threshold, the fewer pixels are computed.
     published = [float(rows[f"{threshold:g}", 3]["published_macs"]) for threshold in THRESHOLDS]
     assert published == sorted(published)

@@ -11,10 +11,18 @@ from callbacks.detection_pictures import DetectionFiles, DetectionPictures
 from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
 from callbacks.pose_pictures import PoseFiles, PosePictures
+from callbacks.route_pictures import RoutePictures
 from callbacks.segmentation_pictures import SegmentationFiles, SegmentationPictures
 
 # Of these every run has one; each knows its task and leaves the others alone.
-PICTURES = (ClassificationPictures, DynamicPictures, DetectionPictures, SegmentationPictures, PosePictures)
+PICTURES = (
+    ClassificationPictures,
+    DynamicPictures,
+    DetectionPictures,
+    SegmentationPictures,
+    RoutePictures,
+    PosePictures,
+)
 FILES = (DetectionFiles, SegmentationFiles, PoseFiles)
 
 
@@ -34,5 +42,7 @@ def place(callbacks: list[Callback], pictures: Path, files: Path) -> None:
     for callback in callbacks:
         if isinstance(callback, (*PICTURES, ComputeBudget, ExitCurve)):
             callback.folder = pictures
+            if isinstance(callback, RoutePictures):
+                callback.files = files
         elif isinstance(callback, FILES):
             callback.folder = files

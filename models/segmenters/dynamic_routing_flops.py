@@ -176,7 +176,5 @@ def _stem_and_decoder_macs(network: DynamicRouting, size: tuple[int, int]) -> fl
     # The first convolution has no padding.
     half, quarter = (size[0] // 2 - 1) * (size[1] // 2 - 1), size[0] * size[1] // 16
     macs = half * stem * (27 + 9 + stem) + quarter * stem * (9 + width)
-    levels = [
-        (quarter >> (2 * level)) * (width << level) * (width << max(level - 1, 0)) for level in range(NUM_LEVELS)
-    ]
+    levels = [(quarter >> (2 * level)) * (width << level) * (width << max(level - 1, 0)) for level in range(NUM_LEVELS)]
     return macs + sum(levels) + quarter * 9 * width * network.num_classes

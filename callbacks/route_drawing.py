@@ -95,7 +95,7 @@ def route_sheet(title: str, images: Sequence[RoutedImage], average: RouteUse | N
     that it computes for. Where a closed cell passes its input on, the line is dashed.
 
     Args:
-        title: Above the figure.
+        title: Above the figure; may be empty.
         images: A row each.
         average: The use by all images, in a row of its own above; None for no such row.
     """
@@ -103,7 +103,7 @@ def route_sheet(title: str, images: Sequence[RoutedImage], average: RouteUse | N
     layers = len(uses[0].exists) + 2.6
     grid = max(4.5, layers * min(WIDEST_LAYER, max(NARROWEST_LAYER, GRID_WIDTH / layers)))
     left = (IMAGE_WIDTH + 0.2 if images else 0.0) + 0.7
-    width, height = left + grid + 0.1, ROW_HEIGHT * len(uses) + TITLE + LEGEND
+    width, height = left + grid + 0.1, ROW_HEIGHT * len(uses) + (TITLE if title else 0.0) + LEGEND
     # A layout engine would take seconds.
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top")
@@ -180,7 +180,7 @@ def _legend(figure: Figure, shared: bool, width: float, height: float) -> None:
     handles += [Line2D([], [], color="0.45", linestyle="--"), Line2D([], [], color="0.8", linestyle="dotted")]
     labels += ["closed cell: its input is passed on", "never open" if shared else "closed"]
     handles.append(Line2D([], [], color="0.3", linestyle="", marker="o", markersize=5, markerfacecolor="black"))
-    labels.append("cell, as dark as it computes for many images" if shared else "cell that computes")
+    labels.append("cell, the darker the more images it computes for" if shared else "cell that computes")
     figure.legend(handles, labels, loc="lower left", ncols=3, frameon=False, fontsize=7, bbox_to_anchor=(0, 0))
     bar = figure.add_axes((1 - 2.2 / width, 0.4 / height, 2.0 / width, 0.1 / height))
     figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, orientation="horizontal")

@@ -23,6 +23,8 @@ COLOURS = matplotlib.colormaps["plasma_r"]
 IMAGE_WIDTH, ROW_HEIGHT, TITLE, LEGEND = 2.6, 2.1, 0.5, 0.7
 # Of a layer: wide grids are packed, as far as they stay readable.
 WIDEST_LAYER, NARROWEST_LAYER, GRID_WIDTH = 0.7, 0.36, 9.0
+# Of a figure, for its legend.
+NARROWEST = 9.4
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ def route_sheet(title: str, images: Sequence[RoutedImage], average: RouteUse | N
     """
     uses = [*([average] if average is not None else []), *(each.use for each in images)]
     layers = len(uses[0].exists) + 2.6
-    grid = max(4.5, layers * min(WIDEST_LAYER, max(NARROWEST_LAYER, GRID_WIDTH / layers)))
     left = (IMAGE_WIDTH + 0.2 if images else 0.0) + 0.7
+    grid = max(NARROWEST - left, layers * min(WIDEST_LAYER, max(NARROWEST_LAYER, GRID_WIDTH / layers)))
     width, height = left + grid + 0.1, ROW_HEIGHT * len(uses) + (TITLE if title else 0.0) + LEGEND
     # A layout engine would take seconds.
     figure = Figure(figsize=(width, height))

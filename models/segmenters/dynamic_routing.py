@@ -122,9 +122,9 @@ class DynamicRouting(nn.Module):
             raise ValueError(f"num_classes must be positive, not {num_classes}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
-        self.num_classes, self.num_layers, self.width = num_classes, num_layers, width
         if budget not in get_args(Budget):
             raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, not {budget!r}")
+        self.num_classes, self.num_layers, self.width = num_classes, num_layers, width
         self.dynamic = route == "dynamic"
         self.budget = budget
         self.small_gate = small_gate

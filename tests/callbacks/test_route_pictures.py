@@ -156,6 +156,8 @@ def test_no_common_route_where_the_way_is_closed(tmp_path: Path) -> None:
     assert not (tmp_path / "common_route.yaml").exists()
     assert metrics["val/open_share"] == 0
     assert callback.routes is not None
+    # The stem, the gates of the finest level, and the decoder.
+    assert callback.routes.macs.tolist() == [executed(network, padded(Streets().images)).macs] * 5
     use = callback.routes.use()
     # The stem's maps are handed on at the finest level, and nothing is computed.
     assert use.kept.nonzero()[1].tolist() == [0] * 6

@@ -11,10 +11,18 @@ from callbacks.detection_pictures import DetectionFiles, DetectionPictures
 from callbacks.dynamic_pictures import DynamicPictures
 from callbacks.pictures import ClassificationPictures
 from callbacks.pose_pictures import PoseFiles, PosePictures
+from callbacks.route_pictures import RoutePictures
 from callbacks.segmentation_pictures import SegmentationFiles, SegmentationPictures
 
 # Of these every run has one; each knows its task and leaves the others alone.
-PICTURES = (ClassificationPictures, DynamicPictures, DetectionPictures, SegmentationPictures, PosePictures)
+PICTURES = (
+    ClassificationPictures,
+    DynamicPictures,
+    DetectionPictures,
+    SegmentationPictures,
+    RoutePictures,
+    PosePictures,
+)
 FILES = (DetectionFiles, SegmentationFiles, PoseFiles)
 
 
@@ -32,9 +40,9 @@ def place(callbacks: list[Callback], pictures: Path, files: Path) -> None:
         files: folder of what they write.
     """
     for callback in callbacks:
-        if isinstance(callback, (*PICTURES, ComputeBudget, ExitCurve)):
+        if isinstance(callback, (*PICTURES, ComputeBudget, ExitCurve, ThresholdCurve)):
             callback.folder = pictures
         elif isinstance(callback, FILES):
             callback.folder = files
-        elif isinstance(callback, ThresholdCurve):
-            callback.folder, callback.files = pictures, files
+        if isinstance(callback, (RoutePictures, ThresholdCurve)):
+            callback.files = files

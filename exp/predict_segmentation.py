@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.drawing import contact_sheet, save
+from callbacks.route_drawing import readable, route_sheet
+from callbacks.route_pictures import RoutePictures, routed_image
 from callbacks.segmentation_drawing import blended, overlay
 from callbacks.segmentation_pictures import file_names, write_labels
 from exp.cli import Cli, UsageError
@@ -62,6 +64,7 @@ def write_segmentations(
     """Writes `predictions.csv`, a picture for each image and `contact_sheet.png`, and prints what covers the images.
 
     With `write_labels`, each image also gets a PNG of the data set's label ids, as its evaluation server takes it.
+    Where images take routes of their own, `routes/` shows each, and the table says what it cost.
 
     Args:
         cli: the command, after its prediction.
@@ -80,15 +83,24 @@ def write_segmentations(
     seconds = [time for batch in batches for time in batch.get("seconds", [])]
     names = names or [f"class {k}" for k in range(model.num_classes)]
     files = file_names(data, "predict")
-    table = Table("file", "largest classes", *(["exit", "ms"] if exits else []), box=None)
+    routes = next(each.routes for each in cli.trainer.callbacks if isinstance(each, RoutePictures))  # type: ignore[attr-defined]
+    places = {index: place for place, index in enumerate(routes.index)} if routes is not None else {}
+    extra = [*(["exit", "ms"] if exits else []), *(["multiply-adds"] if routes is not None else [])]
+    table = Table("file", "largest classes", *extra, box=None)
     rows, images, captions = [], [], []
     for i, (index, labels) in enumerate(zip(indices, predicted, strict=True)):
         name, image = data.sample_name("predict", index), data.raw_image("predict", index)
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
         largest = [k for k in np.argsort(-shares, kind="stable")[:LARGEST] if shares[k]]
         stopped = [str(exits[i]), f"{seconds[i] * 1e3:.2f}"] if exits else []
-        rows.append([name, *(f"{share:.4f}" for share in shares), *stopped])
-        table.add_row(name, ", ".join(f"{names[k]} {shares[k]:.0%}" for k in largest), *stopped)
+        spent = []
+        if routes is not None:
+            spent = [routes.macs[places[index]].item()]
+            routed = routed_image(routes, places[index], Path(name).name, image)
+            save(route_sheet("", [routed]), folder / "routes" / files[index])
+        rows.append([name, *(f"{share:.4f}" for share in shares), *stopped, *(f"{macs:.0f}" for macs in spent)])
+        largest_shares = ", ".join(f"{names[k]} {shares[k]:.0%}" for k in largest)
+        table.add_row(name, largest_shares, *stopped, *map(readable, spent))
         title = Path(name).name + (f", exit {stopped[0]} after {stopped[1]} ms" if exits else "")
         save(overlay(image, labels, data.palette, names, title), folder / "pictures" / files[index])
         if model.write_labels:
@@ -99,12 +111,12 @@ def write_segmentations(
     target = folder / "predictions.csv"
     with target.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", *names, *(["exit", "milliseconds"] if exits else [])])
+        writer.writerow(["file", *names, *(["exit", "milliseconds"] if exits else []), *(["macs"] if routes else [])])
         writer.writerows(rows)
     console.print(table, highlight=False)
     if exits:
         late = sum(each > model.deadline.seconds for each in seconds)
         console.print(f"{late} of {len(exits)} images took longer than {cli.config.deadline_ms:g} ms", highlight=False)
     sheet = save(contact_sheet(images, captions, f"{len(indices)} images"), folder / "contact_sheet.png")
-    written = [target, sheet, folder / "pictures"]
+    written = [target, sheet, folder / "pictures", *([folder / "routes"] if routes else [])]
     return None, [*written, folder / "labels"] if model.write_labels else written

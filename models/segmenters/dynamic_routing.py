@@ -6,7 +6,7 @@ Reference: "Learning Dynamic Routing for Semantic Segmentation", CVPR 2020, arXi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,11 @@ from torchvision.ops import Conv2dNormActivation
 from models.compute import has_values, record
 from models.layers.soft_gate import all_closed
 from models.segmenters.dynamic_routing_cell import Cell, Sent, SeparableConv, index
-from models.segmenters.dynamic_routing_flops import cell_costs, cost_tables
+from models.segmenters.dynamic_routing_flops import cell_costs, cost_tables, route_taken
 from models.segmenters.dynamic_routing_routes import NUM_LEVELS, STEPS, TRANSFORMS, Edge, all_edges, fixed_route, pruned
 
 Maps = dict[int, Tensor]
+Budget = Literal["expected", "executed"]
 
 
 class Decoder(nn.Module):
@@ -70,7 +71,9 @@ class DynamicRouting(nn.Module):
 
     The compute that the gates decide over is recorded at the body, `up` and `down` of the cells: in training weighted
     by the gates, the paper's expected cost E, in evaluation as it was run. `callbacks.ComputeBudget` with
-    `scope: dynamic` makes the paper's budget loss of it, `weight (E / E_all - mu)^2`.
+    `scope: dynamic` makes the paper's budget loss of it, `weight (E / E_all - mu)^2`. E falls as gates weaken, long
+    before one closes and saves anything: with `budget: executed`, which is not the paper's, training records what an
+    evaluation by these gates would run, with the gradient of E, and a target is one of executed compute.
 
     Published sizes: 16 or 33 layers of width 64; Dynamic-A, B and C have small gates and are told apart by their
     budgets (weight, target) of (0.8, 0.1), (0.5, 0.1) and (0.5, 0.2); Dynamic-Raw has full gates and no budget.
@@ -82,6 +85,7 @@ class DynamicRouting(nn.Module):
         route: `dynamic`: gates decide. Or a fixed network in the same grid, without gates and with only the cells and
             transforms that it uses: a name (see `dynamic_routing_routes.fixed_route`), or a list of edges (layer,
             level, transform).
+        budget: What training records for a budget: the `expected` cost, or what would be `executed`.
         small_gate: Whether gates look at maps of a quarter of the height and width; images are then 128 pixels or more.
         drop_path_rate: Stochastic depth of the last layer at the end of the training; grows linearly from 0 at the
             first and, by an `Annealing` of `progress`, with the training.
@@ -107,6 +111,7 @@ class DynamicRouting(nn.Module):
         num_layers: int = 16,
         width: int = 64,
         route: str | Sequence[Edge] = "dynamic",
+        budget: Budget = "expected",
         small_gate: bool = False,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -119,14 +124,19 @@ class DynamicRouting(nn.Module):
             raise ValueError(f"num_classes must be positive, not {num_classes}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
+        if budget not in get_args(Budget):
+            raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, not {budget!r}")
         self.num_classes, self.num_layers, self.width = num_classes, num_layers, width
         self.dynamic = route == "dynamic"
+        self.budget = budget
         self.small_gate = small_gate
         if self.dynamic:
             edges = all_edges(num_layers)
         else:
             if small_gate:
                 raise ValueError(f"small_gate is for the route 'dynamic'; {route!r} has no gates")
+            if budget != "expected":
+                raise ValueError(f"budget {budget!r} is for the route 'dynamic'; {route!r} has no gates")
             edges = fixed_route(route, num_layers) if isinstance(route, str) else pruned(route, num_layers)
 
         stem = self.stem_chans
@@ -266,10 +276,12 @@ class DynamicRouting(nn.Module):
         return total
 
     def _record(self, gates: Tensor, pixels: int) -> None:
-        weights = gates
-        if not self.training:
-            weights = ((gates > 0) & ~all_closed(gates)[..., None]).float()
-        bodies = (weights.amax(3) * (self.body_macs * pixels)).flatten(1).unbind(1)
+        weights, peaks = gates, gates.amax(3)
+        if not self.training or self.budget == "executed":
+            taken = route_taken(gates)[0].float()
+            # The value of what runs, the gradient of what is expected; in evaluation there is none.
+            weights, peaks = taken + (weights - weights.detach()), taken.amax(3) + (peaks - peaks.detach())
+        bodies = (peaks * (self.body_macs * pixels)).flatten(1).unbind(1)
         transforms = (weights * (self.transform_macs * pixels)).flatten(1).unbind(1)
         for layer, level, cell in self.cells():
             place = layer * NUM_LEVELS + level

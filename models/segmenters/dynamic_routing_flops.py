@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.layers.soft_gate import all_closed
 from models.segmenters.dynamic_routing_routes import NUM_LEVELS, TRANSFORMS
 
 if TYPE_CHECKING:
@@ -78,6 +80,53 @@ def cost_tables(network: DynamicRouting, elementwise: bool) -> tuple[Tensor, Ten
     return bodies, transforms
 
 
+def route_taken(gates: Tensor) -> tuple[Tensor, Tensor]:
+    """What an evaluation runs of a dynamic network, by its gates.
+
+    Args:
+        gates: [B, layers + 1, levels, 3]; those of cells that nothing reaches do not matter.
+
+    Returns:
+        Edges whose transform runs [B, layers + 1, levels, 3], and cells that have an input and so look at it
+        [B, layers + 1, levels]; bool.
+    """
+    opened = (gates > 0) & ~all_closed(gates)[..., None]
+    start = torch.zeros_like(opened[:, 0, :, 0])
+    start[:, 0] = True
+    reached = [start]
+    for awake in opened.any(3).unbind(1)[:-1]:
+        # Whatever a cell does, something is kept; one that is open sends all ways, of which some may be zero.
+        sent = awake & reached[-1]
+        reached.append(reached[-1] | F.pad(sent[:, 1:], (0, 1)) | F.pad(sent[:, :-1], (1, 0)))
+    cells = torch.stack(reached, 1)
+    return opened & cells[..., None], cells
+
+
+def executed_macs(network: DynamicRouting, gates: Tensor, size: tuple[int, int]) -> Tensor:
+    """Multiply-adds that an evaluation runs for each image, whatever its gates do not decide over included.
+
+    Args:
+        network: The network.
+        gates: Of its forward pass [B, layers + 1, levels, 3], on the CPU.
+        size: Height and width of the images, multiples of 32.
+
+    Returns:
+        [B], float64.
+    """
+    edges, cells = route_taken(gates)
+    bodies, transforms = (table.double() * (size[0] * size[1]) for table in cost_tables(network, elementwise=False))
+    gating = torch.zeros_like(bodies)
+    for layer, level, cell in network.cells():
+        chans, height, width = network.width << level, size[0] >> (level + 2), size[1] >> (level + 2)
+        if layer == 0:
+            bodies[layer, level] = cell_costs(chans, elementwise=False)["body"] * height * width
+        if cell.gate is not None:
+            pixels = (height // 4) * (width // 4) if cell.gate.small else height * width
+            gating[layer, level] = chans // 2 * (chans * pixels + len(cell.transforms))
+    decided = (edges.any(3) * bodies + cells * gating).sum((1, 2)) + (edges * transforms).sum((1, 2, 3))
+    return decided + _stem_and_decoder_macs(network, size)
+
+
 def paper_flops(network: DynamicRouting, gates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """FLOPs of the grid as the paper counts them, for comparison with its tables.
 
@@ -120,3 +169,12 @@ def decoder_flops(width: int, num_classes: int, size: tuple[int, int]) -> float:
         for level in range(NUM_LEVELS)
     ]
     return sum(levels) + pixels * 9 * width * num_classes
+
+
+def _stem_and_decoder_macs(network: DynamicRouting, size: tuple[int, int]) -> float:
+    stem, width = network.stem_chans, network.width
+    # The first convolution has no padding.
+    half, quarter = (size[0] // 2 - 1) * (size[1] // 2 - 1), size[0] * size[1] // 16
+    macs = half * stem * (27 + 9 + stem) + quarter * stem * (9 + width)
+    levels = [(quarter >> (2 * level)) * (width << level) * (width << max(level - 1, 0)) for level in range(NUM_LEVELS)]
+    return macs + sum(levels) + quarter * 9 * width * network.num_classes

@@ -13,14 +13,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from callbacks.route_pictures import RoutePictures
 from datamodules import DigitStreets
 from exp.cli import UsageError
-from exp.predict_segmentation import deadline_for
+from exp.predict_segmentation import deadline_for, write_segmentations
 from lightning_modules import Segmentation
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
+from models.compute import executed
+from models.segmenters.inference import padded
 from tests.exp.runner import run
-from tests.lightning_modules.test_segmentation import Answers, OneByOne
+from tests.lightning_modules.test_segmentation import CLASSES, Answers, OneByOne, Scenes, trainer
+from tests.models.segmenters.test_dynamic_routing import tiny, undecided
 
 NETWORK = {
     "class_path": "models.segmenters.adpc.ADPC",
@@ -135,3 +140,23 @@ def test_a_deadline_that_cannot_be_kept_is_refused(
     with pytest.raises(UsageError):
         deadline_for(command)  # type: ignore[arg-type]
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_images_with_routes_of_their_own_are_told_what_they_cost(dynamic: bool, tmp_path: Path) -> None:
+    network = undecided(num_classes=CLASSES) if dynamic else tiny(num_classes=CLASSES, route="unet")
+    data, model = Scenes(4), Segmentation(network)
+    runs = trainer(tmp_path, callbacks=[RoutePictures()])
+    batches = runs.predict(model, data)
+    command: Any = SimpleNamespace(datamodule=data, model=model, trainer=runs)
+    _, written = write_segmentations(
+        command, batches or [], list(data.class_names), tmp_path / "out", Console(quiet=True)
+    )
+    with (tmp_path / "out/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert ("macs" in rows[0]) == (tmp_path / "out/routes" in written) == dynamic
+    if dynamic:
+        costs = [executed(network, padded(image[None])).macs for image in data.images]
+        assert [float(row["macs"]) for row in rows] == costs
+        pictures = {path.name for path in (tmp_path / "out/pictures").iterdir()}
+        assert {path.name for path in (tmp_path / "out/routes").iterdir()} == pictures

@@ -17,7 +17,7 @@ from models.official import LayoutError, load, system_of
 from models.official.dynamic_routing import to_official, to_ours
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_cell import Cell, ScheduledDropPath
-from models.segmenters.dynamic_routing_flops import decoder_flops, paper_flops
+from models.segmenters.dynamic_routing_flops import cost_tables, decoder_flops, executed_macs, paper_flops, route_taken
 from models.segmenters.dynamic_routing_routes import TRANSFORMS
 
 SIZE = (1024, 2048)
@@ -33,7 +33,7 @@ def undecided(**options: Any) -> DynamicRouting:
     network = tiny(**options).train()
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
-        network(images())
+        network(images(6, 128, 128) if network.small_gate else images())
     for _, _, cell in network.cells():
         assert cell.gate is not None
         nn.init.normal_(cell.gate.score.weight, std=3.0, generator=generator)
@@ -199,6 +199,85 @@ def test_static_and_dynamic_parts_make_the_whole() -> None:
     assert dense == pytest.approx(count(network, (3, 64, 96)).macs)
 
 
+@pytest.mark.parametrize(
+    ("options", "size"), [({}, (64, 96)), ({"small_gate": True}, (160, 192)), ({"route": "unet"}, (64, 64))]
+)
+def test_executed_multiply_adds_are_known_from_the_gates(options: dict[str, Any], size: tuple[int, int]) -> None:
+    network = (tiny if "route" in options else undecided)(**options).eval()
+    if network.dynamic:
+        # Cells at stride 16 and 32 get nothing from some images, and there do not even look.
+        gate = network.get_submodule("layers.1.1.gate.score")
+        nn.init.constant_(gate.bias, -2.0)  # type: ignore[arg-type]
+    batch = images(6, *size)
+    with torch.no_grad():
+        network(batch)
+    assert network.gates is not None
+    costs = executed_macs(network, network.gates, size)
+    assert costs.tolist() == [executed(network, image[None]).macs for image in batch]
+
+
+def test_a_route_goes_as_far_as_something_is_sent() -> None:
+    gates = torch.zeros(3, 4, 4, 3)
+    # The first image stays at the finest level; of the second, everything is closed; the third has gates of a cell that
+    # nothing reaches, and some that are too small together to count as open.
+    gates[0, 0, 0, 0] = 0.5
+    gates[2, 1, 1, 0] = 0.9
+    gates[2, 2, 0, :] = 2e-5
+    edges, cells = route_taken(gates)
+    assert edges.nonzero().tolist() == [[0, 0, 0, 0]]
+    assert [[level.tolist() for level in image.sum(0)] for image in cells] == [[4, 3, 0, 0], [4, 0, 0, 0], [4, 0, 0, 0]]
+
+
+def test_an_executed_budget_has_the_value_of_what_runs_and_the_gradient_of_what_is_expected() -> None:
+    network, batch = undecided(), images()
+    shares, gradients = {}, {}
+    for network.budget in ("expected", "executed"):
+        network.train().zero_grad()
+        network(batch)
+        compute = expected(network, static=0.0)
+        compute.macs.mean().backward()
+        shares[network.budget] = compute.share.detach()
+        gradients[network.budget] = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert network.gates is not None
+    # What an evaluation by the same gates would run.
+    taken = route_taken(network.gates)[0].double()
+    bodies, transforms = cost_tables(network, elementwise=False)
+    hard = (taken.amax(3) * bodies).sum((1, 2)) + (taken * transforms).sum((1, 2, 3))
+    torch.testing.assert_close(shares["executed"].double(), hard * 64 * 96 / compute.dense_macs, rtol=1e-5, atol=0)
+    assert ((shares["executed"] - shares["expected"]).abs() > 0.02).all()
+    assert len(gradients["executed"]) == len(gradients["expected"]) > 10
+    for one, other in zip(gradients["executed"], gradients["expected"], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_executed_budget_closes_edges_until_it_is_met() -> None:
+    ran = {}
+    for budget in ("expected", "executed"):
+        network = tiny(num_layers=3, budget=budget).train()
+        gates = [parameter for name, parameter in network.named_parameters() if ".gate." in name]
+        optimizer = torch.optim.SGD(gates, lr=2.0)
+        batch = images(4, 32, 32)
+        for _ in range(50):
+            optimizer.zero_grad()
+            network(batch)
+            (expected(network, static=0.0).share.mean() - 0.6).square().backward()
+            optimizer.step()
+        with torch.no_grad():
+            network.budget = "executed"
+            network(batch)
+        ran[budget] = expected(network, static=0.0).share.mean().item()
+    # Weaker gates satisfy the other one, with more of them open.
+    assert ran["executed"] == pytest.approx(0.6, rel=0.1)
+    assert ran["expected"] > 0.7
+
+
+@pytest.mark.slow
+def test_training_with_a_budget_on_what_is_executed_compiles() -> None:
+    network = tiny(num_layers=3, budget="executed").train()
+    torch.compile(network, backend="eager", fullgraph=True)(images(2))
+    assert expected(network, static=0.0).macs.requires_grad
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_parameter_is_trained_and_the_graph_is_whole(compiled: bool) -> None:
     network = tiny(num_layers=3, drop_path_rate=0.3).train()
@@ -317,6 +396,8 @@ def test_another_number_of_classes_keeps_its_own_predictor() -> None:
         ({"drop_path_rate": 1.0}, "drop_path_rate must be in"),
         ({"route": "segnet"}, "route must be one of dynamic, fcn32s, deeplabv3, unet, auto_deeplab, hrnet, all"),
         ({"route": "unet", "small_gate": True}, "small_gate is for the route 'dynamic'"),
+        ({"budget": "real"}, "budget must be one of expected, executed, not 'real'"),
+        ({"route": "unet", "budget": "executed"}, "budget 'executed' is for the route 'dynamic'; 'unet' has no gates"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,195 @@
+"""Pictures and numbers of routes, against what a network runs for one image at a time."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from matplotlib.collections import LineCollection
+from torch import nn
+
+from callbacks import route_pictures
+from callbacks.route_drawing import RoutedImage, RouteUse, readable, route_sheet
+from callbacks.route_pictures import RoutePictures
+from lightning_modules import Segmentation
+from lightning_modules.segmentation import SlidingWindow
+from models.compute import executed
+from models.segmenters.dynamic_routing import DynamicRouting
+from models.segmenters.dynamic_routing_routes import TRANSFORMS, all_edges, common_route
+from models.segmenters.inference import padded
+from tests.lightning_modules.test_segmentation import CLASSES, Scenes
+from tests.models.segmenters.test_dynamic_routing import tiny, undecided
+
+
+class Streets(Scenes):
+    """Images that differ in contrast, so that they take different routes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = self.images * torch.tensor([0.1, 3.0, 1.0, 0.3, 6.0]).view(-1, 1, 1, 1)
+
+
+def run(folder: Path, command: str, module: Segmentation) -> tuple[RoutePictures, dict[str, float]]:
+    callback = RoutePictures(folder / "plots", folder)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        max_epochs=1,
+        callbacks=[callback],
+    )
+    if command == "fit":
+        trainer.fit(module, Streets())
+    else:
+        getattr(trainer, command)(module, Streets(), verbose=False)
+    return callback, {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def edges(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])
+def test_costs_are_those_of_each_image_alone(command: str, split: str, tmp_path: Path) -> None:
+    network = undecided(num_classes=CLASSES)
+    _, metrics = run(tmp_path, command, Segmentation(network))
+    costs, opened = [], []
+    for image in Streets().images:
+        costs.append(executed(network, padded(image[None])).macs)
+        assert network.gates is not None
+        opened.append(network.gates[0] > 0)
+    assert len(set(costs)) >= 3
+    assert metrics[f"{split}/macs_min"] == pytest.approx(min(costs), rel=1e-6)
+    assert metrics[f"{split}/macs_max"] == pytest.approx(max(costs), rel=1e-6)
+    assert metrics[f"{split}/macs"] == pytest.approx(np.mean(costs), rel=1e-6)
+    usage = torch.stack(opened).float().mean(0)
+    assert metrics[f"{split}/open_share"] == pytest.approx(usage.sum().item() / len(all_edges(5)), rel=1e-5)
+    rows = edges(tmp_path / "routes.csv")
+    assert len(rows) == len(all_edges(5))
+    assert {row["split"] for row in rows} == {split}
+    for row in rows:
+        share = usage[int(row["layer"]), int(row["level"]), TRANSFORMS.index(row["transform"])].item()
+        assert float(row["share_open"]) == pytest.approx(share, abs=1e-4)
+        assert (row["mean_weight"] == "") == (share == 0)
+    assert (tmp_path / "plots/routes.png").stat().st_size > 20_000
+    # A route is not chosen on the test split.
+    assert (tmp_path / "common_route.yaml").is_file() == (split == "val")
+    if split == "val":
+        config = yaml.safe_load((tmp_path / "common_route.yaml").read_text())
+        options = config["model"]["init_args"]["network"]["init_args"]
+        fixed = tiny(num_classes=CLASSES, **options)
+        assert [tuple(edge) for edge in options["route"]] == common_route(usage)
+        assert not fixed.dynamic
+
+
+def test_fit_draws_its_last_validation(tmp_path: Path) -> None:
+    callback, metrics = run(tmp_path, "fit", Segmentation(tiny(num_classes=CLASSES)))
+    assert metrics["val/macs_min"] <= metrics["val/macs"] <= metrics["val/macs_max"]
+    assert callback.routes is not None
+    assert callback.routes.index == list(range(5))
+    assert {path.name for path in tmp_path.iterdir()} == {"plots", "routes.csv", "common_route.yaml"}
+
+
+def test_a_fixed_route_is_drawn_and_no_more(tmp_path: Path) -> None:
+    network = tiny(num_classes=CLASSES, route="unet")
+    callback, metrics = run(tmp_path, "validate", Segmentation(network))
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["routes.png"]
+    assert "val/macs_min" not in metrics
+    assert callback.routes is not None
+    ran = executed(network, padded(Streets().images)).macs
+    assert callback.routes.macs.tolist() == [ran] * 5
+    assert callback.routes.use().open_share == 1
+
+
+@pytest.mark.parametrize("options", [{"sliding_window": SlidingWindow((32, 32), (16, 16))}, {"compile": True}])
+def test_routes_that_are_not_those_of_the_images_are_left_alone(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda module: None)
+    callback, metrics = run(tmp_path, "validate", Segmentation(tiny(num_classes=CLASSES), **options))
+    assert callback.routes is None
+    assert "val/macs_min" not in metrics
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_all_processes_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = undecided(num_classes=CLASSES)
+    logged: dict[str, float] = {}
+    module = Segmentation(network)
+    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign,assignment,misc]
+    trainer: Any = SimpleNamespace(sanity_checking=False, world_size=2)
+    first, second = RoutePictures(), RoutePictures()
+    images = padded(Streets().images)
+    for callback, indices in ((first, [3, 0]), (second, [4, 1, 2])):
+        with torch.no_grad():
+            network(images[indices])
+        callback._keep(trainer, module, {"image": images[indices], "index": torch.tensor(indices)})
+    others = torch.cat(second._rows)
+    monkeypatch.setattr(route_pictures, "gather_all_tensors", lambda rows: [rows, others])
+    first._finish(trainer, module, "val")
+    assert first.routes is not None
+    assert first.routes.index == list(range(5))
+    costs = [executed(network, image[None]).macs for image in images]
+    assert first.routes.macs.tolist() == costs
+    assert logged["val/macs_max"] == max(costs)
+
+
+def test_no_common_route_where_the_way_is_closed(tmp_path: Path) -> None:
+    network = tiny(num_classes=CLASSES)
+    for _, _, cell in network.cells():
+        assert cell.gate is not None
+        nn.init.constant_(cell.gate.score.bias, -100.0)  # type: ignore[arg-type]
+    (tmp_path / "common_route.yaml").write_text("of another validation")
+    with pytest.warns(UserWarning, match=r"no common_route\.yaml: .* no path from the initial cell"):
+        callback, metrics = run(tmp_path, "validate", Segmentation(network))
+    assert not (tmp_path / "common_route.yaml").exists()
+    assert metrics["val/open_share"] == 0
+    assert callback.routes is not None
+    # The stem, the gates of the finest level, and the decoder.
+    assert callback.routes.macs.tolist() == [executed(network, padded(Streets().images)).macs] * 5
+    use = callback.routes.use()
+    # The stem's maps are handed on at the finest level, and nothing is computed.
+    assert use.kept.nonzero()[1].tolist() == [0] * 6
+    assert not use.cells.any()
+
+
+def test_lines_are_as_wide_as_their_share(tmp_path: Path) -> None:
+    network = DynamicRouting(3, 3, 2)
+    exists = torch.zeros(4, 4, 3, dtype=torch.bool)
+    exists.view(-1)[network.path_index] = True
+    gates = torch.zeros(2, 4, 4, 3)
+    gates[:, :, 0, 0] = 0.5
+    gates[1, 0, 0, 2] = gates[1, 1:, 1, 0] = 0.9
+    # Nothing reaches this cell.
+    gates[0, 2, 2, 0] = 0.7
+    use = RouteUse.of(gates, exists)
+    assert use.share[0, 0].tolist() == [1, 0, 0.5]
+    assert use.share[2, 2].tolist() == [0, 0, 0]
+    assert use.weight[0, 0, 2] == pytest.approx(0.9)
+    assert use.cells[1].tolist() == [1, 0.5, 0, 0]
+    figure = route_sheet("x", [RoutedImage(np.zeros((8, 8, 3), np.uint8), "one", RouteUse.of(gates[:1], exists))], use)
+    average = figure.axes[0]
+    closed, opened, kept = (each for each in average.collections if isinstance(each, LineCollection))
+    assert len(closed.get_segments()) + len(opened.get_segments()) == len(all_edges(3))
+    widths = np.asarray(opened.get_linewidths())
+    assert sorted(set(widths.round(3))) == [1.9, 3.2]
+    assert len(widths) == 8
+    # The second image's cell of stride 8 is open; the first one's gets zeros and has nothing to pass on.
+    assert not len(kept.get_segments())
+    assert figure.axes[1].get_title(loc="left") == "one"
+
+
+@pytest.mark.parametrize(("macs", "text"), [(13.204e6, "13.20 M"), (44.9e9, "44.90 G")])
+def test_costs_are_readable(macs: float, text: str) -> None:
+    assert readable(macs) == text

@@ -21,7 +21,7 @@ KEYS = {
     "metric": "what is compared, e.g. val/top1 or test/top1",
     "at": "which validation counts: last (default) or best",
     "better": "max (default) or min",
-    "unit": "percent: values (but losses) are multiplied by 100, margins are in points",
+    "unit": "percent: values (but losses and multiply-adds) are multiplied by 100, margins are in points",
     "seeds": "at least three",
     "overrides": "what every arm changes in the config",
     "arms": "name -> what this arm changes in the config",
@@ -132,8 +132,9 @@ class Claim:
         return self.metric.replace("test/", "val/")
 
     def scale(self, metric: str) -> float:
-        """What a metric's values are multiplied by: with `unit: percent` 100, but for losses, which are no shares."""
-        return 100.0 if self.percent and not metric.split("/")[-1].startswith("loss") else 1.0
+        """What a metric's values are multiplied by: with `unit: percent` 100, but for what is no share."""
+        is_share = not metric.split("/")[-1].startswith("loss") and not counts_compute(metric)
+        return 100.0 if self.percent and is_share else 1.0
 
     def metrics(self) -> dict[str, set[str]]:
         """Every metric that must be measured -> the arms that it is needed of."""
@@ -148,6 +149,12 @@ class Claim:
 def written(value: Any) -> str:
     """A value as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def counts_compute(metric: str) -> bool:
+    """Whether a metric is a number of multiply-adds, which is counted exactly."""
+    name = metric.split("/")[-1]
+    return "macs" in name and not name.endswith("_saved")
 
 
 def read_claim(path: Path) -> Claim:

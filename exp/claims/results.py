@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from exp.claims.cells import Cell, State
-from exp.claims.claim_file import Claim
+from exp.claims.claim_file import Claim, counts_compute
 from exp.claims.expectations import Expectation
 from exp.claims.statistics import FEWEST_SEEDS, Estimate, Verdict, all_of, estimate, smallest_step
 
@@ -56,8 +56,9 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str]) -> dict[s
     steps = {
         metric: smallest_step([v for (q, _, _), v in measured.items() if q == metric and math.isfinite(v)])
         for metric in claim.metrics()
+        if not counts_compute(metric)
     }
-    table = {arm: _arm(claim, arm, seeds, steps[claim.metric], value) for arm in arms}
+    table = {arm: _arm(claim, arm, seeds, steps.get(claim.metric, 0.0), value) for arm in arms}
     answers = [_answer(claim, expectation, seeds, arms, steps, value) for expectation in claim.expectations]
     return {
         "claim": claim.claim,

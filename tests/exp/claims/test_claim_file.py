@@ -50,9 +50,12 @@ def test_a_claim_is_what_it_says(tmp_path: Path) -> None:
     assert configs[1]["model"]["init_args"]["network"]["init_args"]["options"]["depths"] == [1, 1, 2, 1]
 
 
-def test_percent_is_for_all_metrics_but_losses(tmp_path: Path) -> None:
+def test_percent_is_for_shares(tmp_path: Path) -> None:
     claim = read_claim(write(tmp_path, GOOD + "unit: percent\n"))
-    assert [claim.scale(m) for m in ("val/top1", "test/top1_at_50", "val/loss", "val/loss_exit0")] == [100, 100, 1, 1]
+    shares = ("val/top1", "test/top1_at_50", "test/published_macs_saved")
+    others = ("val/loss", "val/loss_exit0", "test/macs_exit0", "test/published_macs")
+    assert [claim.scale(m) for m in shares] == [100] * 3
+    assert [claim.scale(m) for m in others] == [1] * 4
     assert read_claim(write(tmp_path, GOOD)).scale("val/top1") == 1
 
 

@@ -35,6 +35,7 @@ def evaluate(argv: list[str], command: str) -> int:
         for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ExitCurve) and command == "validate":
                 callback.file = folder / "thresholds.json"
+        before = _times(folder)
         run = getattr(cli.trainer, command)
         results = run(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True, verbose=False)
         if not results:
@@ -54,9 +55,15 @@ def evaluate(argv: list[str], command: str) -> int:
                 for row in rows:
                     classes.add_row(*row)
                 console.print(classes, highlight=False)
-            files = ", ".join(sorted(p.name for p in folder.iterdir()))
-            console.print(f"in {folder}: {files}", highlight=False, soft_wrap=True)
+            # What an earlier evaluation with other options has left is not of this one.
+            written = {path.parts[0] for path, time in _times(folder).items() if before.get(path) != time}
+            console.print(f"in {folder}: {', '.join(sorted(written))}", highlight=False, soft_wrap=True)
     return outcome.code
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    """When the files below a folder were written, by their paths in it."""
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def _by_class(module: LightningModule) -> list[list[str]]:

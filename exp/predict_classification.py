@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from callbacks.drawing import contact_sheet, save
@@ -58,7 +58,7 @@ def write_labels(
     images = [data.raw_image("predict", indices[i]) for i in shown]
     title = f"{len(indices)} images" + (f", the first {ON_SHEET}" if len(indices) > ON_SHEET else "")
     sheet = save(contact_sheet(images, captions, title), folder / "contact_sheet.png")
-    table = Table("file", "label", "probability", box=None)
+    table = Table(Column("file", overflow="fold"), "label", "probability", box=None)
     for i in shown:
         table.add_row(data.sample_name("predict", indices[i]), names[int(classes[i, 0])], f"{values[i, 0]:.4f}")
     console.print(table, highlight=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from callbacks.detection_drawing import Objects, detection_sheet, overlay
 from callbacks.detection_pictures import objects_of
@@ -44,7 +44,7 @@ def write_detections(
     category_ids = cli.model.category_ids or list(range(len(names)))
     target = folder / "predictions.json"
     target.write_text(json.dumps(as_coco(results, files, names, category_ids)))
-    table = Table("file", "objects", "labels", box=None)
+    table = Table(Column("file", overflow="fold"), "objects", "labels", box=None)
     images: list[np.ndarray] = []
     shown: list[Objects] = []
     captions: list[str] = []

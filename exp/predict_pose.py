@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from callbacks.drawing import save
 from callbacks.pose_drawing import Sighting, Skeleton, pose_sheet
@@ -49,7 +49,7 @@ def write_poses(
     ]
     target = folder / "poses.json"
     target.write_text(json.dumps(entries, indent=1) + "\n")
-    table = Table("file", "mean score", "least sure of", box=None)
+    table = Table(Column("file", overflow="fold"), "mean score", "least sure of", box=None)
     for file, each in list(zip(files, scores, strict=True))[:ON_SHEET]:
         table.add_row(file, f"{each.mean():.3f}", names[int(each.argmin())])
     console.print(table, highlight=False)

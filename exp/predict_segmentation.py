@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from callbacks.drawing import contact_sheet, save
 from callbacks.route_drawing import readable, route_sheet
@@ -86,7 +86,7 @@ def write_segmentations(
     routes = next(each.routes for each in cli.trainer.callbacks if isinstance(each, RoutePictures))  # type: ignore[attr-defined]
     places = {index: place for place, index in enumerate(routes.index)} if routes is not None else {}
     extra = [*(["exit", "ms"] if exits else []), *(["multiply-adds"] if routes is not None else [])]
-    table = Table("file", "largest classes", *extra, box=None)
+    table = Table(Column("file", overflow="fold"), "largest classes", *extra, box=None)
     rows, images, captions = [], [], []
     for i, (index, labels) in enumerate(zip(indices, predicted, strict=True)):
         name, image = data.sample_name("predict", index), data.raw_image("predict", index)

@@ -1,10 +1,14 @@
-"""Networks with one exit or several, in training: their outputs, and what the losses of the exits weigh."""
+"""Networks with one exit or several: their outputs, what they cost, and what the losses of the exits weigh."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+
+from models.compute import flop_counter
+from models.segmenters.inference import each_exit
 
 ExitWeights = list[float] | Literal["mean", "sum"]
 
@@ -12,6 +16,41 @@ ExitWeights = list[float] | Literal["mean", "sum"]
 def as_exits(output: Any) -> list[Any]:
     """What every exit of a network returned, cheapest first; of one exit or several."""
     return list(output) if isinstance(output, (list, tuple)) else [output]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Multiply-adds of an image up to each exit, cheapest first.
+
+    Args:
+        executed: Of the operators that ran.
+        published: As the network's paper counts them; empty for networks that do not say.
+        dense: Where everything is computed; empty likewise.
+    """
+
+    executed: list[float]
+    published: list[float]
+    dense: list[float]
+
+
+def run_counted(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Spent]:
+    """Runs a network for dense prediction exit by exit, and counts.
+
+    Args:
+        network: In evaluation, not compiled (see `models.segmenters.inference.each_exit`).
+        images: [B, C, H, W].
+
+    Returns:
+        What each exit returned, and the mean of what it took over the images.
+    """
+    exits, executed = [], []
+    with flop_counter() as counter:
+        for maps, _ in each_exit(network, images):
+            exits.append(maps)
+            executed.append(counter.get_total_flops() / 2 / len(images))
+    published, dense = getattr(network, "published_macs", None), getattr(network, "dense_macs", None)
+    size = images.shape[1:]
+    return exits, Spent(executed, published(size) if published else [], dense(size) if dense else [])
 
 
 def checked(weights: ExitWeights) -> ExitWeights:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
+from lightning_modules.exits import ExitWeights, Spent, as_exits, checked, run_counted, weights_of
 from lightning_modules.parameter_groups import LayerDecay
 from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
 from lightning_modules.schedules import Schedule
@@ -48,7 +48,8 @@ class PoseEstimation(Task):
     target) and `index` [B]; evaluation batches also have `centre` [B, 2], `scale` [B], `joints` [B, J, 3] and
     `head_size` [B] (see `datamodules.MPII`). A network that returns a list of heat maps (cheapest exit first) is
     trained on the losses of all exits, and metrics are logged for each; names without an exit number are those of the
-    last exit.
+    last exit. `macs` are multiply-adds an image of the operators that ran up to the exit, and `published_macs` the same
+    as the paper of the network counts them, if it says; a flip test runs twice as many.
 
     The data module's `mirrored` says which joint takes the place of each one in a mirror.
 
@@ -131,8 +132,8 @@ class PoseEstimation(Task):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Joints [B, J, 2] in pixels of the images, their scores [B, J], and the samples' indices [B]."""
-        maps = self._tested(batch["image"])[-1]
-        joints, scores = decode(maps, batch["centre"], batch["scale"])
+        exits, _ = self._tested(batch["image"])
+        joints, scores = decode(exits[-1], batch["centre"], batch["scale"])
         return {"index": batch["index"], "joints": joints, "scores": scores}
 
     def on_validation_epoch_end(self) -> None:
@@ -143,17 +144,26 @@ class PoseEstimation(Task):
         """Logs the test metrics over all people of all processes."""
         self._log("test")
 
-    def _tested(self, images: Tensor) -> list[Tensor]:
-        """Heat maps of every exit, averaged with those of the mirrored images if asked to."""
-        exits = [maps.float() for maps in as_exits(self(images))]
+    def _tested(self, images: Tensor) -> tuple[list[Tensor], Spent | None]:
+        """Heat maps of every exit, averaged with those of the mirrored images if asked to; and what they cost without.
+
+        Predictions are not counted, as they are timed, and neither are compiled networks, whose operators do not show.
+        """
+        spent = None
+        if self.trainer.predicting or self.compile_network:
+            exits = as_exits(self(images))
+        else:
+            exits, spent = run_counted(self.network, self.in_memory_order(images))
+        exits = [maps.float() for maps in exits]
         if self.flip_test == "none":
-            return exits
+            return exits, spent
         mirrored = self.trainer.datamodule.mirrored  # type: ignore[attr-defined]
         flipped = as_exits(self(images.flip(3)))
         shift = self.flip_test == "shifted"
-        return [
+        averaged = [
             (maps + mirror_back(other.float(), mirrored, shift)) / 2 for maps, other in zip(exits, flipped, strict=True)
         ]
+        return averaged, spent
 
     def _joint_losses(self, heatmaps: Tensor, batch: dict[str, Tensor]) -> Tensor:
         if heatmaps.shape != batch["heatmaps"].shape:
@@ -169,17 +179,22 @@ class PoseEstimation(Task):
             metrics.reset()
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
-        exits = self._tested(batch["image"])
+        exits, spent = self._tested(batch["image"])
+        costs = {} if spent is None else {"macs": spent.executed, "published_macs": spent.published}
         for i, maps in enumerate(exits):
             joints, scores = decode(maps, batch["centre"], batch["scale"])
             name = "" if i == len(exits) - 1 else f"_exit{i}"
             if name not in self.evaluation:
                 metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "pckh": PCKh()}
+                metrics |= {kind: MeanMetric() for kind, macs in costs.items() if macs}
                 self.evaluation[name] = MetricCollection(metrics, compute_groups=False).to(maps.device)
             found = self.evaluation[name]
             losses = self._joint_losses(maps, batch)
             found["loss"].update(pose_losses(losses, self.hardest_joints))
             found["pckh"].update(joints, batch["joints"], batch["head_size"])
+            for kind, macs in costs.items():
+                if macs:
+                    found[kind].update(macs[i], weight=len(maps))
         self._found.append({"index": batch["index"], "joints": joints, "scores": scores, "truth": batch["joints"]})
 
     def _log(self, split: str) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.calibration import counted
-from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
+from lightning_modules.exits import ExitWeights, as_exits, checked, run_counted, weights_of
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from lightning_modules.schedules import Schedule
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
@@ -20,7 +18,7 @@ from lightning_modules.segmentation_metrics import Absent, SegmentationReport, T
 from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWindow
 from lightning_modules.task import Task
 from models.anytime import MultiExit
-from models.compute import flop_counter, inference
+from models.compute import inference
 from models.segmenters.inference import (
     Deadline,
     each_exit,
@@ -288,24 +286,18 @@ class Segmentation(Task):
 
     def _run(self, images: Tensor, tally: Tally | None) -> list[Tensor]:
         """Logits of every exit for padded images, at the network's resolution; counts what ran."""
-        exits, spent = [], []
-        # Predictions are timed, and counting takes time.
-        counts = tally is not None and not self.compile_network
-        counting: AbstractContextManager[FlopCounterMode | None] = flop_counter() if counts else nullcontext()
         images = padded(self.in_memory_order(images))
-        with counting as counter:
-            for exit, (logits, _) in enumerate(each_exit(self.network, images)):
-                if logits.shape[1] != self.num_classes:
-                    raise ValueError(
-                        f"exit {exit} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
-                    )
-                exits.append(logits)
-                if counter is not None:
-                    spent.append(counter.get_total_flops() / 2)
-        if tally is not None and counts:
-            published, dense = getattr(self.network, "published_macs", None), getattr(self.network, "dense_macs", None)
-            size = images.shape[1:]
-            tally.spend(len(images), spent, published(size) if published else [], dense(size) if dense else [])
+        # Predictions are timed, and counting takes time.
+        if tally is None or self.compile_network:
+            exits = [logits for logits, _ in each_exit(self.network, images)]
+        else:
+            exits, spent = run_counted(self.network, images)
+            tally.spend(len(images), spent)
+        for exit, logits in enumerate(exits):
+            if logits.shape[1] != self.num_classes:
+                raise ValueError(
+                    f"exit {exit} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
+                )
         return exits
 
     def _views(self, image: Tensor, tally: Tally | None) -> list[Tensor]:

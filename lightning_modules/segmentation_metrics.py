@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lightning_modules.calibration import Calibration, calibration
+from lightning_modules.exits import Spent
 from lightning_modules.segmentation_losses import VOID
 
 Absent = Literal["exclude", "zero"]
@@ -121,17 +122,11 @@ class Tally:
             self.calibration.append(torch.zeros_like(counts))
         self.calibration[exit] += counts
 
-    def spend(self, images: int, macs: list[float], published: list[float], dense: list[float]) -> None:
-        """Adds multiply-adds of a forward pass.
-
-        Args:
-            images: Images of the batch.
-            macs: Of the batch, up to each exit.
-            published, dense: Of an image, up to each exit; empty for networks that do not say.
-        """
-        self.macs = _added(self.macs, macs)
-        self.published_macs = _added(self.published_macs, [images * each for each in published])
-        self.dense_macs = _added(self.dense_macs, [images * each for each in dense])
+    def spend(self, images: int, spent: Spent) -> None:
+        """Adds what a forward pass of so many images took."""
+        self.macs = _added(self.macs, [images * each for each in spent.executed])
+        self.published_macs = _added(self.published_macs, [images * each for each in spent.published])
+        self.dense_macs = _added(self.dense_macs, [images * each for each in spent.dense])
 
     def per_image(self, macs: list[float]) -> list[float]:
         """The mean over the images of one of the sums."""

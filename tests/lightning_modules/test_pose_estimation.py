@@ -179,6 +179,15 @@ def test_a_network_with_masked_exits_learns_and_is_evaluated(tmp_path: Path, mon
     assert {f"val/pckh_exit{i}" for i in range(3)} < names
     assert module.report is not None
     assert module.report.joints.shape == (3, 16, 2)
+    costs = [runner.logged_metrics[f"val/macs{name}"].item() for name in ("_exit0", "_exit1", "_exit2", "")]
+    published = [
+        runner.logged_metrics[f"val/published_macs{name}"].item() for name in ("_exit0", "_exit1", "_exit2", "")
+    ]
+    # The first exit is computed everywhere, later ones where there is something.
+    dense = network.dense_macs((3, 64, 64))
+    assert costs[0] == published[0] == pytest.approx(dense[0])
+    assert costs == sorted(costs)
+    assert costs[-1] <= dense[-1] * (1 + 1e-6)
 
 
 def test_accuracy_on_heat_maps_knows_near_from_far() -> None:

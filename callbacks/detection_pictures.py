@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.detection_drawing import Objects, category_bars, comparison_sheet, precision_recall
 from callbacks.drawing import save
-from callbacks.pictures import show
+from callbacks.pictures import EvaluationPictures, show
 from lightning_modules.coco_metrics import IOU_TYPES, CocoReport, ImageResult, upload_format
 
 
-class DetectionPictures(Callback):
+class DetectionPictures(EvaluationPictures):
     """Draws the evaluation of a detector; other tasks it leaves alone.
 
     - `detections.png`: annotations beside predictions, for the first images of the split;
@@ -39,12 +38,10 @@ class DetectionPictures(Callback):
         score_threshold: float = 0.3,
         every_seconds: float = 60.0,
     ) -> None:
-        self.folder = folder
+        super().__init__(folder, every_seconds)
         self.images = images
         self.score_threshold = score_threshold
-        self.every_seconds = every_seconds
         self._first: list[ImageResult] = []
-        self._drawn = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the evaluation before."""
@@ -62,33 +59,16 @@ class DetectionPictures(Callback):
         """Keeps the first images' results."""
         self._keep(outputs)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, if the last drawing is old or nothing comes after."""
-        if trainer.state.fn == "validate" or time.monotonic() - self._drawn > self.every_seconds:
-            self._draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the test split."""
-        self._draw(trainer, pl_module, "test")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last validation."""
-        self._draw(trainer, pl_module, "val")
-
     def _keep(self, outputs: Any) -> None:
         if self.folder is not None and isinstance(outputs, dict) and "results" in outputs:
             self._first += outputs["results"][: self.images - len(self._first)]
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> bool:
+        """See `EvaluationPictures`."""
         report = getattr(pl_module, "report", None)
-        if (
-            self.folder is None
-            or not isinstance(report, CocoReport)
-            or trainer.sanity_checking
-            or not trainer.is_global_zero
-        ):
-            return
-        self._drawn = time.monotonic()
+        if not isinstance(report, CocoReport):
+            return False
+        assert self.folder is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
         names = report.category_names
         scores = {kind: report.metrics[f"{kind}_ap"] for kind in report.precision}
@@ -112,6 +92,7 @@ class DetectionPictures(Callback):
             figures["detections"] = comparison_sheet(images, truth, found, names, f"{title}\n{shown}")
         for name, figure in figures.items():
             show(trainer, f"{split}/{name}", save(figure, self.folder / f"{name}.png"))
+        return True
 
 
 class DetectionFiles(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,45 @@ class LearningCurve(Callback):
         quantities = dict.fromkeys(["loss", *getattr(pl_module, "curves", [monitored])])
         panels = {q: {s: self.series(f"{s}/{q}") for s in ("train", "val")} for q in quantities}
         return save(learning_curve(panels, self.folder.parent.parent.name), self.folder / "learning_curve.png")
+
+
+class EvaluationPictures(Callback, ABC):
+    """Draws evaluations: of `validate` and `test`, and of a `fit` now and then, at its end, and the test after it.
+
+    Args:
+        folder: where the pictures go; None draws nothing.
+        every_seconds: time between two drawings while training goes on.
+    """
+
+    def __init__(self, folder: Path | None, every_seconds: float) -> None:
+        self.folder = folder
+        self.every_seconds = every_seconds
+        self._drawn = time.monotonic()
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> bool:
+        """Draws the last evaluation of a split; returns whether there was something to draw."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws, if the last drawing is old or nothing comes after."""
+        if trainer.state.fn == "validate" or time.monotonic() - self._drawn > self.every_seconds:
+            self._draw(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the test split."""
+        self._draw(trainer, pl_module, "test")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the last validation."""
+        self._draw(trainer, pl_module, "val")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        started = time.monotonic()
+        # A trial before training is no evaluation.
+        if self.folder is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if self.draw(trainer, pl_module, split):
+            self._drawn = started
 
 
 class ClassificationPictures(Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.drawing import save
-from callbacks.pictures import show
+from callbacks.pictures import EvaluationPictures, show
 from callbacks.pose_drawing import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation, PoseReport
 
 
-class PosePictures(Callback):
+class PosePictures(EvaluationPictures):
     """Draws `poses.png`: the first people of an evaluation as annotated and as found; other tasks it leaves alone.
 
     While training goes on, validations are drawn now and then, and the last one at the end.
@@ -28,34 +27,21 @@ class PosePictures(Callback):
     """
 
     def __init__(self, folder: Path | None = None, people: int = 12, every_seconds: float = 60.0) -> None:
-        self.folder = folder
+        super().__init__(folder, every_seconds)
         self.people = people
-        self.every_seconds = every_seconds
-        self._drawn = time.monotonic()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, if the last drawing is old or nothing comes after."""
-        if trainer.state.fn == "validate" or time.monotonic() - self._drawn > self.every_seconds:
-            self._draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the test split."""
-        self._draw(trainer, pl_module, "test")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last validation."""
-        self._draw(trainer, pl_module, "val")
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+    def draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> bool:
+        """See `EvaluationPictures`."""
         report = _report(trainer, pl_module)
-        if self.folder is None or report is None:
-            return
-        self._drawn = time.monotonic()
+        if report is None:
+            return False
+        assert self.folder is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
         shown = [sighting(data, split, report, row) for row in range(min(self.people, len(report.index)))]
         title = f"{split}: PCKh@0.5 {report.metrics['pckh']:.1f} %, {len(report.index):,} people"
         figure = pose_sheet(shown, Skeleton(data.class_names, data.skeleton), title)
         show(trainer, f"{split}/poses", save(figure, self.folder / "poses.png"))
+        return True
 
 
 class PoseFiles(Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.drawing import confusion_matrix, save
-from callbacks.pictures import show
+from callbacks.pictures import EvaluationPictures, show
 from callbacks.segmentation_drawing import (
     VOID,
     Panel,
@@ -32,7 +31,7 @@ from lightning_modules.segmentation_views import ExitLook
 MOST_CLASSES = 50
 
 
-class SegmentationPictures(Callback):
+class SegmentationPictures(EvaluationPictures):
     """Draws the evaluation of a segmenter; other tasks it leaves alone.
 
     - `segmentation.png`: the first images, their annotation, and of each exit the prediction, how sure it is of each
@@ -51,12 +50,10 @@ class SegmentationPictures(Callback):
     """
 
     def __init__(self, folder: Path | None = None, images: int = 3, every_seconds: float = 60.0) -> None:
-        self.folder = folder
+        super().__init__(folder, every_seconds)
         self.images = images
-        self.every_seconds = every_seconds
         # Of the first images of an evaluation: position, network input, annotation.
         self._first: list[tuple[int, Tensor, np.ndarray]] = []
-        self._drawn = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the evaluation before."""
@@ -78,19 +75,6 @@ class SegmentationPictures(Callback):
         """Keeps the first images."""
         self._keep(trainer, pl_module, batch)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, if the last drawing is old or nothing comes after."""
-        if trainer.state.fn == "validate" or time.monotonic() - self._drawn > self.every_seconds:
-            self._draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the test split."""
-        self._draw(trainer, pl_module, "test")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last validation."""
-        self._draw(trainer, pl_module, "val")
-
     def _keep(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         wanted = self.images - len(self._first)
         if self.folder is None or wanted < 1 or not trainer.is_global_zero or not isinstance(pl_module, Segmentation):
@@ -99,12 +83,11 @@ class SegmentationPictures(Callback):
         indices = batch["index"][:wanted].tolist()
         self._first += zip(indices, batch["image"][:wanted].clone(), labels, strict=True)
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        if not isinstance(pl_module, Segmentation) or pl_module.report is None or self.folder is None:
-            return
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        self._drawn = time.monotonic()
+    def draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> bool:
+        """See `EvaluationPictures`."""
+        if not isinstance(pl_module, Segmentation) or pl_module.report is None:
+            return False
+        assert self.folder is not None
         report, data = pl_module.report, trainer.datamodule  # type: ignore[attr-defined]
         last = report.exits[-1]
         title = f"{split}: mIoU {last.miou:.3f}, {last.pixel_accuracy:.1%} of the pixels, {report.images:,} images"
@@ -130,6 +113,7 @@ class SegmentationPictures(Callback):
             figures["segmentation"] = panel_sheet(rows, data.palette, report.class_names, shown, title)
         for name, figure in figures.items():
             show(trainer, f"{split}/{name}", save(figure, self.folder / f"{name}.png"))
+        return True
 
 
 def panels(

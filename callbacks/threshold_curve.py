@@ -147,29 +147,26 @@ class ThresholdCurve(Callback):
 
     def _sweep(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         assert isinstance(pl_module, Segmentation)
-        network: Any = pl_module.network
-        if trainer.sanity_checking or pl_module.compile_network or not network.adaptive:
+        if trainer.sanity_checking or pl_module.compile_network:
             return
-        own, exits = network.thresholds, len(network.thresholds)
-        for threshold in self.thresholds:
-            thresholds = (threshold,) * exits
-            # The task has evaluated the network's own.
-            if thresholds == own:
-                continue
+        network: Any = pl_module.network
+        for thresholds in self._others(network.thresholds):
             tally = self._tallies.setdefault(thresholds, Tally())
             with _thresholds(network, thresholds), trainer.precision_plugin.forward_context():
                 pl_module.count_into(tally, batch, everything=False)
+
+    def _others(self, own: Thresholds) -> list[Thresholds]:
+        """What is tried beside the network's own thresholds, which the task evaluates; nothing if it has none."""
+        swept = [(threshold,) * len(own) for threshold in self.thresholds if own]
+        return [thresholds for thresholds in swept if thresholds != own]
 
     def _points(self, trainer: Trainer, pl_module: LightningModule) -> list[Point]:
         assert isinstance(pl_module, Segmentation)
         if trainer.sanity_checking or pl_module.compile_network:
             return []
         own: Thresholds = pl_module.network.thresholds  # type: ignore[assignment]
-        tallies = {own: pl_module.tally}
-        if own:
-            # A process without a batch has none of them yet.
-            swept = [(threshold,) * len(own) for threshold in self.thresholds]
-            tallies |= {each: self._tallies.get(each, Tally()) for each in swept if each != own}
+        # A process without a batch has no other tallies yet.
+        tallies = {own: pl_module.tally} | {each: self._tallies.get(each, Tally()) for each in self._others(own)}
         self._tallies = {}
         points: list[Point] = []
         for thresholds, tally in sorted(tallies.items()):

@@ -39,11 +39,12 @@ class Calibration:
     sure_accuracy: float
 
 
-def counted(logits: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
+def counted(logits: Tensor, predicted: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
     """Counts that add up over images, exits being counted apart.
 
     Args:
         logits: [1, C, H, W].
+        predicted: The likeliest classes [H, W].
         label: Classes [H, W]; pixels of label 255 do not count.
         threshold: Of the largest softmax probability; the exit is sure of pixels above. None for no threshold.
 
@@ -51,10 +52,10 @@ def counted(logits: Tensor, label: Tensor, threshold: float | None = None) -> Te
         float64 [BINS + 1, 3], a row for each bin and one for the pixels above the threshold: how many, the sum of their
         confidence, and how many are right.
     """
-    largest = logits.float().max(1)
-    confidence = (largest.values - logits.float().logsumexp(1)).exp()[0]
+    # As `models.anytime.confidence` defines it, over the second axis, where softmax is many times faster on a CPU.
+    confidence = logits.float().softmax(1).amax(1)[0]
     valid = label != VOID
-    confidence, right = confidence[valid].double(), (largest.indices[0] == label)[valid].double()
+    confidence, right = confidence[valid].double(), (predicted == label)[valid].double()
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
     rows = torch.stack(
         [torch.bincount(bins, weights, BINS) for weights in (torch.ones_like(right), confidence, right)], 1

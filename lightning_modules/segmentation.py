@@ -175,7 +175,7 @@ class Segmentation(Task):
                 loss = cross_entropy(logits, label, self.class_weights, self.normalisation)
             named["ce" if len(exits) == 1 else f"exit{i}"] = loss * weight
         with torch.no_grad():
-            right = (resize(exits[-1], label.shape[-2:]).argmax(1) == label).sum()
+            right = (_classes(resize(exits[-1], label.shape[-2:])) == label).sum()
             metrics = {"pixel_accuracy": right / (label != VOID).sum().clamp(min=1)}
         return self.total_loss(named, metrics, len(label))
 
@@ -215,7 +215,7 @@ class Segmentation(Task):
                 predicted = _classes(logits)[0]
                 tally.count(exit, predicted, label, self.num_classes, loss)
                 if everything and has_exits:
-                    tally.calibrate(exit, counted(logits, label, self._threshold(exit)))
+                    tally.calibrate(exit, counted(logits, predicted, label, self._threshold(exit)))
             tally.images += 1
             predictions.append(predicted)
         return predictions

@@ -8,13 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.calibration import BINS, calibration, counted
+from lightning_modules.calibration import BINS, calibration
+from lightning_modules.calibration import counted as counted_with
 from lightning_modules.segmentation_losses import VOID
 
 
 def logits_of(confidence: Tensor) -> Tensor:
     """Two classes, of which the first has this probability."""
     return torch.stack([confidence.log(), (1 - confidence).log()])[None]
+
+
+def counted(logits: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
+    return counted_with(logits, logits[0].argmax(0), label, threshold)
 
 
 def test_error_is_that_of_the_definition() -> None:

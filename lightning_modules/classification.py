@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
 
-from lightning_modules.exits import ExitWeights, as_exits, checked, weights_of
-from lightning_modules.parameter_groups import LayerDecay
-from lightning_modules.schedules import Schedule
-from lightning_modules.task import Task
+from lightning_modules.exits import ExitWeights, as_exits, exit_suffixes, valid_exit_weights, weights_of
+from lightning_modules.findings import Findings
+from lightning_modules.task import Batch, Task, classes_of
 from models.anytime import MultiExit, Policy, run
 
 
@@ -57,7 +54,7 @@ class Classification(Task):
         exit_weights: what the losses of the exits are multiplied by before they are added up, cheapest first. `sum`
             is 1 for each, as published for most networks with exits; `mean` is 1 / exits, so that a learning rate does
             not depend on how many there are.
-        optimizer, schedule, layer_decay, reference_batch, compile, channels_last: see `Task`.
+        options: see `Task`.
 
     Raises:
         ValueError: the network does not say its number of classes, or it differs from the data's; weights of exits that
@@ -66,27 +63,21 @@ class Classification(Task):
 
     monitor = "val/top1"
     monitor_mode = "max"
+    shown = ("top1",)
+    num_classes: int
 
     def __init__(
         self,
         network: nn.Module,
         num_classes: int | None = None,
-        optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
-        schedule: Schedule | None = None,
         label_smoothing: float = 0.0,
         mix: Mix | None = None,
         random_erasing: float = 0.0,
         exit_weights: ExitWeights = "mean",
-        layer_decay: LayerDecay | None = None,
-        reference_batch: int | None = None,
-        compile: bool = False,
-        channels_last: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(network, optimizer, schedule, layer_decay, reference_batch, compile, channels_last)
-        classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
-        if classes is None:
-            raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
-        self.num_classes = int(classes)
+        super().__init__(network, **options)
+        self.num_classes = classes_of(network, num_classes)
         self.label_smoothing = label_smoothing
         self.mix: Mixup | None = None
         if mix is not None:
@@ -101,25 +92,20 @@ class Classification(Task):
             )
         self.erase: RandomErasing | None = None
         self.random_erasing = random_erasing
-        self.exit_weights = checked(exit_weights)
+        self.exit_weights = valid_exit_weights(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}
         # When images leave a network with exits; set by `predict --budget`.
         self.policy: Policy | None = None
 
+    @override
     def setup(self, stage: str) -> None:
-        """Checks that data and network agree on the classes, and prepares what runs on the device."""
         super().setup(stage)
-        data_classes = getattr(self.trainer.datamodule, "num_classes", self.num_classes)  # type: ignore[attr-defined]
-        if data_classes != self.num_classes:
-            raise ValueError(
-                f"the network has {self.num_classes} classes but the data has {data_classes}: set "
-                f"model.init_args.network.init_args.num_classes={data_classes}"
-            )
         if self.random_erasing:
             # timm draws the noise on the device that it is told.
             self.erase = RandomErasing(self.random_erasing, mode="pixel", device=self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted cross-entropies of the exits, with penalties."""
         images, targets = batch["image"], batch["label"]
         if self.erase is not None:
@@ -137,57 +123,21 @@ class Classification(Task):
             metrics["top1"] = (exits[-1].argmax(1) == targets).float().mean()
         return self.total_loss(named, metrics, len(images))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forgets what an interrupted validation left behind."""
-        self._reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forgets what an interrupted test left behind."""
-        self._reset()
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Counts the batch into the validation metrics."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Counts the batch into the test metrics."""
-        return self._evaluate(batch)
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Class probabilities [B, K] of the last exit, and the samples' indices [B].
-
-        With a policy, of the exit where each image leaves, and these exits [B]; what follows them is not computed.
-        """
-        outputs = {"index": batch["index"]}
-        if self.policy is None:
-            logits = as_exits(self(batch["image"]))[-1]
-        else:
-            if not isinstance(self.network, MultiExit):
-                raise ValueError(f"{type(self.network).__name__} has no exits where images could leave")
-            logits, outputs["exit"] = run(self.network, self.in_memory_order(batch["image"]), self.policy)
-        return outputs | {"probabilities": logits.float().softmax(1)}
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics over all samples of all processes."""
-        self._log("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test metrics over all samples of all processes."""
-        self._log("test")
-
-    def _reset(self) -> None:
+    @override
+    def start(self, split: str) -> None:
         for metrics in self.evaluation.values():
             metrics.reset()
 
-    def _evaluate(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        exits = as_exits(self(batch["image"]))
+    @override
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch; returns `index`, `label`, the last exit's `logits` and `losses`, and all `exits`' logits."""
+        exits = as_exits(self.network(*self.inputs(batch)))
         target = batch["label"]
-        for i, logits in enumerate(exits):
+        for i, (name, logits) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             if logits.shape[1] != self.num_classes:
                 raise ValueError(
                     f"exit {i} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
                 )
-            name = "" if i == len(exits) - 1 else f"_exit{i}"
             if name not in self.evaluation:
                 self.evaluation[name] = self._metrics().to(logits.device)
             losses = F.cross_entropy(logits.float(), target, reduction="none")
@@ -204,6 +154,32 @@ class Classification(Task):
             "exits": exits,
         }
 
+    @override
+    def finish(self, split: str) -> Findings:
+        # The metrics put the processes together themselves.
+        return Findings(
+            {
+                f"{key}{name}": value
+                for name, metrics in self.evaluation.items()
+                for key, value in metrics.compute().items()
+            }
+        )
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Class probabilities [B, K] of the last exit, and the samples' indices [B].
+
+        With a policy, of the exit where each image leaves, and these exits [B]; what follows them is not computed.
+        """
+        outputs = {"index": batch["index"]}
+        if self.policy is None:
+            logits = as_exits(self(batch["image"]))[-1]
+        else:
+            if not isinstance(self.network, MultiExit):
+                raise ValueError(f"{type(self.network).__name__} has no exits where images could leave")
+            logits, outputs["exit"] = run(self.network, self.in_memory_order(batch["image"]), self.policy)
+        return outputs | {"probabilities": logits.float().softmax(1)}
+
     def _metrics(self) -> MetricCollection:
         metrics: dict[str, Any] = {
             "loss": MeanMetric(nan_strategy="disable"),
@@ -212,9 +188,3 @@ class Classification(Task):
         if self.num_classes > 5:
             metrics["top5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro")
         return MetricCollection(metrics, compute_groups=False)
-
-    def _log(self, split: str) -> None:
-        for name, metrics in self.evaluation.items():
-            for key, value in metrics.compute().items():
-                # Already reduced over the processes; Lightning asks for sync_dist all the same.
-                self.log(f"{split}/{key}{name}", value, prog_bar=key == "top1" and not name, sync_dist=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +13,9 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
+from typing_extensions import override
 
-from datamodules.errors import DataError
+from lightning_modules.findings import Findings
 
 Kind = Literal["box", "mask"]
 IOU_TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
@@ -97,8 +98,8 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class CocoReport:
-    """The outcome of an evaluation.
+class CocoFindings(Findings):
+    """What an evaluation found, on the first process.
 
     Args:
         metrics: COCO's twelve numbers of each kind, `box_ap`, `mask_ar100` ...; -1 where nothing is there to be found.
@@ -110,12 +111,24 @@ class CocoReport:
         images: the results, by image id.
     """
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
     category_names: list[str]
     objects: np.ndarray
     per_category: dict[Kind, np.ndarray]
     precision: dict[Kind, np.ndarray]
     images: list[ImageResult]
+
+    @override
+    def table(self) -> list[list[str]]:
+        """Names of the columns, then a row for each category that has objects."""
+        kinds = list(self.per_category)
+        rows = [["category", "objects", *(f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50"))]]
+        for k, name in enumerate(self.category_names):
+            if not self.objects[k]:
+                continue
+            values = [value for kind in kinds for value in self.per_category[kind][k]]
+            rows.append([name, str(self.objects[k]), *(f"{value:.4f}" for value in values)])
+        return rows
 
 
 class CocoEvaluation:
@@ -127,14 +140,14 @@ class CocoEvaluation:
         kinds: `box`, `mask` or both.
 
     Raises:
-        DataError: masks shall be compared with annotations that have none.
+        ValueError: masks shall be compared with annotations that have none.
     """
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], kinds: Sequence[Kind]) -> None:
         if "mask" in kinds and (
             missing := [each["id"] for each in ground_truth["annotations"] if not each.get("segmentation")]
         ):
-            raise DataError(
+            raise ValueError(
                 f"{len(missing)} annotations have no segmentation, such as the one with id {missing[0]}: masks cannot "
                 "be evaluated. Use annotations with masks, or a network without."
             )
@@ -154,18 +167,18 @@ class CocoEvaluation:
             masks = np.stack([self.ground_truth.annToMask(each).astype(bool) for each in annotations])
         return boxes, labels, None, masks
 
-    def evaluate(self, results: Sequence[ImageResult]) -> CocoReport:
+    def evaluate(self, results: Sequence[ImageResult]) -> CocoFindings:
         """Computes COCO's numbers over the images that there are results of, each counted once.
 
         Args:
             results: of each evaluated image one, empty ones included.
 
         Raises:
-            DataError: a result of an image that has no entry in the annotations.
+            ValueError: a result of an image that has no entry in the annotations.
         """
         images = sorted({each.image_id: each for each in results}.values(), key=lambda each: each.image_id)
         if unknown := [each.image_id for each in images if each.image_id not in self.ground_truth.imgs]:
-            raise DataError(f"the annotations have no image {unknown[0]}, nor {len(unknown) - 1} others evaluated.")
+            raise ValueError(f"the annotations have no image {unknown[0]}, nor {len(unknown) - 1} others evaluated.")
         image_ids = [each.image_id for each in images]
         metrics: dict[str, float] = {}
         per_category: dict[Kind, np.ndarray] = {}
@@ -182,7 +195,7 @@ class CocoEvaluation:
             for each in self.ground_truth.imgToAnns[image_id]
             if not each.get("iscrowd", 0)
         ]
-        return CocoReport(
+        return CocoFindings(
             metrics,
             [names.get(category, f"id {category}") for category in self.category_ids],
             np.array([counted.count(category) for category in self.category_ids]),

@@ -53,8 +53,8 @@ def run_counted(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Spent
     return exits, Spent(executed, published(size) if published else [], dense(size) if dense else [])
 
 
-def checked(weights: ExitWeights) -> ExitWeights:
-    """The weights of exits as given.
+def valid_exit_weights(weights: ExitWeights) -> ExitWeights:
+    """The weights of exits as they were given.
 
     Raises:
         ValueError: Neither mean, sum nor numbers of 0 or more.
@@ -62,6 +62,11 @@ def checked(weights: ExitWeights) -> ExitWeights:
     if weights not in ("mean", "sum") and any(isinstance(w, str) or w < 0 for w in weights):
         raise ValueError(f"exit_weights are mean, sum or a number for each exit, 0 or more, not {weights!r}")
     return weights
+
+
+def exit_suffixes(exits: int) -> list[str]:
+    """What the names of each exit's metrics end in; nothing for the last one."""
+    return [f"_exit{i}" for i in range(exits - 1)] + [""]
 
 
 def weights_of(weights: ExitWeights, exits: int, network: nn.Module) -> list[float]:

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from torchmetrics.utilities.distributed import gather_all_tensors
 from torchvision.ops import box_convert, clip_boxes_to_image
+from typing_extensions import override
 
+from lightning_modules.findings import Findings, gathered
+from lightning_modules.internals import trainer_of
+from lightning_modules.task import Batch, Task
 from models.layers.mask_code import MaskCode, crop, mask_iou
 from models.layers.mask_code_baselines import GridCode, PrincipalCode
 
@@ -22,7 +24,7 @@ from models.layers.mask_code_baselines import GridCode, PrincipalCode
 MOST_FITTED = 4096
 
 
-class MaskCoding(LightningModule):
+class MaskCoding(Task):
     """Encodes and decodes the annotated masks of a data set, each cropped to its box, and compares.
 
     Training consists of one pass over the training objects, of which a `PrincipalCode` takes its components; other
@@ -39,10 +41,11 @@ class MaskCoding(LightningModule):
 
     monitor = "val/mask_iou"
     monitor_mode = "max"
+    shown = ("mask_iou",)
+    network: MaskCode | GridCode | PrincipalCode
 
     def __init__(self, network: MaskCode | GridCode | PrincipalCode) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         # There is no loss to descend.
         self.automatic_optimization = False
         self.mask_iou = MeanMetric(nan_strategy="disable")
@@ -50,78 +53,70 @@ class MaskCoding(LightningModule):
         # Annotations of the objects of each image of the split that is evaluated.
         self._annotations: dict[int, list[dict[str, Any]]] = {}
 
-    def configure_optimizers(self) -> list[Optimizer]:
+    @override
+    def configure_optimizers(self) -> list[Optimizer]:  # type: ignore[override]
         """None: nothing is descended."""
         return []
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    @override
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Nothing: codes take masks, and no image."""
+        return ()
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Keeps the objects' masks, if the code learns from them."""
         if isinstance(self.network, PrincipalCode) and sum(map(len, self._seen)) < MOST_FITTED:
             size = self.network.size
             self._seen += [crop(target["masks"], target["boxes"], size) for target in batch["target"]]
 
-    def on_validation_epoch_start(self) -> None:
-        """Fits the code to the training objects seen since the last time, and reads the annotations."""
-        self._start("val")
-        # A trial of one batch has too few objects for any number of components.
-        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking and not trial
-        if isinstance(self.network, PrincipalCode) and fitting:
-            self._fit(self.network)
-
-    def on_test_epoch_start(self) -> None:
-        """Reads the annotations."""
-        self._start("test")
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Counts the batch into the validation metric."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Counts the batch into the test metric."""
-        return self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the metric over the validation objects of all processes."""
-        self.log("val/mask_iou", self.mask_iou.compute(), prog_bar=True, sync_dist=True)
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the metric over the test objects of all processes."""
-        self.log("test/mask_iou", self.mask_iou.compute(), sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the training objects that the code is not yet fitted to."""
-        if self._seen:
-            checkpoint["seen_masks"] = torch.cat(self._seen)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them."""
-        if "seen_masks" in checkpoint:
-            self._seen = [checkpoint["seen_masks"].to(self.device)]
-
-    def _start(self, split: str) -> None:
-        """Forgets what an interrupted evaluation left behind, and reads the annotations of a split."""
+    @override
+    def start(self, split: str) -> None:
+        """Reads the annotations; in a fit, fits the code to the training objects seen since the last time."""
         self.mask_iou.reset()
-        truth = self.trainer.datamodule.ground_truth(split)  # type: ignore[attr-defined]
         self._annotations = defaultdict(list)
-        for record in truth["annotations"]:
+        for record in self.data.ground_truth(split)["annotations"]:
             if not record["iscrowd"]:
                 self._annotations[record["image_id"]].append(record)
+        trainer = trainer_of(self)
+        # A trial of one batch has too few objects for any number of components.
+        if trainer is not None and trainer.state.fn == "fit" and not (trainer.sanity_checking or trainer.fast_dev_run):  # type: ignore[attr-defined]
+            self._fit()
 
-    def _fit(self, network: PrincipalCode) -> None:
-        # A process may have had no object.
-        nothing = torch.zeros(0, network.size, network.size, dtype=torch.bool, device=self.device)
-        seen = torch.cat([nothing, *self._seen])
-        if self.trainer.world_size > 1:
-            # Each process then finds the same components.
-            seen = torch.cat(gather_all_tensors(seen.byte())).bool()
-        network.fit(seen[:MOST_FITTED])
-        self._seen = []
-
-    def _evaluate(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    @override
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch; returns `crops`, the masks of its objects, bool [n, S, S]."""
         masks = torch.cat([self._annotated(target) for target in batch["target"]])
         self.mask_iou.update(mask_iou(self.network.masks(self.network.encode(masks)), masks))
         return {"crops": masks}
+
+    @override
+    def finish(self, split: str) -> Findings:
+        return Findings({"mask_iou": self.mask_iou.compute()})
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the training objects that the code is not yet fitted to, beside what every task saves."""
+        super().on_save_checkpoint(checkpoint)
+        if self._seen:
+            checkpoint["seen_masks"] = torch.cat(self._seen)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "seen_masks" in checkpoint:
+            self._seen = [checkpoint["seen_masks"].to(self.device)]
+
+    def _fit(self) -> None:
+        network = self.network
+        if not isinstance(network, PrincipalCode):
+            return
+        # A process may have had no object.
+        nothing = torch.zeros(0, network.size, network.size, dtype=torch.bool, device=self.device)
+        # Each process then finds the same components.
+        seen = torch.cat(gathered(torch.cat([nothing, *self._seen]).cpu()))
+        network.fit(seen[:MOST_FITTED].to(self.device))
+        self._seen = []
 
     def _annotated(self, target: dict[str, Any]) -> Tensor:
         """The masks of an image's objects inside their boxes, bool [n, S, S]."""

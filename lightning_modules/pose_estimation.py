@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.utilities.distributed import gather_all_tensors
+from typing_extensions import override
 
-from lightning_modules.exits import ExitWeights, Spent, as_exits, checked, run_counted, weights_of
-from lightning_modules.parameter_groups import LayerDecay
+from lightning_modules.exits import (
+    ExitWeights,
+    Spent,
+    as_exits,
+    run_counted,
+    valid_exit_weights,
+    weights_of,
+)
+from lightning_modules.findings import Findings, gathered
+from lightning_modules.optimization import MakeOptimizer
 from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
-from lightning_modules.schedules import Schedule
-from lightning_modules.task import Task
+from lightning_modules.task import Batch, Task
 from models.pose.decoding import decode, mirror_back
 
 FlipTest = Literal["shifted", "unshifted", "none"]
 
 
 @dataclass(frozen=True)
-class PoseReport:
+class PoseFindings(Findings):
     """What an evaluation found, ordered by the people's positions in the split; on the host.
 
     Args:
+        metrics: Of every exit, by name; the names without an exit number are those of the last one.
         index: Positions, int64 [n].
         joints: x, y in pixels of the image, from 0, float32 [n,J,2].
         scores: Heat at each joint, float32 [n,J].
         truth: x, y and 1 where annotated, else 0, float32 [n,J,3].
-        metrics: Of the last exit, by name.
     """
 
-    index: Tensor
-    joints: Tensor
-    scores: Tensor
-    truth: Tensor
-    metrics: dict[str, float]
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    joints: Tensor = field(default_factory=lambda: torch.empty(0, NUM_JOINTS, 2))
+    scores: Tensor = field(default_factory=lambda: torch.empty(0, NUM_JOINTS))
+    truth: Tensor = field(default_factory=lambda: torch.empty(0, NUM_JOINTS, 3))
 
 
 class PoseEstimation(Task):
@@ -61,7 +65,7 @@ class PoseEstimation(Task):
             1 for each, `mean` is 1 / exits.
         flip_test: also evaluate mirrored images and average the heat maps: `shifted`, as published, moves the mirrored
             ones by a cell, which `unshifted` leaves out; `none` evaluates images only.
-        optimizer, schedule, layer_decay, reference_batch, compile, channels_last: see `Task`.
+        optimizer, options: see `Task`.
 
     Raises:
         ValueError: a network whose joints are not the data's or not MPII's 16; hardest joints, weights or a flip test
@@ -70,21 +74,18 @@ class PoseEstimation(Task):
 
     monitor = "val/pckh"
     monitor_mode = "max"
+    shown = ("pckh",)
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: Callable[[Iterable], Optimizer] = torch.optim.Adam,
-        schedule: Schedule | None = None,
+        optimizer: MakeOptimizer = torch.optim.Adam,
         hardest_joints: int | None = None,
         exit_weights: ExitWeights = "sum",
         flip_test: FlipTest = "shifted",
-        layer_decay: LayerDecay | None = None,
-        reference_batch: int | None = None,
-        compile: bool = False,
-        channels_last: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(network, optimizer, schedule, layer_decay, reference_batch, compile, channels_last)
+        super().__init__(network, optimizer=optimizer, **options)
         joints = getattr(network, "num_joints", NUM_JOINTS)
         if joints != NUM_JOINTS:
             raise ValueError(
@@ -96,13 +97,12 @@ class PoseEstimation(Task):
         if flip_test not in get_args(FlipTest):
             raise ValueError(f"flip_test={flip_test!r} must be one of {', '.join(get_args(FlipTest))}")
         self.hardest_joints, self.flip_test = hardest_joints, flip_test
-        self.exit_weights = checked(exit_weights)
+        self.exit_weights = valid_exit_weights(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}
-        # Of the last evaluation, on the first process.
-        self.report: PoseReport | None = None
         self._found: list[dict[str, Tensor]] = []
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted losses of the exits, with penalties."""
         exits = as_exits(self(batch["image"]))
         weights = weights_of(self.exit_weights, len(exits), self.network)
@@ -114,50 +114,72 @@ class PoseEstimation(Task):
         _, accuracy = heatmap_accuracy(exits[-1].detach(), batch["heatmaps"])
         return self.total_loss(named, {"pck": accuracy}, len(batch["image"]))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forgets what an interrupted validation left behind."""
-        self._reset()
+    @override
+    def start(self, split: str) -> None:
+        self._found = []
+        for metrics in self.evaluation.values():
+            metrics.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Forgets what an interrupted test left behind."""
-        self._reset()
+    @override
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch; returns nothing, for `findings` has everybody."""
+        exits, spent = self._tested(batch["image"], counted=not self.compile_network)
+        costs = {} if spent is None else {"macs": spent.executed, "published_macs": spent.published}
+        for i, (name, maps) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
+            joints, scores = decode(maps, batch["centre"], batch["scale"])
+            if name not in self.evaluation:
+                metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "pckh": PCKh()}
+                metrics |= {kind: MeanMetric() for kind, macs in costs.items() if macs}
+                self.evaluation[name] = MetricCollection(metrics, compute_groups=False).to(maps.device)
+            found = self.evaluation[name]
+            losses = self._joint_losses(maps, batch)
+            found["loss"].update(pose_losses(losses, self.hardest_joints))
+            found["pckh"].update(joints, batch["joints"], batch["head_size"])
+            for kind, macs in costs.items():
+                if macs:
+                    found[kind].update(macs[i], weight=len(maps))
+        self._found.append({"index": batch["index"], "joints": joints, "scores": scores, "truth": batch["joints"]})
+        return {}
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Counts the batch into the validation metrics."""
-        self._evaluate(batch)
+    @override
+    def finish(self, split: str) -> Findings:
+        values: dict[str, Tensor] = {}
+        for name, metrics in self.evaluation.items():
+            # The collection flattens what PCKh computes.
+            values |= {f"{key}{name}": value for key, value in metrics.compute().items()}
+        own = {key: torch.cat([batch[key] for batch in self._found]).cpu() for key in (self._found or [{}])[0]}
+        self._found = []
+        people = [each for each in gathered(own) if each]
+        if not people:
+            return Findings(values)
+        fields = {key: torch.cat([each[key] for each in people]) for key in people[0]}
+        order = fields["index"].argsort()
+        return PoseFindings(values, **{key: value[order] for key, value in fields.items()})
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Counts the batch into the test metrics."""
-        self._evaluate(batch)
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Joints [B, J, 2] in pixels of the images, their scores [B, J], and the samples' indices [B]."""
-        exits, _ = self._tested(batch["image"])
+        # Predictions are timed, and counting takes time.
+        exits, _ = self._tested(batch["image"], counted=False)
         joints, scores = decode(exits[-1], batch["centre"], batch["scale"])
         return {"index": batch["index"], "joints": joints, "scores": scores}
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics over all people of all processes."""
-        self._log("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test metrics over all people of all processes."""
-        self._log("test")
-
-    def _tested(self, images: Tensor) -> tuple[list[Tensor], Spent | None]:
+    def _tested(self, images: Tensor, counted: bool) -> tuple[list[Tensor], Spent | None]:
         """Heat maps of every exit, averaged with those of the mirrored images if asked to; and what they cost without.
 
-        Predictions are not counted, as they are timed, and neither are compiled networks, whose operators do not show.
+        Args:
+            images: [B, 3, H, W].
+            counted: whether to count, which a compiled network cannot be, as its operators do not show.
         """
         spent = None
-        if self.trainer.predicting or self.compile_network:
-            exits = as_exits(self(images))
-        else:
+        if counted:
             exits, spent = run_counted(self.network, self.in_memory_order(images))
+        else:
+            exits = as_exits(self(images))
         exits = [maps.float() for maps in exits]
         if self.flip_test == "none":
             return exits, spent
-        mirrored = self.trainer.datamodule.mirrored  # type: ignore[attr-defined]
+        mirrored = self.data.mirrored
         flipped = as_exits(self(images.flip(3)))
         shift = self.flip_test == "shifted"
         averaged = [
@@ -172,51 +194,6 @@ class PoseEstimation(Task):
                 f"but the data has targets of {list(batch['heatmaps'].shape[1:])}"
             )
         return joint_losses(heatmaps, batch["heatmaps"], batch["weight"])
-
-    def _reset(self) -> None:
-        self._found = []
-        for metrics in self.evaluation.values():
-            metrics.reset()
-
-    def _evaluate(self, batch: dict[str, Tensor]) -> None:
-        exits, spent = self._tested(batch["image"])
-        costs = {} if spent is None else {"macs": spent.executed, "published_macs": spent.published}
-        for i, maps in enumerate(exits):
-            joints, scores = decode(maps, batch["centre"], batch["scale"])
-            name = "" if i == len(exits) - 1 else f"_exit{i}"
-            if name not in self.evaluation:
-                metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "pckh": PCKh()}
-                metrics |= {kind: MeanMetric() for kind, macs in costs.items() if macs}
-                self.evaluation[name] = MetricCollection(metrics, compute_groups=False).to(maps.device)
-            found = self.evaluation[name]
-            losses = self._joint_losses(maps, batch)
-            found["loss"].update(pose_losses(losses, self.hardest_joints))
-            found["pckh"].update(joints, batch["joints"], batch["head_size"])
-            for kind, macs in costs.items():
-                if macs:
-                    found[kind].update(macs[i], weight=len(maps))
-        self._found.append({"index": batch["index"], "joints": joints, "scores": scores, "truth": batch["joints"]})
-
-    def _log(self, split: str) -> None:
-        values: dict[str, Tensor] = {}
-        for name, metrics in self.evaluation.items():
-            # The collection flattens what PCKh computes.
-            values |= {f"{key}{name}": value for key, value in metrics.compute().items()}
-        for key, value in values.items():
-            # Already reduced over the processes; Lightning asks for sync_dist all the same.
-            self.log(f"{split}/{key}", value, prog_bar=key == "pckh", sync_dist=True)
-        found, self._found = self._found, []
-        if not found:
-            return
-        fields = {key: torch.cat([batch[key] for batch in found]) for key in found[0]}
-        if self.trainer.world_size > 1:
-            fields = {key: torch.cat(gather_all_tensors(value)) for key, value in fields.items()}
-        # A trial before training is no evaluation.
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            order = fields["index"].argsort()
-            ordered = {key: value[order].cpu() for key, value in fields.items()}
-            last_exit = {key: float(value) for key, value in values.items() if "_exit" not in key}
-            self.report = PoseReport(**ordered, metrics=last_exit)
 
 
 def joint_losses(heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_modules.calibration import counted
-from lightning_modules.exits import ExitWeights, as_exits, checked, run_counted, weights_of
-from lightning_modules.parameter_groups import LayerDecay, parameter_groups
-from lightning_modules.schedules import Schedule
+from lightning_modules.exits import ExitWeights, as_exits, run_counted, valid_exit_weights, weights_of
+from lightning_modules.findings import Findings
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
-from lightning_modules.segmentation_metrics import Absent, SegmentationReport, Tally, exit_suffixes
+from lightning_modules.segmentation_metrics import Absent, SegmentationFindings, Tally
 from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWindow
-from lightning_modules.task import Task
+from lightning_modules.task import Batch, Task, classes_of
 from models.anytime import MultiExit
 from models.compute import inference
 from models.segmenters.inference import (
@@ -28,8 +27,6 @@ from models.segmenters.inference import (
     sliding_window,
     unpadded,
 )
-
-Batch = dict[str, Tensor]
 
 
 class Segmentation(Task):
@@ -47,7 +44,7 @@ class Segmentation(Task):
     `published_macs_saved`, shares of what computing every pixel takes. Exits of a `models.anytime.MultiExit` have
     `calibration_error` (see `lightning_modules.calibration`), and those with a threshold `sure_share` and
     `sure_accuracy`: the share of the pixels that they are sure of, and how many of those are right. What there is to
-    say beyond numbers is in `report`. A compiled network's operators cannot be counted, so it has no `macs`.
+    say beyond numbers is in `findings`. A compiled network's operators cannot be counted, so it has no `macs`.
 
     Images whose sides are no multiples of 32 are padded with zeros at the bottom and at the right, and what is
     predicted there is cut off.
@@ -65,10 +62,7 @@ class Segmentation(Task):
         sliding_window: evaluate by windows; by default whole images.
         multi_scale: evaluate by several sizes of each image; by windows in each, if these are given.
         write_labels: let `validate`, `test` and `predict` write a PNG of label ids for each image.
-        lr_multipliers: what the learning rate is multiplied by for the parameters whose names contain a text; the first
-            text that fits counts.
-        decay_all: whether weight decay is for norms and biases too.
-        optimizer, schedule, layer_decay, reference_batch, compile, channels_last: see `Task`.
+        options: see `Task`.
 
     Raises:
         ValueError: the network does not say its number of classes, or it differs from the data's; weights of exits or
@@ -77,14 +71,14 @@ class Segmentation(Task):
 
     monitor = "val/miou"
     monitor_mode = "max"
+    shown = ("miou",)
+    num_classes: int
     class_weights: Tensor | None
 
     def __init__(
         self,
         network: nn.Module,
         num_classes: int | None = None,
-        optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
-        schedule: Schedule | None = None,
         ohem: Ohem | None = None,
         normalisation: Normalisation = "weights",
         exit_weights: ExitWeights = "sum",
@@ -92,75 +86,52 @@ class Segmentation(Task):
         sliding_window: SlidingWindow | None = None,
         multi_scale: MultiScale | None = None,
         write_labels: bool = False,
-        lr_multipliers: dict[str, float] | None = None,
-        decay_all: bool = False,
-        layer_decay: LayerDecay | None = None,
-        reference_batch: int | None = None,
-        compile: bool = False,
-        channels_last: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(network, optimizer, schedule, layer_decay, reference_batch, compile, channels_last)
-        classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
-        if classes is None:
-            raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
+        super().__init__(network, **options)
         if normalisation not in ("weights", "pixels"):
             raise ValueError(f"normalisation must be one of weights, pixels, not {normalisation!r}")
         if absent not in ("exclude", "zero"):
             raise ValueError(f"absent must be one of exclude, zero, not {absent!r}")
-        self.num_classes = int(classes)
+        self.num_classes = classes_of(network, num_classes)
         self.ohem = ohem
         self.normalisation = normalisation
-        self.exit_weights = checked(exit_weights)
+        self.exit_weights = valid_exit_weights(exit_weights)
         self.absent: Absent = absent
         self.sliding_window = sliding_window
         self.multi_scale = multi_scale
         self.write_labels = write_labels
-        self.lr_multipliers = lr_multipliers
-        self.decay_all = decay_all
-        # Refused here rather than when training begins.
-        self.parameter_groups(1.0, 0.0)
         # The data's, which it says again in every run.
         self.register_buffer("class_weights", None, persistent=False)
         # How long `predict` may compute on an image; set by `predict --deadline-ms`.
         self.deadline: Deadline | None = None
-        # Of the last evaluation, the same on all processes.
-        self.report: SegmentationReport | None = None
-        # What this process has counted of the evaluation that runs; callbacks may read it until the epoch's end.
+        # What this process has counted of the last evaluation.
         self.tally = Tally()
 
+    @override
     def setup(self, stage: str) -> None:
-        """Checks that data and network agree on the classes, and takes the data's class weights."""
+        """Also takes the data's class weights."""
         super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        classes = getattr(data, "num_classes", self.num_classes)
-        if classes != self.num_classes:
-            raise ValueError(
-                f"the network has {self.num_classes} classes but the data has {classes}: set "
-                f"model.init_args.network.init_args.num_classes={classes}"
-            )
         if stage == "predict" or self.class_weights is not None:
             return
-        weights = getattr(data, "class_weights", None)
+        weights = getattr(self.data, "class_weights", None)
         if weights is not None:
             if len(weights) != self.num_classes:
                 raise ValueError(f"the data has {len(weights)} class weights for {self.num_classes} classes")
             self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     @property
+    @override
     def costs_one_forward(self) -> bool:
-        """Whether a prediction costs what a forward pass of the network does: no windows, scales or deadline."""
+        # Windows, scales and deadlines cost something else.
         return self.sliding_window is None and self.multi_scale is None and self.deadline is None
 
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups by `layer_decay`, `lr_multipliers` and `decay_all`."""
-        return parameter_groups(
-            self.network, lr, weight_decay, self.layer_decay, self.lr_multipliers, decay_all=self.decay_all
-        )
+    @override
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Images whose sides are what the network needs."""
+        return (padded(self.in_memory_order(batch["image"])),)
 
-    def inference_inputs(self, batch: Batch, samples: int) -> tuple[Any, ...]:
-        """The first images of an evaluation batch as the network gets them, to measure its cost on."""
-        return (padded(batch["image"][:samples]).clone(),)
-
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted losses of the exits, with penalties."""
         label = batch["label"]
@@ -179,21 +150,19 @@ class Segmentation(Task):
             metrics = {"pixel_accuracy": right / (label != VOID).sum().clamp(min=1)}
         return self.total_loss(named, metrics, len(label))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forgets what an interrupted validation left behind."""
+    @override
+    def start(self, split: str) -> None:
         self.tally = Tally()
 
-    def on_test_epoch_start(self) -> None:
-        """Forgets what an interrupted test left behind."""
-        self.tally = Tally()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Counts the batch into the validation metrics."""
+    @override
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch; returns `index`, and `predicted`, the classes of each image's pixels, uint8 [h, w]."""
         return {"index": batch["index"], "predicted": self.count_into(self.tally, batch)}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Counts the batch into the test metrics."""
-        return {"index": batch["index"], "predicted": self.count_into(self.tally, batch)}
+    @override
+    def finish(self, split: str) -> Findings:
+        tally = self.tally.over_processes()
+        return SegmentationFindings.of(tally, list(self.data.class_names), self.absent) if tally.images else Findings()
 
     def count_into(self, tally: Tally, batch: Batch, everything: bool = True) -> list[Tensor]:
         """Evaluates a batch as the network is now.
@@ -220,12 +189,13 @@ class Segmentation(Task):
             predictions.append(predicted)
         return predictions
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Classes of each image's pixels, uint8 [h, w] at the size of its file, and the images' indices [B].
 
         With a deadline, of the last exit that was ready, with its number and the seconds it took.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         sizes = [data.raw_image("predict", index).shape[:2] for index in batch["index"].tolist()]
         outputs: dict[str, Any] = {"index": batch["index"], "predicted": []}
         if self.deadline is None:
@@ -240,14 +210,6 @@ class Segmentation(Task):
             outputs["exit"].append(exit)
             outputs["seconds"].append(seconds)
         return outputs
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics over all images of all processes."""
-        self._log("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test metrics over all images of all processes."""
-        self._log("test")
 
     @torch.no_grad()
     def look(self, image: Tensor, size: Sequence[int]) -> list[ExitLook]:
@@ -314,21 +276,6 @@ class Segmentation(Task):
         averaged = multi_scale(predict, image, scales.scales, scales.flip, scales.average, crop=crop, stride=stride)
         # Softmax gives the probabilities back.
         return [scores.clamp(min=torch.finfo(scores.dtype).tiny).log() for scores in averaged]
-
-    def _log(self, split: str) -> None:
-        tally, self.tally = self.tally.over_processes(self.trainer.world_size), Tally()
-        if not tally.images:
-            return
-        names = list(self.trainer.datamodule.class_names)  # type: ignore[attr-defined]
-        report = SegmentationReport.of(tally, names, self.absent)
-        losses = zip(exit_suffixes(len(tally.losses)), tally.losses, strict=True)
-        metrics = report.metrics() | {f"loss{name}": loss.item() / tally.images for name, loss in losses}
-        for name, value in metrics.items():
-            # The same on every process; Lightning asks for sync_dist all the same.
-            self.log(f"{split}/{name}", value, prog_bar=name == "miou", sync_dist=True)
-        # A trial before training is no evaluation.
-        if not self.trainer.sanity_checking:
-            self.report = report
 
 
 def _classes(logits: Tensor) -> Tensor:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
+from typing_extensions import override
 
 from lightning_modules.calibration import Calibration, calibration
-from lightning_modules.exits import Spent
+from lightning_modules.exits import Spent, exit_suffixes
+from lightning_modules.findings import Findings, gathered
 from lightning_modules.segmentation_losses import VOID
 
 Absent = Literal["exclude", "zero"]
@@ -141,18 +142,13 @@ class Tally:
             calibration=[each.cpu() for each in self.calibration],
         )
 
-    def over_processes(self, world_size: int) -> Tally:
+    def over_processes(self) -> Tally:
         """The sum over all processes, on the host; each process must ask."""
-        own = self.cpu()
-        if world_size == 1:
-            return own
-        tallies: list[Any] = [None] * world_size
-        dist.all_gather_object(tallies, own)
-        return Tally.sum(tallies)
+        return Tally.sum(gathered(self.cpu()))
 
     @staticmethod
     def sum(tallies: list[Tally]) -> Tally:
-        """Of all processes; those without an image have counted no exits."""
+        """Of several tallies; those without an image have counted no exits."""
         counted = [tally for tally in tallies if tally.images]
         return Tally(
             [torch.stack(each).sum(0) for each in zip(*(tally.confusion for tally in counted), strict=True)],
@@ -166,7 +162,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class SegmentationReport:
+class SegmentationFindings(Findings):
     """What an evaluation has found.
 
     Args:
@@ -180,18 +176,19 @@ class SegmentationReport:
         calibration: Of each exit; empty for networks with one exit.
     """
 
-    class_names: list[str]
-    exits: list[Scores]
-    macs: list[float]
-    images: int
+    class_names: list[str] = field(default_factory=list)
+    exits: list[Scores] = field(default_factory=list)
+    macs: list[float] = field(default_factory=list)
+    images: int = 0
     published_macs: list[float] = field(default_factory=list)
     dense_macs: list[float] = field(default_factory=list)
     calibration: list[Calibration] = field(default_factory=list)
 
     @classmethod
-    def of(cls, tally: Tally, class_names: list[str], absent: Absent) -> SegmentationReport:
-        """The report of a tally over all processes."""
-        return cls(
+    def of(cls, tally: Tally, class_names: list[str], absent: Absent) -> SegmentationFindings:
+        """The findings of a tally over all processes."""
+        found = cls(
+            {},
             class_names,
             [scores(confusion, absent) for confusion in tally.confusion],
             tally.per_image(tally.macs),
@@ -200,9 +197,12 @@ class SegmentationReport:
             tally.per_image(tally.dense_macs),
             [calibration(counts) for counts in tally.calibration],
         )
+        losses = zip(exit_suffixes(len(tally.losses)), tally.losses, strict=True)
+        return replace(
+            found, metrics=found._metrics() | {f"loss{name}": loss.item() / tally.images for name, loss in losses}
+        )
 
-    def metrics(self) -> dict[str, float]:
-        """What is logged of it, by name without the split."""
+    def _metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for i, (name, found) in enumerate(zip(exit_suffixes(len(self.exits)), self.exits, strict=True)):
             metrics |= {
@@ -227,6 +227,11 @@ class SegmentationReport:
             metrics["published_macs_saved"] = 1 - self.published_macs[-1] / self.dense_macs[-1]
         return metrics
 
+    @override
+    def table(self) -> list[list[str]]:
+        """Intersection over union of each class and exit."""
+        return self.rows(["iou"])
+
     def rows(self, kinds: Sequence[str] = ("iou", "accuracy")) -> list[list[str]]:
         """A table of the classes: names of the columns, a row for each class, and the means; last exit first.
 
@@ -248,11 +253,6 @@ class SegmentationReport:
 
 def _added(sums: list[float], terms: list[float]) -> list[float]:
     return [a + b for a, b in zip(sums, terms, strict=True)] if sums else terms
-
-
-def exit_suffixes(exits: int) -> list[str]:
-    """What the names of each exit's metrics end in; nothing for the last one."""
-    return [f"_exit{i}" for i in range(exits - 1)] + [""]
 
 
 def _cell(value: float) -> str:

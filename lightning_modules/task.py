@@ -1,53 +1,79 @@
-"""What training any network shares: optimiser, schedule, named losses, penalties and their logging."""
+"""What training and evaluation of any network share; a task says what its losses are, and what counts."""
 
 from __future__ import annotations
 
-import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_map_only
+from typing_extensions import override
 
-from lightning_modules.parameter_groups import LayerDecay, parameter_groups
+from lightning_modules.findings import Findings
+from lightning_modules.internals import Clock, is_compiled, step_counts, trainer_of
+from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity
+from lightning_modules.parameter_groups import LayerDecay
 from lightning_modules.schedules import Constant, Schedule
+from models.compute import inference
 
-log = logging.getLogger(__name__)
+Batch = dict[str, Any]
 
 
-class Task(LightningModule):
-    """A built network with its optimiser and schedule; a subclass adds the losses and metrics of its task.
+class Task(LightningModule, ABC):
+    """A built network with what it is trained and evaluated with; a subclass is one task.
 
-    A subclass computes a dict of named scalar losses in `training_step` and returns `self.total_loss(losses, batch)`.
-    Callbacks may put callables into `self.penalties` (name -> function that returns a scalar tensor); they are
-    evaluated after the forward pass and added to the loss (compute budget, sparsity).
+    A subclass computes a dict of named scalar losses in `training_step` and returns
+    `self.total_loss(losses, metrics, batch_size)`. Callbacks may put callables into `self.penalties` (name -> function
+    that returns a scalar tensor); they are evaluated after the forward pass and added to the loss (compute budget,
+    sparsity).
+
+    Of an evaluation it writes three methods, for a split `val` or `test`: `start` forgets what was counted, `count`
+    counts a batch and returns what reports want to see of it, and `finish` makes `Findings` of what all processes have
+    counted. Everything else about an evaluation is done here: what was found is logged and kept in `findings`. If it
+    has `num_classes`, those of the data must be as many.
 
     Args:
         network: the network to train.
         optimizer: called with the parameter groups, e.g. `torch.optim.AdamW`, `timm.optim.Lamb`, `timm.optim.Lars`.
             Norms, biases and other 1-D parameters get no weight decay.
         schedule: the learning rate per optimiser step; `None` keeps it constant.
+        schedules: other quantities of the optimiser that change over the steps, by their names in its parameter groups,
+            such as `weight_decay` or `momentum`; relative to what the optimiser is given.
         layer_decay: learning rates that fall with a layer's distance from the head.
+        lr_multipliers: what the learning rate is multiplied by for the parameters whose names contain a text; the first
+            text that fits counts.
+        decay_all: whether weight decay is for norms and biases too.
         reference_batch: the effective batch (samples per optimiser step) for which the optimiser's `lr` is meant;
             given one, the learning rate is scaled linearly to the batch in use.
         compile: compile the network with `torch.compile`.
         channels_last: keep images and convolutions in channels-last memory order, which is faster on most devices.
+
+    Raises:
+        ValueError: a multiplier that is not positive, or fits no parameter.
     """
 
     monitor: str = "val/loss"
     monitor_mode: str = "min"
+    # Metrics of an evaluation that the progress bar shows.
+    shown: tuple[str, ...] = ()
+    # Labels that the network tells apart; a task without classes says None.
+    num_classes: int | None = None
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
+        optimizer: MakeOptimizer = torch.optim.AdamW,
         schedule: Schedule | None = None,
+        schedules: dict[str, Schedule] | None = None,
         layer_decay: LayerDecay | None = None,
+        lr_multipliers: dict[str, float] | None = None,
+        decay_all: bool = False,
         reference_batch: int | None = None,
         compile: bool = False,
         channels_last: bool = False,
@@ -59,22 +85,108 @@ class Task(LightningModule):
             for tensor in (*network.parameters(), *network.buffers()):
                 if tensor.ndim == 4:
                     tensor.data = tensor.data.to(memory_format=torch.channels_last)
-        self.make_optimizer = optimizer
-        self.schedule = schedule or Constant()
-        self.layer_decay = layer_decay
+        self.main = Part(
+            network, optimizer, schedule or Constant(), schedules or {}, layer_decay, lr_multipliers or {}, decay_all
+        )
+        if lr_multipliers:
+            # Refused here rather than when training begins.
+            self.main.groups(1.0, 0.0)
         self.reference_batch = reference_batch
         self.compile_network = compile
         self.channels_last = channels_last
         self.penalties: dict[str, Callable[[], Tensor]] = {}
         self.losses: dict[str, Tensor] = {}
+        # What changes from step to step, by the name that it is logged under.
+        self.quantities: dict[str, Quantity] = {}
+        # Of what all processes draw alike in a training step; `callbacks.StepSeed` seeds it at each.
+        self.shared_generator = torch.Generator()
+        # Of the last evaluation; a trial before training is none.
+        self.findings: Findings | None = None
+        self._concluded: Findings | None = None
+        self._data: Any = None
         self._unlogged: list[dict[str, Tensor]] = []
         self._logged_at = self._paused_at = time.perf_counter()
 
+    # What a subclass writes.
+
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """What the network takes for a batch of an evaluation; nothing where there is no forward pass to speak of.
+
+        Args:
+            batch: as the evaluation steps get it.
+        """
+        return (self.in_memory_order(batch["image"]),)
+
+    @abstractmethod
+    def start(self, split: str) -> None:
+        """Forgets what was counted before.
+
+        Args:
+            split: `val` or `test`.
+        """
+
+    @abstractmethod
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch into what `finish` will find.
+
+        Args:
+            batch: on the device.
+            split: `val` or `test`.
+
+        Returns:
+            What reports want to see of the batch.
+        """
+
+    @abstractmethod
+    def finish(self, split: str) -> Findings:
+        """What was found in everything that was counted since `start`, on all processes.
+
+        Args:
+            split: `val` or `test`.
+        """
+
+    def parts(self) -> dict[str, Part]:
+        """What is trained, by name: the network; a task that trains something beside it adds a part for each."""
+        return {"network": self.main}
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Students, each with the teacher that follows it; teachers get no gradients. Smoothing callbacks move them."""
+        return []
+
+    @property
+    def costs_one_forward(self) -> bool:
+        """Whether a prediction costs what a forward pass of the network does."""
+        return True
+
+    # The data.
+
+    @property
+    def data(self) -> Any:
+        """The data module: the one that `evaluate` was given, else the trainer's; None without either."""
+        return self._data if self._data is not None else getattr(trainer_of(self), "datamodule", None)
+
+    @override
     def setup(self, stage: str) -> None:
-        """Compiles the network once, if asked to; in place, so that parameter names stay as they are."""
-        if self.compile_network and self.network._compiled_call_impl is None:
+        """Checks that data and network agree on the classes; compiles the network once, if asked to."""
+        self._check_classes(stage)
+        if self.compile_network and not is_compiled(self.network):
+            # In place, so that parameter names stay as they are.
             self.network.compile()
 
+    def _check_classes(self, stage: str) -> None:
+        if self.num_classes is None:
+            return
+        classes = getattr(self.data, "num_classes", self.num_classes)
+        # Prediction can do without the data set.
+        if classes != self.num_classes and not (stage == "predict" and not classes):
+            raise ValueError(
+                f"the network has {self.num_classes} classes but the data has {classes}: set "
+                f"model.init_args.network.init_args.num_classes={classes}"
+            )
+
+    # The network.
+
+    @override
     def forward(self, images: Tensor) -> Any:
         """The network's output for images [B, 3, H, W]."""
         return self.network(self.in_memory_order(images))
@@ -83,14 +195,79 @@ class Task(LightningModule):
         """Images [B, 3, H, W] in the memory order that the network is kept in."""
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def inference_inputs(self, batch: dict[str, Tensor], samples: int) -> tuple[Any, ...]:
-        """What the network takes for the first samples of an evaluation batch, to measure its cost on.
+    # An evaluation.
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self.count(batch, "val")
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self.count(batch, "test")
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_findings("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_findings("test")
+
+    def conclude(self, split: str) -> Findings:
+        """What the evaluation that ends has found; reports may ask before it is logged, on all processes alike."""
+        if self._concluded is None:
+            self._concluded = self.finish(split)
+            self.findings = None if self.trainer.sanity_checking else self._concluded
+        return self._concluded
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], split: str = "val", data: Any = None) -> Findings:
+        """What `validate` or `test` would find in some batches, without a Trainer's loop.
+
+        The network is left in its mode, and what an evaluation has counted so far is forgotten.
 
         Args:
-            batch: as the evaluation steps get it.
-            samples: how many, at most.
+            batches: as the evaluation steps get them, or as the data module's loaders yield them.
+            split: `val` or `test`, which the batches are of.
+            data: the data module; by default the trainer's.
         """
-        return (batch["image"][:samples].clone(),)
+        self._data = data
+        try:
+            with inference(self), self._precision():
+                self._begin(split)
+                for batch in batches:
+                    self.count(self._on_device(batch), split)
+                return self.finish(split)
+        finally:
+            self._data = None
+
+    def _begin(self, split: str) -> None:
+        self._concluded = None
+        self.start(split)
+
+    def _log_findings(self, split: str) -> None:
+        for name, value in self.conclude(split).metrics.items():
+            # The same on every process; Lightning asks for sync_dist all the same.
+            self.log(f"{split}/{name}", value, prog_bar=name in self.shown, sync_dist=True)
+
+    def _precision(self) -> AbstractContextManager:
+        trainer = trainer_of(self)
+        return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        moved: Batch = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch)
+        prepare = getattr(self.data, "on_after_batch_transfer", None)
+        return prepare(moved, 0) if prepare is not None else moved
+
+    # A training step.
 
     def total_loss(self, losses: dict[str, Tensor], metrics: dict[str, Tensor], batch_size: int) -> Tensor:
         """Adds penalties to the losses, logs each term by name and returns the sum to differentiate.
@@ -110,9 +287,7 @@ class Task(LightningModule):
         if len(losses) > 1:
             terms |= {f"loss_{name}": value for name, value in self.losses.items()}
         self._unlogged.append(terms)
-        trainer = self.trainer
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (trainer.global_step + 1) % every == 0 and not trainer.fit_loop._should_accumulate():
+        if Clock(self.trainer).logs():
             self._log_means(batch_size)
         return total
 
@@ -120,9 +295,8 @@ class Task(LightningModule):
         names, values = list(self._unlogged[0]), _table(self._unlogged)
         # Over the processes first, as `on_save_checkpoint` does: sums in another order differ in the last digit.
         means = self.trainer.strategy.reduce(values, reduce_op="mean").mean(0)
-        shown = ("loss", "top1")
         for name, mean in zip(names, means.unbind(), strict=True):
-            self.log(f"train/{name}", mean, prog_bar=name in shown)
+            self.log(f"train/{name}", mean, prog_bar=name == "loss" or name in self.shown)
         now = time.perf_counter()
         samples = len(self._unlogged) * batch_size * self.trainer.world_size
         self.log_dict(
@@ -131,21 +305,30 @@ class Task(LightningModule):
                 "train/images_per_second": samples / (now - self._logged_at),
             }
         )
+        step = Clock(self.trainer).step
+        self.log_dict({f"train/{name}": each.at(step) for name, each in self.quantities.items() if name != "lr"})
         self._logged_at = now
         self._unlogged = []
 
+    @override
     def on_train_start(self) -> None:
-        """Starts the clock."""
         self._logged_at = time.perf_counter()
 
+    @override
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        step = Clock(self.trainer).step
+        for quantity in self.quantities.values():
+            quantity.put(quantity.at(step))
+
+    @override
     def on_validation_start(self) -> None:
-        """Notes the time, so that validation does not count as training."""
         self._paused_at = time.perf_counter()
 
+    @override
     def on_validation_end(self) -> None:
-        """Moves the clock on by what validation took."""
         self._logged_at += time.perf_counter() - self._paused_at
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does.
 
@@ -155,48 +338,82 @@ class Task(LightningModule):
             values = self.trainer.strategy.reduce(_table(self._unlogged), reduce_op="mean")
             checkpoint["unlogged"] = {"names": list(self._unlogged[0]), "values": values}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what was not logged yet."""
         if unlogged := checkpoint.get("unlogged"):
             rows = unlogged["values"].to(self.device).unbind()
             self._unlogged = [dict(zip(unlogged["names"], row.unbind(), strict=True)) for row in rows]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Groups the parameters, scales the learning rate and builds the schedule, one value per optimiser step."""
-        defaults = self.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
-        lr, weight_decay = defaults["lr"], defaults.get("weight_decay", 0.0)
-        if self.reference_batch is not None:
-            lr *= self.effective_batch / self.reference_batch
-        optimizer = self.make_optimizer(self.parameter_groups(lr, weight_decay))
-        self.trainer.fit_loop.setup_data()
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
+    # The optimiser.
+
+    @override
+    def configure_optimizers(self) -> Optimizer:
+        """One optimiser for all parts, and the quantities of each that change over the steps."""
+        for _, teacher in self.teacher_pairs():
+            teacher.requires_grad_(False)
+        scale = 1.0 if self.reference_batch is None else self.effective_batch / self.reference_batch
+        steps_per_epoch, total_steps = step_counts(self.trainer)
+        if total_steps is None:
             raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        total = int(total)
-        # The steps are counted before Lightning restores the loader's position; forgotten here, the loader is set up
-        # again where it does.
-        self.trainer.fit_loop._combined_loader = None
-        per_epoch = max(1, int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
-        # A trial of one batch is too short for any warm-up.
-        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        schedule = Constant() if trial else self.schedule
-        table = schedule.table(lr, steps_per_epoch=per_epoch, total_steps=total)
+        optimizers: dict[str, Optimizer] = {}
+        self.quantities = {}
+        for name, part in self.parts().items():
+            optimizers[name], options = part.build(scale)
+            # A trial of one batch is too short for any warm-up.
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                found = part.quantities(optimizers[name], options, steps_per_epoch, total_steps)
+                prefix = "" if part is self.main else f"{name}_"
+                self.quantities |= {f"{prefix}{key}": each for key, each in found.items()}
+        return next(iter(optimizers.values())) if len(optimizers) == 1 else JointOptimizer(optimizers)
 
-        def factor(step: int) -> float:
-            # The scheduler asks for one value more than there are steps.
-            return float(table[min(step, total - 1)] / lr)
-
-        scheduler = LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the network's parameters, with the learning rate of each."""
-        return parameter_groups(self.network, lr=lr, weight_decay=weight_decay, layer_decay=self.layer_decay)
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradients of each part that says how; those of the others together, as the trainer says."""
+        parts = self.parts().values()
+        for part in parts:
+            if part.clip is not None:
+                nn.utils.clip_grad_norm_(part.module.parameters(), part.clip)
+        if all(part.clip is None for part in parts):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            raise ValueError("give trainer.gradient_clip_val or parts that say how they are clipped, not both")
 
     @property
     def effective_batch(self) -> int:
         """Samples per optimiser step over all processes."""
-        return self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        return self.data.batch_size * self.trainer.accumulate_grad_batches
+
+
+def first_samples(batch: Batch, samples: int) -> Batch:
+    """A copy of the first samples of a batch.
+
+    Args:
+        batch: tensors [B, ...] and lists of B things.
+        samples: how many, at most.
+    """
+    return {key: tree_map_only(Tensor, torch.clone, value[:samples]) for key, value in batch.items()}
+
+
+def classes_of(network: nn.Module, num_classes: int | None) -> int:
+    """Labels that a network tells apart: as given, else what it says of itself.
+
+    Args:
+        network: perhaps with an attribute `num_classes`.
+        num_classes: None to ask the network.
+
+    Raises:
+        ValueError: neither says it.
+    """
+    classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
+    if classes is None:
+        raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
+    return int(classes)
 
 
 def _table(rows: list[dict[str, Tensor]]) -> Tensor:

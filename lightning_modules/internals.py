@@ -1,0 +1,94 @@
+"""What exp touches of Lightning that Lightning does not promise; every private name of it stands here.
+
+`tests/lightning_modules/test_internals.py` fails where a release of Lightning renames one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from signal import Handlers, Signals
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+
+class Clock:
+    """Where a training is, in optimiser steps.
+
+    Args:
+        trainer: Its trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done."""
+        return self.trainer.global_step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the last one may have fewer batches than it accumulates."""
+        return max(1, math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimiser steps of the whole training; None for one without an end."""
+        total = self.trainer.estimated_stepping_batches
+        return None if total == float("inf") else int(total)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the gradient of this batch waits for others before a step is taken."""
+        return self.trainer.fit_loop._should_accumulate()
+
+    def logs(self, step: int | None = None) -> bool:
+        """Whether an optimiser step is one of those that are logged, and this batch is its last.
+
+        Args:
+            step: Counted from 1; by default the one that this batch belongs to, asked before it is taken.
+        """
+        step = self.step + 1 if step is None else step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % every == 0 and not self.accumulates
+
+    @property
+    def resumes_here(self) -> bool:
+        """Whether a training that is saved after this batch goes on exactly.
+
+        It does not where gradients are half gathered, nor where a validation or the end of the epoch comes next.
+        """
+        epoch = self.trainer.fit_loop.epoch_loop
+        if self.accumulates or epoch._num_ready_batches_reached():
+            return False
+        assert self.trainer.fit_loop._data_fetcher is not None
+        return not epoch._should_check_val_fx(self.trainer.fit_loop._data_fetcher)
+
+
+def step_counts(trainer: Trainer) -> tuple[int, int | None]:
+    """Optimiser steps of an epoch and of the whole training, before Lightning has set up the training data.
+
+    It is set up here and forgotten again, for Lightning restores the position of a loader that it sets up itself.
+    """
+    trainer.fit_loop.setup_data()
+    clock = Clock(trainer)
+    counts = clock.steps_per_epoch, clock.total_steps
+    trainer.fit_loop._combined_loader = None
+    return counts
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The trainer that a module is attached to, if any."""
+    return module._trainer
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether `network.compile()` was called."""
+    return network._compiled_call_impl is not None
+
+
+def give_back_signals(trainer: Trainer, signals: Iterable[Signals], handler: Handlers) -> None:
+    """Has the trainer leave signals with a handler when it ends."""
+    trainer._signal_connector._original_handlers.update(dict.fromkeys(signals, handler))

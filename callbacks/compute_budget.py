@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.drawing import Series, learning_curve, save
+from drawing.figures import Series, learning_curve, save
 from callbacks.pictures import show
 from models.compute import ExpectedCompute, LayerCompute, expected, forget, static_macs
 

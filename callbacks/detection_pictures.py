@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.detection_drawing import Objects, category_bars, comparison_sheet, precision_recall
-from callbacks.drawing import save
+from drawing.detection import Objects, category_bars, comparison_sheet, precision_recall
+from drawing.figures import save
 from callbacks.pictures import EvaluationPictures, show
 from lightning_modules.coco_metrics import IOU_TYPES, CocoReport, ImageResult, upload_format
 

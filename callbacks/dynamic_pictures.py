@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.drawing import save
-from callbacks.dynamic_drawing import choices_by_class, kernel_attention
-from callbacks.exit_drawing import exit_sheet
+from drawing.figures import save
+from drawing.choices import choices_by_class, kernel_attention
+from drawing.exits import exit_sheet
 from callbacks.pictures import MOST_CLASSES, show
-from callbacks.region_drawing import region_overlay
+from drawing.regions import region_overlay
 from models.classifiers.drnet import DRNet
 from models.layers.dr_conv import DRConv2d
 from models.layers.kernel_mixture import KernelMixture

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.drawing import save
-from callbacks.exit_drawing import exit_curve, exit_sheet
+from drawing.figures import save
+from drawing.exits import exit_curve, exit_sheet
 from callbacks.exit_thresholds import ExitThresholds, Solver
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.pictures import show

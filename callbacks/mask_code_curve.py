@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.checkpoints import Checkpoints
-from callbacks.drawing import save
+from drawing.figures import save
 from callbacks.pictures import show
 from models.layers.mask_code import MaskCode, mask_iou
 from models.layers.mask_code_baselines import GridCode

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.drawing import Series, confusion_matrix, contact_sheet, learning_curve, save
+from drawing.figures import Series, confusion_matrix, contact_sheet, learning_curve, save
 
 # A confusion matrix of more classes is neither readable nor small.
 MOST_CLASSES = 1000

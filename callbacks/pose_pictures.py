@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.drawing import save
+from drawing.figures import save
 from callbacks.pictures import EvaluationPictures, show
-from callbacks.pose_drawing import Sighting, Skeleton, pose_sheet
+from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation, PoseReport
 
 

@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.drawing import save
+from drawing.figures import save
 from callbacks.pictures import show
-from callbacks.route_drawing import RoutedImage, RouteUse, readable, route_sheet
+from drawing.routes import RoutedImage, RouteUse, readable, route_sheet
 from lightning_modules.segmentation import Segmentation
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_flops import executed_macs

@@ -12,9 +12,9 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.drawing import confusion_matrix, save
+from drawing.figures import confusion_matrix, save
 from callbacks.pictures import EvaluationPictures, show
-from callbacks.segmentation_drawing import (
+from drawing.segmentation import (
     VOID,
     Panel,
     blended,

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.drawing import save
+from drawing.figures import save
 from callbacks.pictures import show
-from callbacks.segmentation_drawing import threshold_curve
+from drawing.segmentation import threshold_curve
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_metrics import SegmentationReport, Tally
 from models.backbones.hrnet_exits import HRNetExits

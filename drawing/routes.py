@@ -7,16 +7,11 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
-
-from models.segmenters.dynamic_routing_flops import route_taken
-from models.segmenters.dynamic_routing_routes import NUM_LEVELS, STEPS, TRANSFORMS
 
 COLOURS = matplotlib.colormaps["plasma_r"]
 # Inches.
@@ -29,14 +24,16 @@ NARROWEST = 9.4
 
 @dataclass(frozen=True)
 class RouteUse:
-    """How an image, or images on average, use the edges of a network; arrays [layers + 1, 4 levels, 3 transforms].
+    """How an image, or images on average, use the edges of a grid of cells; arrays [layers, levels, ways].
 
     Args:
         exists: Edges of the network.
         share: Share of the images that each is open for.
         weight: Mean gate weight over the images that it is open for; NaN for none.
-        cells: Share of the images that each cell computes for [layers + 1, 4].
-        kept: Share of the images that have something here which a closed cell passes on as it is [layers + 1, 4].
+        cells: Share of the images that each cell computes for [layers, levels].
+        kept: Share of the images that have something here which a closed cell passes on as it is [layers, levels].
+        steps: How many levels each way leads on by, [ways].
+        levels: Names of the levels.
     """
 
     exists: np.ndarray
@@ -44,30 +41,8 @@ class RouteUse:
     weight: np.ndarray
     cells: np.ndarray
     kept: np.ndarray
-
-    @staticmethod
-    def of(gates: Tensor, exists: Tensor) -> RouteUse:
-        """The use by one or more images.
-
-        Args:
-            gates: Their gates [B, layers + 1, 4, 3], on the CPU.
-            exists: Edges of the network, bool [layers + 1, 4, 3].
-        """
-        taken, _ = route_taken(gates)
-        computes = taken.any(3)
-        # Cells that all ways to are closed have zeros, which is nothing to be seen.
-        arrived = torch.zeros_like(computes[:, 0])
-        arrived[:, 0] = True
-        passed = []
-        for edges in taken.unbind(1):
-            passed.append(arrived & ~edges.any(2))
-            arrived = passed[-1].clone()
-            for column, transform in enumerate(TRANSFORMS):
-                arrived |= edges[..., column].roll(STEPS[transform], 1)
-        kept = torch.stack(passed, 1) & exists[..., 0]
-        weight = (gates * taken).sum(0) / taken.sum(0)
-        parts = (exists, taken.double().mean(0), weight, computes.double().mean(0), kept.double().mean(0))
-        return RouteUse(*(part.numpy() for part in parts))
+    steps: Sequence[int]
+    levels: Sequence[str]
 
     @property
     def open_share(self) -> float:
@@ -134,7 +109,7 @@ def _draw(axes: Axes, use: RouteUse) -> None:
     # Rare edges below frequent ones.
     edges = edges[np.argsort(use.share[tuple(edges.T)], kind="stable")]
     shares, weights = use.share[tuple(edges.T)], use.weight[tuple(edges.T)]
-    steps = np.array([STEPS[transform] for transform in TRANSFORMS])
+    steps, depth = np.array(use.steps), len(use.levels)
     starts = edges[:, :2].astype(float)
     lines = np.stack([starts, starts + np.stack([np.ones(len(edges)), steps[edges[:, 2]]], 1)], 1)
     closed = shares == 0
@@ -154,16 +129,16 @@ def _draw(axes: Axes, use: RouteUse) -> None:
         LineCollection(list(lines), colors="0.45", linewidths=_widths(kept) / 2, linestyles="--", zorder=2)
     )
     axes.plot([-1, 0], [0, 0], color="black", linewidth=1.2, zorder=1)
-    axes.plot([last + 1] * 2, [0, NUM_LEVELS - 1], color="black", linewidth=4, solid_capstyle="round", zorder=3)
+    axes.plot([last + 1] * 2, [0, depth - 1], color="black", linewidth=4, solid_capstyle="round", zorder=3)
     axes.text(-1.1, 0, "stem", fontsize=7, ha="right", va="center", rotation=90)
-    axes.text(last + 1.3, (NUM_LEVELS - 1) / 2, "decoder", fontsize=7, ha="left", va="center", rotation=90)
+    axes.text(last + 1.3, (depth - 1) / 2, "decoder", fontsize=7, ha="left", va="center", rotation=90)
     shade = use.cells[layers, levels]
     axes.scatter(
         layers, levels, c=shade, cmap="Greys", vmin=0, vmax=1, s=26, edgecolors="0.3", linewidths=0.7, zorder=4
     )
-    axes.set(xlim=(-1.6, last + 2), ylim=(NUM_LEVELS - 0.6, -0.4))
+    axes.set(xlim=(-1.6, last + 2), ylim=(depth - 0.6, -0.4))
     axes.set_xticks(range(0, last + 1, 1 if last <= 20 else 3))
-    axes.set_yticks(range(NUM_LEVELS), [f"stride {4 << level}" for level in range(NUM_LEVELS)])
+    axes.set_yticks(range(depth), use.levels)
     axes.tick_params(labelsize=7, length=0)
     axes.spines[:].set_visible(False)
 
@@ -188,8 +163,3 @@ def _legend(figure: Figure, shared: bool, width: float, height: float) -> None:
     figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=6, length=2)
     bar.set_title("mean weight of open gates" if shared else "weight of the gate", fontsize=7, pad=2)
-
-
-def readable(macs: float) -> str:
-    """Multiply-adds in billions or millions."""
-    return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.2f} M"

@@ -11,8 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lightning_modules.calibration import Calibration
-
 VOID = 255
 OPACITY = 0.55
 MOST_BARS = 40
@@ -216,12 +214,28 @@ def threshold_curve(
     return figure
 
 
-def reliability(exits: Sequence[Calibration], thresholds: Sequence[float], title: str = "") -> Figure:
+@dataclass(frozen=True)
+class Reliability:
+    """How often one exit is right about pixels of which it is so sure.
+
+    Args:
+        confidence: Mean confidence of each bin of confidence, [bins]; NaN for an empty one.
+        accuracy: Share of each bin's pixels that are right, [bins].
+        share: Share of all pixels that are in each bin, [bins].
+        label: What is said of the exit.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
+    label: str
+
+
+def reliability(exits: Sequence[Reliability], title: str = "") -> Figure:
     """How often exits are right about pixels of which they are so sure; on the diagonal, as often as they say.
 
     Args:
-        exits: Of each exit, cheapest first.
-        thresholds: From where on each exit but the last is sure; empty without.
+        exits: Cheapest first.
         title: Above the figure.
     """
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
@@ -230,10 +244,8 @@ def reliability(exits: Sequence[Calibration], thresholds: Sequence[float], title
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
     edges = np.linspace(0, 1, len(exits[0].share) + 1)
     for exit, found in enumerate(exits):
-        label, colour = f"exit {exit}: calibration error {found.error:.3f}", f"C{exit}"
-        if exit < len(thresholds) and not math.isnan(found.sure_accuracy):
-            label += f"; {found.sure_accuracy:.1%} right of {found.sure_share:.0%} above {thresholds[exit]:g}"
-        axes.plot(found.confidence, found.accuracy, "o-", color=colour, markersize=3, linewidth=1.2, label=label)
+        colour = f"C{exit}"
+        axes.plot(found.confidence, found.accuracy, "o-", color=colour, markersize=3, linewidth=1.2, label=found.label)
         below.stairs(found.share, edges, color=colour)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of the pixels that are right")
     axes.legend(frameon=False, fontsize=7, loc="upper left")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from callbacks.drawing import contact_sheet, save
+from drawing.figures import contact_sheet, save
 from exp.cli import Cli
 
 TOP = 5

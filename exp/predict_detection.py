@@ -11,9 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from callbacks.detection_drawing import Objects, detection_sheet, overlay
+from drawing.detection import Objects, detection_sheet, overlay
 from callbacks.detection_pictures import objects_of
-from callbacks.drawing import save
+from drawing.figures import save
 from exp.cli import Cli
 from lightning_modules.coco_metrics import ImageResult
 

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from callbacks.drawing import save
-from callbacks.pose_drawing import Sighting, Skeleton, pose_sheet
+from drawing.figures import save
+from drawing.poses import Sighting, Skeleton, pose_sheet
 from exp.cli import Cli
 
 ON_SHEET = 24

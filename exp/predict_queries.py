@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from callbacks.detection_drawing import Objects, attention_maps, sampling_points
-from callbacks.drawing import save
+from drawing.detection import Objects, attention_maps, sampling_points
+from drawing.figures import save
 from exp.cli import Cli, UsageError
 from exp.predict_detection import picture_name
 from models.compute import inference

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from callbacks.drawing import contact_sheet, save
-from callbacks.route_drawing import readable, route_sheet
+from drawing.figures import contact_sheet, save
+from drawing.routes import readable, route_sheet
 from callbacks.route_pictures import RoutePictures, routed_image
-from callbacks.segmentation_drawing import blended, overlay
+from drawing.segmentation import blended, overlay
 from callbacks.segmentation_pictures import file_names, write_labels
 from exp.cli import Cli, UsageError
 from lightning_modules import Segmentation

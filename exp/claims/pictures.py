@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from callbacks.drawing import save
+from drawing.figures import save
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim
 from exp.loggers import MetricsTable

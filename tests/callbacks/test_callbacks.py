@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from callbacks import NonFiniteGuard, NonFiniteLoss, StepSeed, WeightEMA
-from callbacks.drawing import confusion_matrix, contact_sheet, learning_curve, save
+from drawing.figures import confusion_matrix, contact_sheet, learning_curve, save
 from lightning_modules import Classification
 from tests.batches import Batches
 

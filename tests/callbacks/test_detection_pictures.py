@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch import Trainer
 from matplotlib.image import imread
 
-from callbacks.detection_drawing import (
+from drawing.detection import (
     MOST_BARS,
     Objects,
     attention_maps,
@@ -22,7 +22,7 @@ from callbacks.detection_drawing import (
     sampling_points,
 )
 from callbacks.detection_pictures import DetectionFiles, DetectionPictures
-from callbacks.drawing import save
+from drawing.figures import save
 from lightning_modules import Detection
 from tests.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
 

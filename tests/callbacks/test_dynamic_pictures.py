@@ -14,8 +14,8 @@ from matplotlib.colors import to_rgba
 from torch import Tensor, nn
 
 from callbacks import dynamic_pictures
-from callbacks.drawing import save
-from callbacks.dynamic_drawing import choices_by_class, kernel_attention
+from drawing.figures import save
+from drawing.choices import choices_by_class, kernel_attention
 from callbacks.dynamic_pictures import DynamicPictures
 from datamodules import Digits
 from lightning_modules import Classification

@@ -15,9 +15,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from callbacks import ExitCurve, NonFiniteGuard, NonFiniteLoss
-from callbacks.drawing import save
+from drawing.figures import save
 from callbacks.exit_curve import exit_metrics, random_accuracy
-from callbacks.exit_drawing import exit_curve, exit_sheet
+from drawing.exits import exit_curve, exit_sheet
 from callbacks.exit_thresholds import ExitThresholds
 from lightning_modules import Classification
 from models.anytime import (

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from callbacks.pose_drawing import COLOURS, MIDDLE, Sighting, Skeleton, pose_sheet
+from drawing.poses import COLOURS, MIDDLE, Sighting, Skeleton, pose_sheet
 from callbacks.pose_pictures import PoseFiles, PosePictures
 from datamodules import StickFigures
 from datamodules.mpii import JOINT_NAMES, SKELETON

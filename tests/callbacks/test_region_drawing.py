@@ -5,8 +5,8 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from callbacks.drawing import save
-from callbacks.region_drawing import region_colours, region_overlay
+from drawing.figures import save
+from drawing.regions import region_colours, region_overlay
 
 
 def test_every_position_has_the_colour_of_its_region(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from torch import nn
 
 from callbacks import route_pictures
-from callbacks.route_drawing import RoutedImage, RouteUse, readable, route_sheet
+from drawing.routes import RoutedImage, RouteUse, readable, route_sheet
 from callbacks.route_pictures import RoutePictures
 from lightning_modules import Segmentation
 from lightning_modules.segmentation import SlidingWindow

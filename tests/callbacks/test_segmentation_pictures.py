@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 
-from callbacks.drawing import save
-from callbacks.segmentation_drawing import (
+from drawing.figures import save
+from drawing.segmentation import (
     MOST_BARS,
     VOID,
     blended,

@@ -1,0 +1,1 @@
+"""Figures from arrays: numpy and matplotlib in, a figure out."""

@@ -5,12 +5,12 @@ from callbacks.averaging import WeightEMA
 from callbacks.bad_samples import BadSamples
 from callbacks.checkpoints import Checkpoints
 from callbacks.compute_budget import ComputeBudget
-from callbacks.cost import Cost
-from callbacks.exit_curve import ExitCurve
 from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
 from callbacks.preemption import Preempted, Preemption
+from callbacks.reports.cost import Cost
+from callbacks.reports.exit_curve import ExitCurve
+from callbacks.reports.threshold_curve import ThresholdCurve
 from callbacks.step_seed import StepSeed
-from callbacks.threshold_curve import ThresholdCurve
 
 __all__ = [
     "Annealing",

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_modules.internals import Clock
+from lightning_modules.optimization import Quantity
 
 SHAPES = ("linear", "cosine", "exponential", "steps")
 
@@ -71,10 +75,6 @@ class Annealing(Callback):
         self.begin = begin
         self.end = end
         self.milestones = milestones
-        self._buffers: list[Tensor] = []
-        self._now: float | None = None
-        self._per_epoch = 1
-        self._epochs = 0.0
 
     def value(self, epoch: float, epochs: float) -> float:
         """The value at a point of the training.
@@ -94,33 +94,29 @@ class Annealing(Callback):
             return self.stop + (self.start - self.stop) * (1 + math.cos(math.pi * p)) / 2
         return self.start + (self.stop - self.start) * p
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses layers and buffers that do not exist before anything runs."""
         if stage == "fit":
             find_buffers(pl_module.network, self.layers, self.buffer)  # type: ignore[arg-type]
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the buffers where they are now, and how long the training is."""
-        self._buffers = find_buffers(pl_module.network, self.layers, self.buffer)  # type: ignore[arg-type]
-        self._now = None
-        self._per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        self._epochs = float(trainer.estimated_stepping_batches) / self._per_epoch
+        """Finds the buffers where they are now, and has the task change them from step to step."""
+        buffers = find_buffers(pl_module.network, self.layers, self.buffer)  # type: ignore[arg-type]
+        clock = Clock(trainer)
+        per_epoch, total = clock.steps_per_epoch, float(trainer.estimated_stepping_batches)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Sets the value of this optimiser step."""
-        epoch = trainer.global_step / self._per_epoch
-        now = self.value(math.floor(epoch) if self.unit == "epoch" else epoch, self._epochs)
-        if now != self._now:
-            for buffer in self._buffers:
-                buffer.fill_(now)
-            self._now = now
+        def at(step: int) -> float:
+            epoch = step / per_epoch
+            return self.value(math.floor(epoch) if self.unit == "epoch" else epoch, total / per_epoch)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Logs the value."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
-            assert self._now is not None
-            pl_module.log(f"train/{self.buffer}", self._now)
+        def put(value: float) -> None:
+            for buffer in buffers:
+                buffer.fill_(value)
+
+        quantities: dict[str, Quantity] = pl_module.quantities  # type: ignore[assignment]
+        quantities[self.buffer] = Quantity(at, put)
 
 
 def find_buffers(network: nn.Module, layers: str, name: str) -> list[Tensor]:

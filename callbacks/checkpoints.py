@@ -13,6 +13,7 @@ from torch import Tensor
 
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.preemption import Preemption
+from lightning_modules.internals import Clock
 
 
 class Checkpoints(Checkpoint):
@@ -80,11 +81,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Takes a checkpoint if one is due, or wanted before a requested stop."""
-        epoch = trainer.fit_loop.epoch_loop
-        if trainer.fit_loop._should_accumulate() or epoch._num_ready_batches_reached():
-            return  # gradients are half gathered, or the end of the epoch comes next
-        assert trainer.fit_loop._data_fetcher is not None
-        if epoch._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if not Clock(trainer).resumes_here:
             return
         stop = self._stop_requested(trainer)
         if stop or trainer.global_step - self._saved_step >= self.every_n_steps:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+from typing_extensions import override
 
-from drawing.figures import Series, learning_curve, save
-from callbacks.pictures import show
+from callbacks.reports.report import Report
+from drawing.figures import learning_curve
+from lightning_modules.findings import gathered
+from lightning_modules.internals import Clock
+from lightning_modules.task import Batch
 from models.compute import ExpectedCompute, LayerCompute, expected, forget, static_macs
 
 Form = Literal["squared", "hinge", "linear"]
@@ -38,7 +40,7 @@ def budget_penalty(share: Tensor, target: float, form: Form, span: float = 1.0) 
     return difference.clamp(min=0) if form == "hinge" else difference
 
 
-class ComputeBudget(Callback):
+class ComputeBudget(Report):
     """Adds `weight * penalty(mean share of dense compute - target)` to the loss of any network with dynamic layers.
 
     The share is what `models.compute.expected` says of the training forward pass, averaged over the batch and over all
@@ -50,7 +52,7 @@ class ComputeBudget(Callback):
     `lambda (E / E_all - mu)^2` (arXiv 2003.10401), is `scope: dynamic`, `weight: lambda` and `target: mu`.
 
     Logs `train/compute_share`, `train/compute_target`, `train/compute_weight`, and `val/` and `test/compute_share` over
-    all samples. What it draws of them goes to `folder`, if that and `series` are set, as `fit` does.
+    all samples.
 
     Args:
         target: share of the dense compute that is aimed at, in (0, 1].
@@ -67,6 +69,10 @@ class ComputeBudget(Callback):
     Raises:
         ValueError: an option out of its range; in training, a network without dynamic layers.
     """
+
+    pictures: ClassVar = {"compute_budget.png": "what share of the dense compute is spent"}
+    of_training = True
+    in_every_run = False
 
     def __init__(
         self,
@@ -96,14 +102,12 @@ class ComputeBudget(Callback):
         self.span = span
         self.warmup_epochs = warmup_epochs
         self.begin_epochs = begin_epochs
-        self.folder: Path | None = None
-        self.series: Callable[[str], Series] | None = None
         self._static: float | None = None
         self._share: Tensor | None = None
         self._weight = 0.0
-        self._evaluated: Tensor | None = None
-        self._drawn = time.monotonic()
+        self._evaluated = torch.zeros(2)
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Counts the static parts and, to train, adds the penalty; before the module compiles its network."""
         if not hasattr(pl_module, "penalties"):
@@ -119,8 +123,9 @@ class ComputeBudget(Callback):
 
     def weight_at(self, trainer: Trainer) -> float:
         """The weight of the penalty at the trainer's optimiser step."""
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        warmup, since = self.warmup_epochs * per_epoch, trainer.global_step - self.begin_epochs * per_epoch
+        clock = Clock(trainer)
+        per_epoch = clock.steps_per_epoch
+        warmup, since = self.warmup_epochs * per_epoch, clock.step - self.begin_epochs * per_epoch
         if since < 0:
             return 0.0
         return self.weight * min(1.0, since / warmup if warmup else 1.0)
@@ -150,71 +155,45 @@ class ComputeBudget(Callback):
         self._weight = self.weight_at(trainer)
         return torch.stack(penalties).mean() * self._weight
 
+    @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Logs, and lets go of the step's graph."""
+        # The step's graph is let go of.
         forget(_network(pl_module))
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate():
+        clock = Clock(trainer)
+        if clock.logs(clock.step):
             assert self._share is not None
             values: dict[str, Tensor | float] = {"share": self._share, "target": self.target, "weight": self._weight}
             for name, value in values.items():
                 pl_module.log(f"train/compute_{name}", value)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the evaluation before."""
-        self._evaluated = torch.zeros(2, device=pl_module.device)
+    @override
+    def start(self) -> None:
+        self._evaluated = torch.zeros(2, device=self.task.device)
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the evaluation before."""
-        self._evaluated = torch.zeros(2, device=pl_module.device)
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Adds a batch."""
-        self._evaluate(pl_module)
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Adds a batch."""
-        self._evaluate(pl_module)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the share over the validation split."""
-        self._log_evaluated(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the share over the test split."""
-        self._log_evaluated(trainer, pl_module, "test")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws if the last drawing is a minute old."""
-        if time.monotonic() - self._drawn > 60:
-            self._draw(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the whole training."""
-        if (picture := self._draw(trainer)) is not None:
-            show(trainer, "compute_budget", picture)
-
-    def _evaluate(self, pl_module: LightningModule) -> None:
-        shares = self._shares(self._compute(pl_module)).mean(0)
-        forget(_network(pl_module))
-        assert self._evaluated is not None
+    @override
+    def keep(self, batch: Batch, outputs: Any) -> None:
+        shares = self._shares(self._compute(self.task)).mean(0)
+        forget(self.task.network)
         self._evaluated += torch.stack([shares.sum(), torch.ones_like(shares).sum()])
 
-    def _log_evaluated(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        total, samples = trainer.strategy.reduce(self._evaluated, reduce_op="sum").unbind()
-        # Already reduced over the processes; Lightning asks for sync_dist all the same.
-        pl_module.log(f"{split}/compute_share", total / samples, sync_dist=True)
+    @override
+    def merge(self) -> None:
+        self._evaluated = torch.stack(gathered(self._evaluated.cpu())).sum(0)
 
-    def _draw(self, trainer: Trainer) -> Path | None:
-        self._drawn = time.monotonic()
-        if self.folder is None or self.series is None or not trainer.is_global_zero:
-            return None
+    @override
+    def metrics(self) -> Mapping[str, Tensor]:
+        total, samples = self._evaluated.unbind()
+        return {"compute_share": total / samples}
+
+    @override
+    def draw(self) -> Mapping[str, Figure]:
+        assert self.place is not None
         lines = {"train": "train/compute_share", "val": "val/compute_share", "target": "train/compute_target"}
         panels = {
-            "share of the dense compute": {line: self.series(name) for line, name in lines.items()},
-            "weight of the penalty": {"train": self.series("train/compute_weight")},
+            "share of the dense compute": {line: self.place.series(name) for line, name in lines.items()},
+            "weight of the penalty": {"train": self.place.series("train/compute_weight")},
         }
-        return save(learning_curve(panels, self.folder.parent.parent.name), self.folder / "compute_budget.png")
+        return {"compute_budget": learning_curve(panels, self.place.title)}
 
 
 def _network(pl_module: LightningModule) -> nn.Module:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from lightning_modules.internals import give_back_signals
+
 EXIT_CODE = 75  # EX_TEMPFAIL: "saved; run the same command again"
 
 # What a process may have received. The processes agree on the largest index that any of them has.
@@ -89,7 +91,7 @@ class Preemption(Callback):
         if "SLURM_JOB_ID" in os.environ:
             # The first task to end has SLURM terminate the others, which are about to end with the same code: what the
             # Trainer gives the signals back to ignores them. A mask would not do, for other threads do not have it.
-            trainer._signal_connector._original_handlers.update(dict.fromkeys(SIGNALS[1:], signal.SIG_IGN))
+            give_back_signals(trainer, (signal.SIGTERM, signal.SIGUSR1), signal.SIG_IGN)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption):
                 callback._requeue(trainer)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 Series = tuple[Sequence[float], Sequence[float]]
+T = TypeVar("T")
 
 
 def learning_curve(panels: Mapping[str, Mapping[str, Series]], title: str = "") -> Figure:
@@ -83,6 +85,19 @@ def contact_sheet(
         axes.set_title(caption, fontsize=8, color=colours[i] if colours else "black")
         axes.axis("off")
     return figure
+
+
+def readable(count: float) -> str:
+    """A count of parameters or multiply-adds in billions, millions or thousands."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} G"
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.2f} k"
+
+
+def evenly(things: Sequence[T], most: int) -> list[T]:
+    """At most so many of some things, evenly over their order: a split may be sorted by class, a network by depth."""
+    places = np.linspace(0, len(things) - 1, min(most, len(things))).round().astype(int)
+    return [things[place] for place in places]
 
 
 def save(figure: Figure, path: Path) -> Path:

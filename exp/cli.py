@@ -27,10 +27,11 @@ import models.classifiers
 import models.detectors
 import models.pose
 import models.segmenters  # noqa: F401
-from callbacks import Checkpoints, ExitCurve, NonFiniteGuard, Preemption, StepSeed
+from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
+from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.messages import explain, refusal
-from exp.outputs import task_outputs
+from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
 
 _load_yaml = get_loader("yaml")
@@ -68,6 +69,14 @@ class Cli(LightningCLI):
 
     def __init__(self, argv: list[str], command: str) -> None:
         self.command = command
+        with _own_config(argv) as argv:
+            self._parse(argv)
+
+    def _parse(self, argv: list[str]) -> None:
+        command = self.command
+        if command == "predict":
+            self.predictions = PredictionOptions(argv)
+            argv = self.predictions.spelled(argv)
         try:
             super().__init__(
                 model_class=LightningModule,
@@ -117,38 +126,12 @@ class Cli(LightningCLI):
         )
         parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
         if self.command == "predict":
-            parser.add_argument(
-                "--budget",
-                type=float | None,
-                help="early exit: the share of the last exit's multiply-adds to spend, in (0, 1]",
-            )
-            parser.add_argument(
-                "--thresholds",
-                type=str | None,
-                help="with --budget: the thresholds.json to use (default: the checkpoint's own thresholds)",
-            )
-            parser.add_argument(
-                "--score_threshold",
-                type=float,
-                default=0.5,
-                help="detection: draw and count what has at least this score; files hold everything",
-            )
-            parser.add_argument(
-                "--query",
-                type=Literal["best"] | int | None,
-                help="DETR family: also draw where a query looks, given its number or best, the surest of each image",
-            )
-            parser.add_argument(
-                "--deadline-ms",
-                type=float | None,
-                help="segmentation by a network with exits: the milliseconds to compute on an image",
-            )
+            self.predictions.add_to(parser)
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses; a checkpoint given without a config brings its own."""
-        with _own_config(list(args)) as argv:
-            self.config = parser.parse_args(argv)
+        """Parses, and keeps the resolved config as plain values."""
+        self.config = parser.parse_args(list(args))
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
@@ -170,13 +153,11 @@ class Cli(LightningCLI):
         config = self.config_init.trainer.as_dict()
         self.checkpoints: Checkpoints = self.config_init.checkpoint
         seed = self.config.seed_everything
-        always = standard_callbacks(None if seed is False else seed, self.checkpoints)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
+        always = standard_callbacks(None if seed is False else seed, self.checkpoints, self.model, given)
         if config["enable_progress_bar"] is not False and not any(isinstance(c, RichProgressBar) for c in given):
             always.insert(0, ProgressBar())
-        if not any(isinstance(c, ExitCurve) for c in given):
-            always.insert(0, ExitCurve())
         plugins = config["plugins"] or []
         plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         on_slurm = SLURMEnvironment.detect()
@@ -250,9 +231,26 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def standard_callbacks(seed: int | None, checkpoints: Checkpoints) -> list[Callback]:
-    """The callbacks of every run, in the order that they rely on: checkpoints are taken last."""
-    return [StepSeed(seed), NonFiniteGuard(), Preemption(), *task_outputs(), checkpoints]
+def standard_callbacks(
+    seed: int | None, checkpoints: Checkpoints, model: LightningModule, given: list[Callback]
+) -> list[Callback]:
+    """The callbacks of every run, in the order that they rely on: checkpoints are taken last.
+
+    Args:
+        seed: of the run; None leaves random generators alone.
+        checkpoints: when a checkpoint is taken.
+        model: the task, which has its reports.
+        given: callbacks of the config; a report among them takes the place of the one that every run has.
+    """
+    reports = [kind() for kind in reports_of(type(model)) if not any(isinstance(each, kind) for each in given)]
+    return [StepSeed(seed), NonFiniteGuard(), Preemption(), *reports, checkpoints]
+
+
+def place_reports(trainer: Trainer, place: Place) -> None:
+    """Tells all reports of a run where they put what they make."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Report):
+            callback.place = place
 
 
 def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, int, int]]:

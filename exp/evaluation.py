@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning.pytorch import LightningModule
 from rich.console import Console
 from rich.table import Table
 
-from callbacks import ExitCurve
-from callbacks.detection_pictures import category_rows
-from exp.cli import Cli, UsageError
+from callbacks.reports import Place
+from exp.cli import Cli, UsageError, place_reports
 from exp.errors import exit_code
-from exp.outputs import place
 from exp.quiet import silence
 from exp.weights import to_evaluate
-from lightning_modules import Detection, Segmentation
 
 
 def evaluate(argv: list[str], command: str) -> int:
@@ -31,10 +27,7 @@ def evaluate(argv: list[str], command: str) -> int:
     with exit_code(cli) as outcome:
         checkpoint = to_evaluate(cli)
         folder = output_folder(checkpoint, command)
-        place(cli.trainer.callbacks, folder, folder)  # type: ignore[attr-defined]
-        for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ExitCurve) and command == "validate":
-                callback.file = folder / "thresholds.json"
+        place_reports(cli.trainer, Place(folder, folder))
         before = _times(folder)
         run = getattr(cli.trainer, command)
         results = run(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True, verbose=False)
@@ -49,7 +42,8 @@ def evaluate(argv: list[str], command: str) -> int:
             console = Console()
             console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True)
             console.print(table)
-            if details := _by_class(cli.model):
+            findings = getattr(cli.model, "findings", None)
+            if details := findings.table() if findings is not None else []:
                 columns, *rows = details
                 classes = Table(*columns, box=None)
                 for row in rows:
@@ -64,15 +58,6 @@ def evaluate(argv: list[str], command: str) -> int:
 def _times(folder: Path) -> dict[Path, int]:
     """When the files below a folder were written, by their paths in it."""
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def _by_class(module: LightningModule) -> list[list[str]]:
-    """A header and rows of what a task says about each class; nothing for a task that does not."""
-    if isinstance(module, Detection) and module.report is not None:
-        return category_rows(module.report)
-    if isinstance(module, Segmentation) and module.report is not None:
-        return module.report.rows(["iou"])
-    return []
 
 
 def output_folder(checkpoint: Path, name: str) -> Path:

@@ -10,15 +10,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks import ComputeBudget, Cost, ExitCurve
-from callbacks.bad_samples import BadSamples
-from callbacks.pictures import LearningCurve
+from callbacks import BadSamples, Cost
+from callbacks.reports import Place
 from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
-from exp.cli import Cli, UsageError, is_child
+from exp.cli import Cli, UsageError, is_child, place_reports
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
-from exp.outputs import place
 from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
@@ -65,20 +63,10 @@ def _train(cli: Cli, run: Run) -> None:
     given = cli.user_loggers
     loggers += given if isinstance(given, list) else [given] if given not in (None, True, False) else []
     trainer.loggers = loggers
-    place(trainer.callbacks, run.plots, run.path)  # type: ignore[attr-defined]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ComputeBudget):
-            callback.series = table.series
-        if isinstance(callback, ExitCurve):
-            callback.file = run.path / "thresholds.json"
     cost = Cost()
     # Checkpoints stay last, so that what they save includes what every other callback did.
-    trainer.callbacks[-1:-1] = [  # type: ignore[attr-defined]
-        LearningCurve(table.series, run.plots),
-        BadSamples(run.path / "bad_samples.csv"),
-        Length(run),
-        cost,
-    ]
+    trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), Length(run), cost]  # type: ignore[attr-defined]
+    place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, table.series))
     if cli.config.weights and run.checkpoint is None:
         path = Path(cli.config.weights)
         told = start_from(cli, path).told()

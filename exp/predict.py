@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from rich.console import Console
 
+from callbacks import Cost
+from callbacks.reports import Place, Predictions, Source
 from exp.checkpoint_io import read_checkpoint
-from exp.cli import Cli, UsageError
+from exp.cli import Cli, UsageError, place_reports
 from exp.errors import exit_code
 from exp.evaluation import output_folder
-from exp.predict_classification import write_labels
-from exp.predict_detection import write_detections
-from exp.predict_pose import write_poses
-from exp.predict_queries import query_pictures
-from exp.predict_segmentation import deadline_for, write_segmentations
 from exp.quiet import silence
-from exp.spending import Spending, policy_for, print_spending
 from exp.weights import to_evaluate
-from lightning_modules import Detection, PoseEstimation, Segmentation
-
-# Writes what a task predicted: (command, batches, class names, folder, console) -> exits of the images, paths written.
-Writer = Callable[[Cli, list[Any], list[str], Path, Console], tuple[Any, list[Path]]]
 
 
 def main(argv: list[str]) -> int:
@@ -43,21 +33,22 @@ def main(argv: list[str]) -> int:
         data.predict_paths = paths
         checkpoint = to_evaluate(cli)
         content = read_checkpoint(checkpoint) if cli.config.ckpt_path else {}
-        if (policy := policy_for(cli, checkpoint, content)) is not None:
-            cli.model.policy = policy
-        if (deadline := deadline_for(cli)) is not None:
-            cli.model.deadline = deadline
-        spending = Spending()
-        cli.trainer.callbacks.append(spending)  # type: ignore[attr-defined]
         data.setup("predict")
-        names = content.get("class_names") or list(data.class_names)
+        names = list(content.get("class_names") or data.class_names)
         folder = output_folder(checkpoint, "predict")
-        if cli.config.query is not None:
-            pictures = query_pictures(cli, names, folder / "queries")
-            cli.trainer.callbacks.append(pictures)  # type: ignore[attr-defined]
+        cost = Cost()
+        try:
+            predictions = cli.predictions.build(cli.config, cli.model)
+            source = Source(checkpoint, content, names, output_folder(checkpoint, "validate"))
+            predictions.prepare(cli.trainer, cli.model, source)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        # The clock of the predictions starts when everybody else has looked at a batch.
+        cli.trainer.callbacks += [cost, predictions]  # type: ignore[attr-defined]
+        place_reports(cli.trainer, Place(folder, folder))
         batches = cli.trainer.predict(cli.model, data, ckpt_path=cli.config.ckpt_path, weights_only=True)
         folder.mkdir(parents=True, exist_ok=True)
-        _finish(cli, batches or [], names, folder, spending)
+        _finish(cli, predictions, cost, batches or [], folder)
     return outcome.code
 
 
@@ -78,24 +69,12 @@ def split_paths(argv: list[str]) -> tuple[list[Path], list[str]]:
     return paths, options
 
 
-def writer_of(module: LightningModule) -> Writer:
-    """What writes the predictions of a task."""
-    writers: dict[type, Writer] = {
-        Detection: write_detections,
-        PoseEstimation: write_poses,
-        Segmentation: write_segmentations,
-    }
-    return next((writer for task, writer in writers.items() if isinstance(module, task)), write_labels)
-
-
-def _finish(cli: Cli, batches: list[Any], names: list[str], folder: Path, spending: Spending) -> None:
+def _finish(cli: Cli, predictions: Predictions, cost: Cost, batches: list[Any], folder: Path) -> None:
     console = Console()
-    exits, written = writer_of(cli.model)(cli, batches, names, folder, console)
-    if cli.config.query is not None:
-        written.append(folder / "queries")
+    written = predictions.finish(batches, folder, console)
     for name, reason in cli.datamodule.bad_samples.items():
         console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
-    spent = spending.report(cli, exits, sum(len(batch["index"]) for batch in batches))
-    print_spending(spent, console)
+    spent = predictions.spent(cost, sum(len(batch["index"]) for batch in batches))
+    predictions.tell_spent(spent, console)
     (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
     console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

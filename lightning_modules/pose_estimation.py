@@ -14,6 +14,7 @@ from lightning_modules.exits import (
     ExitWeights,
     Spent,
     as_exits,
+    exit_suffixes,
     run_counted,
     valid_exit_weights,
     weights_of,

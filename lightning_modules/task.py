@@ -62,6 +62,8 @@ class Task(LightningModule, ABC):
     monitor_mode: str = "min"
     # Metrics of an evaluation that the progress bar shows.
     shown: tuple[str, ...] = ()
+    # Those that a learning curve shows beside the loss; by default the monitored one.
+    curves: tuple[str, ...] = ()
     # Labels that the network tells apart; a task without classes says None.
     num_classes: int | None = None
 

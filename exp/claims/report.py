@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from drawing.figures import readable
 from exp.claims.statistics import Verdict
-from exp.summary import millions
 
 STYLES = {
     Verdict.HOLDS: "bold green",
@@ -34,8 +34,8 @@ def rows(result: dict[str, Any], circumstances: dict[str, Any]) -> list[tuple[st
                 name + missing,
                 _estimate(arm),
                 "reference" if is_reference else _estimate(arm["difference"], signed=True),
-                millions(arm["params"]) if arm["params"] else "",
-                millions(arm["macs"]) if arm["macs"] else "",
+                readable(arm["params"]) if arm["params"] else "",
+                readable(arm["macs"]) if arm["macs"] else "",
                 _mean([t["seconds"] for t in times]),
                 _mean([t["throughput"] for t in times]),
             )

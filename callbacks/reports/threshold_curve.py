@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.figure import Figure
+from typing_extensions import override
 
-from drawing.figures import save
-from callbacks.pictures import show
+from callbacks.reports.report import Report
 from drawing.segmentation import threshold_curve
 from lightning_modules.segmentation import Segmentation
-from lightning_modules.segmentation_metrics import SegmentationReport, Tally
+from lightning_modules.segmentation_metrics import SegmentationFindings, Tally
+from lightning_modules.task import Batch
 from models.backbones.hrnet_exits import HRNetExits
 
 # Of each exit before the last; empty for a network that computes every pixel.
@@ -47,7 +49,7 @@ class Point:
     share: float
 
 
-class ThresholdCurve(Callback):
+class ThresholdCurve(Report):
     """Evaluates a segmenter with exits under other thresholds, too; for configs, of ADP-C and what it is compared with.
 
     A budget is a percentage of the multiply-adds of computing every pixel up to the last exit. Each validation chooses,
@@ -74,6 +76,13 @@ class ThresholdCurve(Callback):
             that it does not fit.
     """
 
+    reads = Segmentation
+    pictures: ClassVar = {
+        "threshold_curve.png": "mean intersection over union over the compute, for every threshold and exit"
+    }
+    files: ClassVar = {"threshold_curve.csv": "the same as a table"}
+    in_every_run = False
+
     def __init__(
         self,
         thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
@@ -89,20 +98,22 @@ class ThresholdCurve(Callback):
         self.thresholds = sorted(set(thresholds))
         self.budgets = sorted(set(budgets))
         self.count: Count = count
-        self.folder: Path | None = None
-        self.files: Path | None = None
         # By budget in percent, the thresholds and the exit of the last validation.
         self.choices: dict[int, tuple[Thresholds, int]] = {}
         self._tallies: dict[Thresholds, Tally] = {}
+        self._points: list[Point] = []
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The choices of the last validation."""
         return {str(budget): [list(thresholds), exit] for budget, (thresholds, exit) in self.choices.items()}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the choices of a checkpoint, to test with."""
         self.choices = {int(budget): (tuple(thresholds), exit) for budget, (thresholds, exit) in state_dict.items()}
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what it does not fit."""
         network = getattr(pl_module, "network", None)
@@ -112,98 +123,80 @@ class ThresholdCurve(Callback):
                 f"{type(network).__name__}"
             )
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the evaluation before."""
-        self._tallies = {}
+    @override
+    def applies(self, task: LightningModule) -> bool:
+        return isinstance(task, Segmentation) and not task.compile_network
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the evaluation before."""
-        self._tallies = {}
+    @override
+    def start(self) -> None:
+        self._tallies, self._points = {}, []
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
+    @override
+    def keep(self, batch: Batch, outputs: Any) -> None:
         """Evaluates the batch under each threshold."""
-        self._sweep(trainer, pl_module, batch)
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Evaluates the batch under each threshold."""
-        self._sweep(trainer, pl_module, batch)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses, logs and draws."""
-        points = self._points(trainer, pl_module)
-        if points:
-            self.choices = choices(points)
-            self._report(trainer, pl_module, "val", points)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs and draws, with the choices of the checkpoint."""
-        points = self._points(trainer, pl_module)
-        if points:
-            self._report(trainer, pl_module, "test", points)
-
-    def _sweep(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        assert isinstance(pl_module, Segmentation)
-        if trainer.sanity_checking or pl_module.compile_network:
-            return
-        network: Any = pl_module.network
+        network = self.task.network
         for thresholds in self._others(network.thresholds):
             tally = self._tallies.setdefault(thresholds, Tally())
-            with _thresholds(network, thresholds), trainer.precision_plugin.forward_context():
-                pl_module.count_into(tally, batch, everything=False)
+            with _thresholds(network, thresholds), self.trainer.precision_plugin.forward_context():
+                self.task.count_into(tally, batch, everything=False)
 
     def _others(self, own: Thresholds) -> list[Thresholds]:
         """What is tried beside the network's own thresholds, which the task evaluates; nothing if it has none."""
         swept = [(threshold,) * len(own) for threshold in self.thresholds if own]
         return [thresholds for thresholds in swept if thresholds != own]
 
-    def _points(self, trainer: Trainer, pl_module: LightningModule) -> list[Point]:
-        assert isinstance(pl_module, Segmentation)
-        if trainer.sanity_checking or pl_module.compile_network:
-            return []
-        own: Thresholds = pl_module.network.thresholds  # type: ignore[assignment]
+    @override
+    def merge(self) -> None:
+        """Puts together what each threshold led to; of the validation split, chooses."""
+        own: Thresholds = self.task.network.thresholds
         # A process without a batch has no other tallies yet.
-        tallies = {own: pl_module.tally} | {each: self._tallies.get(each, Tally()) for each in self._others(own)}
+        tallies = {own: self.task.tally} | {each: self._tallies.get(each, Tally()) for each in self._others(own)}
         self._tallies = {}
-        points: list[Point] = []
         for thresholds, tally in sorted(tallies.items()):
-            total = tally.over_processes(trainer.world_size)
+            total = tally.over_processes()
             if total.images:
-                points += _points_of(SegmentationReport.of(total, [], pl_module.absent), thresholds, self.count)
-        return points
+                found = SegmentationFindings.of(total, [], self.task.absent)
+                self._points += _points_of(found, thresholds, self.count)
+        if self.split == "val" and self._points:
+            self.choices = choices(self._points)
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, split: str, points: list[Point]) -> None:
-        found = {(point.thresholds, point.exit): point for point in points}
+    @property
+    def _reached(self) -> dict[int, Point]:
+        """By budget, what was chosen for it, on the split that was evaluated."""
+        found = {(point.thresholds, point.exit): point for point in self._points}
         # The thresholds may have been chosen with another config.
-        reached = {budget: found[choice] for budget, choice in self.choices.items() if choice in found}
+        return {budget: found[choice] for budget, choice in self.choices.items() if choice in found}
+
+    @override
+    def metrics(self) -> Mapping[str, float]:
+        reached = self._reached
         metrics: dict[str, float] = {}
         for budget in self.budgets:
             if budget in reached:
                 metrics |= {f"miou_at_{budget}": reached[budget].miou, f"share_at_{budget}": reached[budget].share}
         if reached and len(reached) == len(self.choices):
             metrics["miou_auc"] = sum(point.miou for point in reached.values()) / len(reached)
-        for name, value in metrics.items():
-            # The same on all processes; Lightning asks for sync_dist all the same.
-            pl_module.log(f"{split}/{name}", value, sync_dist=True)
-        if not trainer.is_global_zero:
-            return
-        if self.files is not None:
-            _write(points, self.files / "threshold_curve.csv")
-        if self.folder is not None:
-            lines: dict[str, list[tuple[float, float]]] = {}
-            for point in points:
-                lines.setdefault(_name(point.thresholds), []).append((point.share, point.miou))
-            last = max(point.exit for point in points)
-            ends = [point for point in points if point.exit == last and point.thresholds]
-            swept = [(point.share, point.miou, _name(point.thresholds)) for point in ends]
-            steps = [(budget / 100, point.miou) for budget, point in sorted(reached.items())]
-            whence = "the same images" if split == "val" else "the validation split"
-            title = f"{split}; thresholds and exits are chosen on {whence}"
-            figure = threshold_curve(lines, swept, steps, self.count, title)
-            show(trainer, f"{split}/threshold_curve", save(figure, self.folder / "threshold_curve.png"))
+        return metrics
+
+    @override
+    def write(self, folder: Path) -> None:
+        if self._points:
+            _write(self._points, folder / "threshold_curve.csv")
+
+    @override
+    def draw(self) -> Mapping[str, Figure]:
+        if not self._points:
+            return {}
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for point in self._points:
+            lines.setdefault(_name(point.thresholds), []).append((point.share, point.miou))
+        last = max(point.exit for point in self._points)
+        ends = [point for point in self._points if point.exit == last and point.thresholds]
+        swept = [(point.share, point.miou, _name(point.thresholds)) for point in ends]
+        steps = [(budget / 100, point.miou) for budget, point in sorted(self._reached.items())]
+        whence = "the same images" if self.split == "val" else "the validation split"
+        title = f"{self.split}; thresholds and exits are chosen on {whence}"
+        return {"threshold_curve": threshold_curve(lines, swept, steps, self.count, title)}
 
 
 def choices(points: Sequence[Point]) -> dict[int, tuple[Thresholds, int]]:
@@ -225,7 +218,7 @@ def choices(points: Sequence[Point]) -> dict[int, tuple[Thresholds, int]]:
     return chosen
 
 
-def _points_of(report: SegmentationReport, thresholds: Thresholds, count: Count) -> list[Point]:
+def _points_of(report: SegmentationFindings, thresholds: Thresholds, count: Count) -> list[Point]:
     counted = report.macs if count == "executed" else report.published_macs
     return [
         Point(thresholds, exit, found.miou, macs, published, share / report.dense_macs[-1])
@@ -252,7 +245,6 @@ def _name(thresholds: Thresholds) -> str:
 
 
 def _write(points: Sequence[Point], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["threshold", "exit", "miou", "macs", "published_macs", "share"])

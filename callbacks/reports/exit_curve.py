@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
+from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
+from typing_extensions import override
 
-from drawing.figures import save
-from drawing.exits import exit_curve, exit_sheet
 from callbacks.exit_thresholds import ExitThresholds, Solver
 from callbacks.non_finite import NonFiniteGuard
-from callbacks.pictures import show
+from callbacks.reports.report import Report
+from drawing.exits import exit_curve, exit_sheet
+from drawing.figures import evenly
+from lightning_modules.classification import Classification
+from lightning_modules.findings import gathered, told_by_first
+from lightning_modules.task import Batch
 from models.anytime import (
     CRITERIA,
     Evaluation,
@@ -35,11 +40,10 @@ SHEET_BUDGET = 0.5
 IMAGES_PER_EXIT = 8
 
 
-class ExitCurve(Callback):
+class ExitCurve(Report):
     """Solves a multi-exit network's thresholds on the validation split, and reports what it does with them.
 
-    Every run has one; networks that are no `models.anytime.MultiExit` it leaves alone, and also tasks whose evaluation
-    steps do not return `index`, `label` and `exits` (the logits of each exit), as `Classification` does.
+    Networks that are no `models.anytime.MultiExit` it leaves alone.
 
     Each validation solves thresholds for every percent of the last exit's multiply-adds; they go into the checkpoint,
     and a test uses those of the checkpoint that it tests: no threshold is ever solved on the test split. Of a split,
@@ -67,6 +71,13 @@ class ExitCurve(Callback):
         ValueError: an unknown criterion or solver, or an empty interval.
     """
 
+    reads = Classification
+    pictures: ClassVar = {
+        "exit_curve.png": "accuracy against compute, with early exit",
+        "early_exits.png": "which images leave at which exit",
+    }
+    files: ClassVar = {"thresholds.json": "when images leave, for every budget"}
+
     def __init__(
         self,
         criterion: str = "max_prob",
@@ -84,156 +95,129 @@ class ExitCurve(Callback):
         self.solver: Solver = solver
         self.low = low
         self.high = high
-        self.folder: Path | None = None
-        self.file: Path | None = None
         self.thresholds: ExitThresholds | None = None
         self._costs: list[float] = []
         self._rows: list[Tensor] = []
+        # Of every sample that was evaluated, by position, and the positions.
+        self._outcomes: Outcomes | None = None
+        self._index: list[int] = []
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The thresholds of the last validation."""
         return self.thresholds.plain() if self.thresholds is not None else {}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the thresholds of a checkpoint, to go on or to test with."""
         self.thresholds = ExitThresholds.from_plain(state_dict)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the evaluation before."""
-        self._rows = []
+    @override
+    def applies(self, task: LightningModule) -> bool:
+        return super().applies(task) and _multi_exit(task) is not None
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the evaluation before."""
-        self._rows = []
+    @override
+    def start(self) -> None:
+        self._rows, self._outcomes = [], None
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keeps what each exit says of each sample."""
-        if not trainer.sanity_checking:
-            self._keep(pl_module, outputs, batch)
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keeps what each exit says of each sample."""
-        self._keep(pl_module, outputs, batch)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Solves the thresholds, logs, and draws unless training goes on."""
-        gathered = self._gather(trainer, pl_module)
-        if gathered is None:
-            return
-        outcomes, index = gathered
-        # Solved once, so that all processes have the same bits.
-        solved = ExitThresholds.solve(outcomes, self._costs, self.solver) if trainer.is_global_zero else None
-        self.thresholds = trainer.strategy.broadcast(solved)
-        self._report(trainer, pl_module, "val", outcomes, index, draw=trainer.state.fn == "validate")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs and draws, with the thresholds of the checkpoint."""
-        gathered = self._gather(trainer, pl_module)
-        if gathered is not None:
-            self._report(trainer, pl_module, "test", *gathered, draw=True)
-
-    def _keep(self, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
-        network = _multi_exit(pl_module)
-        if network is None or not isinstance(outputs, dict) or len(outputs.get("exits", ())) != network.num_exits:
+    @override
+    def keep(self, batch: Batch, outputs: Any) -> None:
+        exits = outputs["exits"]
+        # Some networks have exits in some phases of their training only.
+        if len(exits) != self.task.network.num_exits:
             return
         if not self._costs:
-            self._costs = exit_costs(network, batch["image"].shape[1:])
-        exits = outputs["exits"]
+            self._costs = exit_costs(self.task.network, batch["image"].shape[1:])
         columns = [outputs["index"], outputs["label"], *(confidence(logits, self.criterion) for logits in exits)]
         columns += [logits.argmax(1) for logits in exits]
         self._rows.append(torch.stack([column.double() for column in columns], 1))
 
-    def _gather(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Outcomes, list[int]] | None:
-        """What every exit says of every sample of all processes, by index; and the indices."""
-        network = _multi_exit(pl_module)
-        if network is None or trainer.sanity_checking:
-            return None
-        exits = network.num_exits
-        rows = torch.empty(0, 2 + 2 * exits, dtype=torch.float64, device=pl_module.device)
-        rows = torch.cat([rows, *self._rows])
+    @override
+    def merge(self) -> None:
+        """Puts together what every exit says of every sample; of the validation split, solves the thresholds."""
+        own = torch.cat(self._rows).cpu() if self._rows else None
         self._rows = []
-        if trainer.world_size > 1:
-            rows = torch.cat(gather_all_tensors(rows))
-            # A process without a sample has counted nothing.
-            self._costs = trainer.strategy.broadcast(self._costs)
-        if not len(rows):
-            return None
+        told = [(rows, costs) for rows, costs in gathered((own, self._costs)) if rows is not None]
+        if not told:
+            return
+        # A process without a sample has counted nothing.
+        self._costs = told[0][1]
+        rows = torch.cat([rows for rows, _ in told])
         # In the same order on any number of processes; and on the CPU, where the search is not slower.
-        rows = rows[rows[:, 0].argsort()].cpu()
+        rows = rows[rows[:, 0].argsort()]
         if not rows.isfinite().all():
             # The loss of the last step may say why, and of which samples.
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, NonFiniteGuard):
-                    callback.settle(trainer)
+                    callback.settle(self.trainer)
+        exits = self.task.network.num_exits
         sure, predicted = rows[:, 2 : 2 + exits].T.float(), rows[:, 2 + exits :].T.long()
-        outcomes = Outcomes(sure.contiguous(), predicted.contiguous(), rows[:, 1].long(), self.criterion)
-        return outcomes, rows[:, 0].long().tolist()
+        self._outcomes = Outcomes(sure.contiguous(), predicted.contiguous(), rows[:, 1].long(), self.criterion)
+        self._index = rows[:, 0].long().tolist()
+        if self.split == "val":
+            # Solved once, so that all processes have the same bits.
+            first = self.trainer.is_global_zero
+            solved = ExitThresholds.solve(self._outcomes, self._costs, self.solver) if first else None
+            self.thresholds = told_by_first(solved)
 
-    def _report(
-        self, trainer: Trainer, pl_module: LightningModule, split: str, outcomes: Outcomes, index: list[int], draw: bool
-    ) -> None:
+    @override
+    def metrics(self) -> Mapping[str, float]:
+        if self._outcomes is None:
+            return {}
         low = self._costs[0] if self.low is None else self.low
         high = self._costs[-1] if self.high is None else self.high
-        for name, value in exit_metrics(outcomes, self._costs, self.thresholds, low, high).items():
-            # The same on all processes; Lightning asks for sync_dist all the same.
-            pl_module.log(f"{split}/{name}", value, sync_dist=True)
-        if not trainer.is_global_zero:
-            return
-        if self.file is not None and self.thresholds is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.file.with_name(f".{self.file.name}.partial")
-            partial.write_text(json.dumps(self.thresholds.plain(), indent=2) + "\n")
-            os.replace(partial, self.file)
-        if draw and self.folder is not None:
-            self._draw_curve(trainer, split, outcomes)
-            self._draw_sheet(trainer, split, outcomes, index)
+        return exit_metrics(self._outcomes, self._costs, self.thresholds, low, high)
 
-    def _draw_curve(self, trainer: Trainer, split: str, outcomes: Outcomes) -> None:
-        assert self.folder is not None
+    @override
+    def write(self, folder: Path) -> None:
+        # The test of a checkpoint has solved nothing; that of a fit tells which thresholds are the best checkpoint's.
+        if self.thresholds is None or (self.split == "test" and not self.has_trained):
+            return
+        partial = folder / ".thresholds.json.partial"
+        partial.write_text(json.dumps(self.thresholds.plain(), indent=2) + "\n")
+        os.replace(partial, folder / "thresholds.json")
+
+    @override
+    def draw(self) -> Mapping[str, Figure]:
+        if self._outcomes is None:
+            return {}
+        figures = {"exit_curve": self._curve(self._outcomes)}
+        if self.thresholds is not None:
+            figures["early_exits"] = self._sheet(self._outcomes, self.thresholds)
+        return figures
+
+    def _curve(self, outcomes: Outcomes) -> Figure:
         anytime = (self._costs, outcomes.accuracy.tolist())
-        title = f"{split}: {len(outcomes.target):,} images"
+        title = f"{self.split}: {len(outcomes.target):,} images"
         if self.thresholds is None:
-            figure = exit_curve(anytime, title=title)
-        else:
-            found = operating_points(outcomes, self._costs, self.thresholds)
-            costs = [each.cost for each in found]
-            random = [random_accuracy(outcomes, each) for each in found]
-            whence = "the same images" if split == "val" else f"{self.thresholds.samples:,} validation images"
-            title += f", thresholds from {whence}"
-            figure = exit_curve(anytime, (costs, [each.accuracy for each in found]), (costs, random), title)
-        show(trainer, f"{split}/exit_curve", save(figure, self.folder / "exit_curve.png"))
+            return exit_curve(anytime, title=title)
+        found = operating_points(outcomes, self._costs, self.thresholds)
+        costs = [each.cost for each in found]
+        random = [random_accuracy(outcomes, each) for each in found]
+        whence = "the same images" if self.split == "val" else f"{self.thresholds.samples:,} validation images"
+        title += f", thresholds from {whence}"
+        return exit_curve(anytime, (costs, [each.accuracy for each in found]), (costs, random), title)
 
-    def _draw_sheet(self, trainer: Trainer, split: str, outcomes: Outcomes, index: list[int]) -> None:
+    def _sheet(self, outcomes: Outcomes, thresholds: ExitThresholds) -> Figure:
         """A row of images for each exit, for half of the compute or the least that there is."""
-        if self.thresholds is None:
-            return
-        assert self.folder is not None
         share = max(SHEET_BUDGET, self._costs[0] / self._costs[-1])
-        found = evaluate(outcomes, self.thresholds.policy(share).thresholds, self._costs)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        names = list(data.class_names)
+        found = evaluate(outcomes, thresholds.policy(share).thresholds, self._costs)
+        names = list(self.data.class_names)
         right = found.predictions == outcomes.target
         rows, captions, hits, labels = [], [], [], []
         for exit, cost in enumerate(self._costs):
             left = (found.exits == exit).nonzero().squeeze(1)
-            # Evenly over the split, which may be sorted by class.
-            places = torch.linspace(0, len(left) - 1, min(IMAGES_PER_EXIT, len(left))).round().long()
-            shown = left[places].tolist()
-            rows.append([data.raw_image(split, index[i]) for i in shown])
+            shown = evenly(left.tolist(), IMAGES_PER_EXIT)
+            rows.append([self.data.raw_image(self.split, self._index[i]) for i in shown])
             captions.append([names[int(found.predictions[i])] for i in shown])
             hits.append([bool(right[i]) for i in shown])
             correct = f", {right[left].double().mean().item():.1%} of them right" if len(left) else ""
             labels.append(
-                f"exit {exit} ({cost / self._costs[-1]:.0%} of the compute): {len(left) / len(index):.1%} of the "
+                f"exit {exit} ({cost / self._costs[-1]:.0%} of the compute): {len(left) / len(self._index):.1%} of the "
                 f"images{correct}"
             )
-        title = f"{split}: who leaves where at {found.cost / self._costs[-1]:.0%} of the compute"
-        figure = exit_sheet(rows, captions, hits, labels, title)
-        show(trainer, f"{split}/early_exits", save(figure, self.folder / "early_exits.png"))
+        title = f"{self.split}: who leaves where at {found.cost / self._costs[-1]:.0%} of the compute"
+        return exit_sheet(rows, captions, hits, labels, title)
 
 
 def exit_metrics(
@@ -278,6 +262,6 @@ def random_accuracy(outcomes: Outcomes, found: Evaluation) -> float:
     return (found.exit_shares * outcomes.accuracy).sum().item()
 
 
-def _multi_exit(pl_module: LightningModule) -> MultiExit | None:
-    network = getattr(pl_module, "network", None)
+def _multi_exit(task: LightningModule) -> MultiExit | None:
+    network = getattr(task, "network", None)
     return network if isinstance(network, MultiExit) and network.num_exits > 1 else None

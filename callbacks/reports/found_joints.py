@@ -1,0 +1,55 @@
+"""What `predict` makes of a pose network's answers: joints as JSON, and skeletons on a sheet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+from typing_extensions import override
+
+from callbacks.reports.predictions import Predictions, title_of
+from drawing.figures import save
+from drawing.poses import Sighting, Skeleton, pose_sheet
+from lightning_modules.pose_estimation import PoseEstimation
+
+ON_SHEET = 24
+
+
+class FoundJoints(Predictions):
+    """Writes where the joints of the one person in each image are, and how sure the network is of them.
+
+    `poses.json` is a list of `file`, and `joints` by name: x, y in pixels from 0, and the heat there.
+    """
+
+    reads = PoseEstimation
+
+    @override
+    def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
+        data = self.data
+        names = self.names or list(data.class_names)
+        indices = torch.cat([batch["index"] for batch in batches]).tolist()
+        joints = torch.cat([batch["joints"] for batch in batches]).cpu().numpy()
+        scores = torch.cat([batch["scores"] for batch in batches]).cpu().numpy()
+        files = [data.sample_name("predict", index) for index in indices]
+        found = np.concatenate([joints, scores[..., None]], 2)
+        entries = []
+        for file, person in zip(files, found.tolist(), strict=True):
+            by_name = {name: [round(value, 4) for value in each] for name, each in zip(names, person, strict=True)}
+            entries.append({"file": file, "joints": by_name})
+        target = folder / "poses.json"
+        target.write_text(json.dumps(entries, indent=1) + "\n")
+        table = Table(Column("file", overflow="fold"), "mean score", "least sure of", box=None)
+        for file, each in list(zip(files, scores, strict=True))[:ON_SHEET]:
+            table.add_row(file, f"{each.mean():.3f}", names[int(each.argmin())])
+        console.print(table, highlight=False)
+        shown = [
+            Sighting(data.raw_image("predict", index), person, caption=Path(file).name)
+            for index, person, file in list(zip(indices, found, files, strict=True))[:ON_SHEET]
+        ]
+        figure = pose_sheet(shown, Skeleton(names, data.skeleton), title_of(len(indices), ON_SHEET))
+        return [target, save(figure, folder / "contact_sheet.png")]

@@ -1,0 +1,124 @@
+"""What `predict` makes of a detector's answers: pictures with boxes and masks, COCO's JSON, a table, its queries."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Column, Table
+from typing_extensions import override
+
+from callbacks.reports.detection import objects_of
+from callbacks.reports.predictions import Predictions, Source, picture_name, title_of
+from callbacks.reports.queries import draw_query, has_queries
+from drawing.detection import Objects, detection_sheet, overlay
+from drawing.figures import save
+from lightning_modules.coco_metrics import ImageResult
+from lightning_modules.detection import Detection
+from lightning_modules.task import Batch, Task
+
+ON_SHEET = 20
+
+
+class FoundObjects(Predictions):
+    """Writes what a detector finds; pictures and table have what reaches the threshold, the JSON has everything.
+
+    Args:
+        score_threshold: detection: draw and count what has at least this score; files hold everything.
+        query: DETR family: also draw where a query looks, given its number or best, the surest of each image.
+    """
+
+    reads = Detection
+
+    def __init__(self, score_threshold: float = 0.5, query: Literal["best"] | int | None = None) -> None:
+        super().__init__()
+        self.score_threshold, self.query = score_threshold, query
+
+    @override
+    def prepare(self, trainer: Trainer, task: Task, source: Source) -> None:
+        super().prepare(trainer, task, source)
+        if self.query is not None and not has_queries(task.network):
+            raise ValueError(
+                f"--query: {type(task.network).__name__} has no queries that look somewhere; leave --query out, or use "
+                "a network of the DETR family"
+            )
+    @override
+    def keep(self, batch: Batch, outputs: Any) -> None:
+        super().keep(batch, outputs)
+        if self.query is None or self.place is None:
+            return
+        names = self.names or [f"class {i}" for i in range(self.task.num_classes)]
+        for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
+            picture = self.data.raw_image("predict", index)
+            figure = draw_query(self.task.network, image, picture, self.query, names)
+            save(figure, self.place.pictures / "queries" / picture_name(self.data, index))
+
+    @override
+    def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
+        task, threshold = self.task, self.score_threshold
+        results: list[ImageResult] = [result for batch in batches for result in batch["results"]]
+        files = [self.data.sample_name("predict", each.index) for each in results]
+        names = self.names or [f"class {i}" for i in range(task.num_classes)]
+        target = folder / "predictions.json"
+        target.write_text(json.dumps(as_coco(results, files, names, task.category_ids or list(range(len(names))))))
+        table = Table(Column("file", overflow="fold"), "objects", "labels", box=None)
+        images: list[np.ndarray] = []
+        shown: list[Objects] = []
+        captions: list[str] = []
+        for result, file in zip(results, files, strict=True):
+            found = objects_of(result).above(threshold)
+            by_label = Counter(names[int(label)] for label in found.labels).most_common()
+            table.add_row(file, str(len(found.labels)), ", ".join(f"{name} ({number})" for name, number in by_label))
+            image = self.data.raw_image("predict", result.index)
+            save(overlay(image, found, names), folder / "pictures" / picture_name(self.data, result.index))
+            if len(images) < ON_SHEET:
+                images.append(image)
+                shown.append(found)
+                captions.append(f"{Path(file).name}: {len(found.labels)}")
+        title = f"{title_of(len(results), ON_SHEET)}; score >= {threshold:g}"
+        sheet = save(detection_sheet(images, shown, names, captions, title), folder / "contact_sheet.png")
+        console.print(table, highlight=False)
+        queries = [folder / "queries"] if self.query is not None else []
+        return [target, sheet, folder / "pictures", *queries]
+
+
+def as_coco(
+    results: list[ImageResult], files: list[str], names: list[str], category_ids: list[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Predictions as a data set of COCO's format, with a score for each annotation.
+
+    Args:
+        results: one of each image.
+        files: of the images.
+        names: of the labels.
+        category_ids: of the labels.
+    """
+    images = [
+        {"id": each.image_id, "file_name": file, "height": each.size[0], "width": each.size[1]}
+        for each, file in zip(results, files, strict=True)
+    ]
+    annotations: list[dict[str, Any]] = []
+    for each in results:
+        for i, ((x0, y0, x1, y1), label, score) in enumerate(
+            zip(each.boxes.tolist(), each.labels.tolist(), each.scores.tolist(), strict=True)
+        ):
+            width, height = round(max(0.0, x1 - x0), 2), round(max(0.0, y1 - y0), 2)
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": each.image_id,
+                "category_id": category_ids[label],
+                "bbox": [x0, y0, width, height],
+                "area": round(width * height, 2),
+                "iscrowd": 0,
+                "score": score,
+            }
+            if each.masks is not None:
+                annotation["segmentation"] = each.masks[i]
+            annotations.append(annotation)
+    categories = [{"id": category, "name": name} for category, name in zip(category_ids, names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}

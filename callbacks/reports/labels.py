@@ -1,0 +1,163 @@
+"""What `predict` makes of a classifier's answers: a table of labels and an annotated contact sheet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor, nn
+from typing_extensions import override
+
+from callbacks.exit_thresholds import ExitThresholds
+from callbacks.reports.cost import Cost
+from callbacks.reports.exit_curve import ExitCurve
+from callbacks.reports.predictions import Predictions, Source, title_of
+from drawing.figures import contact_sheet, readable, save
+from lightning_modules.classification import Classification
+from lightning_modules.task import Task
+from models.anytime import MultiExit, Policy, exit_costs, run
+
+TOP = 5
+ON_SHEET = 36
+
+
+class Labels(Predictions):
+    """Writes the likeliest classes of each image, and where images leave a network with exits.
+
+    Args:
+        budget: early exit: the share of the last exit's multiply-adds to spend, in (0, 1].
+        thresholds: with --budget: the thresholds.json to use (default: the checkpoint's own thresholds).
+    """
+
+    reads = Classification
+
+    def __init__(self, budget: float | None = None, thresholds: str | None = None) -> None:
+        super().__init__()
+        self.budget, self.thresholds = budget, thresholds
+        self._exits: Tensor | None = None
+
+    @override
+    def prepare(self, trainer: Trainer, task: Task, source: Source) -> None:
+        super().prepare(trainer, task, source)
+        budget, network = self.budget, task.network
+        if budget is None:
+            if self.thresholds is not None:
+                raise ValueError("--thresholds says when images leave for a --budget: give both, or none")
+            return
+        if not 0 < budget <= 1:
+            raise ValueError(f"--budget {budget:g}: it is a share of the last exit's multiply-adds, in (0, 1]")
+        if not (isinstance(task, Classification) and isinstance(network, MultiExit) and network.num_exits > 1):
+            raise ValueError(
+                f"--budget: {type(network).__name__} has no exits where images could leave; leave --budget out, or "
+                "train a network with exits, such as RANet or DVT"
+            )
+        plain = _read(self.thresholds) if self.thresholds else _stored(source)
+        try:
+            task.policy = ExitThresholds.from_plain(plain).policy(budget)
+            task.policy.check(network.num_exits)
+        except ValueError as error:
+            raise ValueError(f"--budget {budget:g}, {self.thresholds or source.path}: {error}") from error
+
+    @override
+    def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
+        indices = torch.cat([batch["index"] for batch in batches]).tolist()
+        probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
+        exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
+        self._exits = exits
+        names = self.names or [f"class {i}" for i in range(probabilities.shape[1])]
+        values, classes = probabilities.topk(min(TOP, len(names)))
+        files = [self.data.sample_name("predict", index) for index in indices]
+        target = folder / "predictions.csv"
+        columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
+        columns += ["exit"] if exits is not None else []
+        with target.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", *columns])
+            for row, name in enumerate(files):
+                pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
+                cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
+                cells += [str(int(exits[row]))] if exits is not None else []
+                writer.writerow([name, *cells])
+        shown = range(min(ON_SHEET, len(indices)))
+        captions = [f"{Path(files[i]).name}\n{names[int(classes[i, 0])]} ({values[i, 0]:.0%})" for i in shown]
+        images = [self.data.raw_image("predict", indices[i]) for i in shown]
+        sheet = save(contact_sheet(images, captions, title_of(len(indices), ON_SHEET)), folder / "contact_sheet.png")
+        table = Table(Column("file", overflow="fold"), "label", "probability", box=None)
+        for i in shown:
+            table.add_row(files[i], names[int(classes[i, 0])], f"{values[i, 0]:.4f}")
+        console.print(table, highlight=False)
+        return [target, sheet]
+
+    @override
+    def counted_network(self) -> nn.Module:
+        policy = self.task.policy
+        return self.task.network if policy is None else _EarlyExit(self.task.network, policy)
+
+    @override
+    def spent(self, cost: Cost, images: int) -> dict[str, Any]:
+        found = super().spent(cost, images)
+        if self._exits is None:
+            return found
+        costs = exit_costs(self.task.network, cost.inputs[0].shape[1:])
+        shares = (self._exits.bincount(minlength=len(costs)).double() / images).tolist()
+        macs = sum(share * each for share, each in zip(shares, costs, strict=True))
+        return found | {
+            "budget": self.budget,
+            "share": macs / costs[-1],
+            "macs": macs,
+            "exit_macs": costs,
+            "exit_shares": shares,
+        }
+
+    @override
+    def tell_spent(self, spent: Mapping[str, Any], console: Console) -> None:
+        if "budget" in spent:
+            table = Table("exit", "images", "multiply-adds", box=None)
+            for exit, (share, macs) in enumerate(zip(spent["exit_shares"], spent["exit_macs"], strict=True)):
+                table.add_row(str(exit), f"{share:.1%}", readable(macs))
+            console.print(table, highlight=False)
+            console.print(
+                f"by the exits taken: {readable(spent['macs'])} multiply-adds an image, {spent['share']:.1%} of the "
+                f"last exit's, for a budget of {spent['budget']:.1%}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        super().tell_spent(spent, console)
+
+
+class _EarlyExit(nn.Module):
+    """Early exit as a network, to count what it executes."""
+
+    def __init__(self, network: MultiExit, policy: Policy) -> None:
+        super().__init__()
+        self.network, self.policy = network, policy
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        return run(self.network, images, self.policy)[0]
+
+
+def _stored(source: Source) -> dict[str, Any]:
+    if plain := source.content.get("callbacks", {}).get(ExitCurve.__qualname__):
+        return plain
+    option = "--ckpt_path" if source.content else "--weights"
+    raise ValueError(
+        f"--budget: {source.path} holds no thresholds, as no validation preceded it: solve them by "
+        f"`python -m exp validate {option} {source.path}`, then add --thresholds {source.validated / 'thresholds.json'}"
+    )
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        return json.loads(Path(file).read_text())
+    except OSError as error:
+        raise ValueError(f"--thresholds {file}: {error.strerror}; `python -m exp validate` writes it") from error
+    except ValueError as error:
+        raise ValueError(f"--thresholds {file}: not JSON ({error}); `python -m exp validate` writes it") from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.anytime import exit_costs
 from models.backbones.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
 from models.compute import flop_counter, forget, has_values, inference, recorded
+from models.decisions import note
 from models.layers.masked_conv import REACH, MaskedConv2d, convolve, strongest_kernel
 from models.layers.regions import Layout, Region, average_pool, layout_of, pyramid, upsample
 
@@ -124,7 +125,7 @@ class HRNetExits(nn.Module, ABC):
             forget(self)
             self._empty_from = NUM_EXITS
         x = self.backbone.stem(images)
-        return {"maps": [x], "layouts": None, "logits": None, "mask": None}
+        return {"maps": [x], "layouts": None, "logits": None, "mask": None, "computed": []}
 
     def advance(self, exit: int, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The next exit; runs no more than it needs.
@@ -136,23 +137,26 @@ class HRNetExits(nn.Module, ABC):
         Returns:
             Merged logits [B, K, H / 4, W / 4], and the state of the next exit.
         """
-        maps, logits = state["maps"], state["logits"]
+        maps, logits, computed = state["maps"], state["logits"], state["computed"]
         at: list[Region | None] = [None] * NUM_EXITS
         mask = state["mask"]
         if exit and self.adaptive:
             regions = self._regions(exit, logits, mask)
             mask = regions[0].mask
+            computed = self._note([*state["computed"], mask])
             if regions[0].layout is not None and not len(regions[0].kept):
                 self._empty_from = min(self._empty_from, exit)
-                return logits, state | {"mask": mask}
+                return logits, state | {"mask": mask, "computed": computed}
             maps = _place(maps, state["layouts"], regions)
             at = list(regions)
         if exit:
             maps = self.backbone.stage(exit, maps, at)
         predicted = self.predict(exit, maps, at)
         merged = predicted if at[0] is None else at[0].merge(predicted, logits)
+        if self.adaptive and not exit:
+            computed = self._note([torch.ones_like(merged[:, 0], dtype=torch.bool)])
         layouts = [layout_of(region) for region in at]
-        return merged, {"maps": maps, "layouts": layouts, "logits": merged, "mask": mask}
+        return merged, {"maps": maps, "layouts": layouts, "logits": merged, "mask": mask, "computed": computed}
 
     def predict(self, exit: int, maps: list[Tensor], at: list[Region | None]) -> Tensor:
         """Raw logits of an exit, from the maps of its stage; in tiles where these are."""
@@ -230,6 +234,11 @@ class HRNetExits(nn.Module, ABC):
         for exit in range(self._empty_from, NUM_EXITS):
             costs[exit] = costs[self._empty_from - 1]
         return costs
+
+    def _note(self, computed: list[Tensor]) -> list[Tensor]:
+        """Says where each exit so far was computed, [B, h, w] each, and returns it."""
+        note(self, "exit", torch.stack(computed, 1), "exit", [f"exit {i}" for i in range(len(computed))])
+        return computed
 
     def _regions(self, exit: int, logits: Tensor, before: Tensor | None) -> list[Region]:
         if not has_values(logits):

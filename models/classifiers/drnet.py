@@ -16,6 +16,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from models.compute import count, has_values, record
+from models.decisions import note
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, touch, use_set
 
 Size = int | tuple[int, int]
@@ -255,8 +256,11 @@ class DRNet(nn.Module):
             self._record(scores.new_ones(len(images)))
             return self.classify(images, self.costs.index(self.dense))
         picked = self.selection(scores) if self.training else self._decide(scores)
+        choice = picked.detach().argmax(1)
+        names = [f"{height} x {width} pixels" for height, width in self.candidates]
+        note(self, "choice", choice, "resolution", names, [cost / self.dense for cost in self.costs])
         if not torch.compiler.is_compiling():
-            self.choice = picked.detach().argmax(1)
+            self.choice = choice
         self._record((picked * self.cost_shares).sum(1))
         if self.training and self.route == "mix":
             logits = torch.stack([self.classify(images, j) for j in range(len(self.candidates))], 1)

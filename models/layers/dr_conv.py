@@ -19,6 +19,7 @@ from timm.layers import pad_same
 from torch import Tensor, nn
 
 from models.compute import has_values
+from models.decisions import note
 from models.layers.kernel_mixture import geometry, pooled
 from models.layers.per_sample_conv import per_sample_conv2d
 
@@ -145,6 +146,7 @@ class DRConv2d(nn.Module):
         # Half precision would tie scores that differ.
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         regions = scores.argmax(1)
+        note(self, "map", regions, "region", [f"region {i}" for i in range(self.num_regions)])
         compiling = torch.compiler.is_compiling()
         if not compiling and has_values(regions):
             self.regions = regions

@@ -13,6 +13,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from models.compute import has_values
+from models.decisions import note
 from models.layers.per_sample_conv import Padding, images_at_once, per_sample_conv2d
 
 Init = Literal["paper", "host", "copy"]
@@ -73,6 +74,7 @@ class KernelMixture(nn.Module):
         Returns:
             [B, out_channels, H', W'].
         """
+        note(self, "mixture", coefficients, "kernel", [f"kernel {i}" for i in range(self.num_kernels)])
         # A compiled graph keeps no state on the side, and tensors without data show nothing.
         if not torch.compiler.is_compiling() and has_values(coefficients):
             self.coefficients = coefficients.detach()

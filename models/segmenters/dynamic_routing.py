@@ -6,7 +6,7 @@ Reference: "Learning Dynamic Routing for Semantic Segmentation", CVPR 2020, arXi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,25 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from models.compute import has_values, record
+from models.decisions import Grid, note
 from models.layers.soft_gate import all_closed
 from models.segmenters.dynamic_routing_cell import Cell, Sent, SeparableConv, index
-from models.segmenters.dynamic_routing_flops import cell_costs, cost_tables, route_taken
-from models.segmenters.dynamic_routing_routes import NUM_LEVELS, STEPS, TRANSFORMS, Edge, all_edges, fixed_route, pruned
+from models.segmenters.dynamic_routing_flops import cell_costs, cost_tables, executed_macs, route_taken
+from models.segmenters.dynamic_routing_routes import (
+    NUM_LEVELS,
+    STEPS,
+    TRANSFORMS,
+    Edge,
+    all_edges,
+    common_route,
+    fixed_route,
+    pruned,
+)
 
 Maps = dict[int, Tensor]
 Budget = Literal["expected", "executed"]
+# What the sides of images are padded to multiples of: the coarsest stride.
+DIVISOR = 4 << (NUM_LEVELS - 1)
 
 
 class Decoder(nn.Module):
@@ -180,6 +192,7 @@ class DynamicRouting(nn.Module):
         """
         height, width = images.shape[-2:]
         maps, gates = self.features(images)
+        self._note(gates, (height + -height % DIVISOR, width + -width % DIVISOR))
         if not torch.compiler.is_compiling():
             self.gates = gates.detach()
         logits = F.interpolate(self.decoder(maps), scale_factor=4, mode="bilinear", align_corners=False)
@@ -195,7 +208,7 @@ class DynamicRouting(nn.Module):
             Maps by level, `width * 2^k` channels at stride 4 * 2^k; levels that no image has reached may be missing.
             And the gates [B, layers + 1, 4, 3], with their gradient.
         """
-        images = F.pad(images, (0, -images.shape[-1] % 32, 0, -images.shape[-2] % 32))
+        images = F.pad(images, (0, -images.shape[-1] % DIVISOR, 0, -images.shape[-2] % DIVISOR))
         if self.small_gate and min(images.shape[-2:]) < 128:
             raise ValueError(f"small gates need images of 128 pixels or more, not {tuple(images.shape[-2:])}")
         x = self.stem(images)
@@ -216,6 +229,21 @@ class DynamicRouting(nn.Module):
     def get_classifier(self) -> nn.Module:
         """The layer that depends on the classes."""
         return self.decoder.predictor
+
+    def route_macs(self, routes: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Multiply-adds of an inference by each route, all of the network included (see `models.decisions.Router`)."""
+        return executed_macs(self, routes, image_size)
+
+    def common_route(self, usage: Tensor) -> dict[str, Any]:
+        """Arguments of the paper's Common network: the edges of at least half of the images, without gates.
+
+        Args:
+            usage: Share of the images for which each edge is open [layers + 1, 4, 3].
+
+        Raises:
+            ValueError: No path of such edges reaches the last layer.
+        """
+        return {"route": [list(edge) for edge in common_route(usage)], "small_gate": False, "budget": "expected"}
 
     def _grid(self) -> Iterator[list[tuple[int, Cell]]]:
         for cells in self.layers:
@@ -274,6 +302,17 @@ class DynamicRouting(nn.Module):
         for maps, images in parts:
             total.index_add_(0, index(images, finest), maps.to(total.dtype))
         return total
+
+    def _note(self, gates: Tensor, image_size: tuple[int, int]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        exists = torch.zeros(gates[0].numel(), dtype=torch.bool, device=gates.device)
+        exists = exists.index_fill(0, self.path_index, True).view_as(gates[0])
+        steps = tuple(STEPS[transform] for transform in TRANSFORMS)
+        levels = tuple(f"stride {4 << level}" for level in range(NUM_LEVELS))
+        grid = Grid(exists, steps, levels, not self.dynamic, image_size)
+        # Gates that are too small together to count as open are none.
+        note(self, "route", gates * ~all_closed(gates)[..., None], "way", TRANSFORMS, grid=grid)
 
     def _record(self, gates: Tensor, pixels: int) -> None:
         weights, peaks = gates, gates.amax(3)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.hrnet import HRNet
+from models.layers.hrnet import HRNet
 from models.segmenters.adpc import ADPC
 
 POOLED_DIM = {"w18_small_v2": 64, "w48": 128}

@@ -18,12 +18,12 @@ from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWi
 from lightning_modules.task import Batch, Task, classes_of
 from models.anytime import MultiExit
 from models.compute import inference
+from models.layers.resize import resize
 from models.segmenters.inference import (
     Deadline,
     each_exit,
     multi_scale,
     padded,
-    resize,
     sliding_window,
     unpadded,
 )

@@ -19,7 +19,7 @@ from drawing.segmentation import threshold_curve
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_metrics import SegmentationFindings, Tally
 from lightning_modules.task import Batch
-from models.backbones.hrnet_exits import HRNetExits
+from models.layers.hrnet_exits import HRNetExits
 
 # Of each exit before the last; empty for a network that computes every pixel.
 Thresholds = tuple[float, ...]

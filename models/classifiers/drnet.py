@@ -17,78 +17,13 @@ from torch import Tensor, nn
 
 from models.compute import count, has_values, record
 from models.decisions import note
+from models.layers.gumbel import GumbelSelection
+from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, touch, use_set
 
 Size = int | tuple[int, int]
 # Names of the shortcut in timm's residual networks.
 _SHORTCUT = ("downsample", "shortcut")
-
-
-def resize(images: Tensor, size: tuple[int, int], mode: Literal["antialiased", "official"] = "antialiased") -> Tensor:
-    """Bilinear resize.
-
-    Args:
-        images: [B, C, H, W].
-        size: height and width to resize to.
-        mode: `antialiased`: pixels are areas, and a smaller image averages over all that it covers. `official`: what
-            the published weights were evaluated with, MindSpore's default; the source coordinate of pixel i is
-            `i * in / out`, the neighbour beyond the edge is the edge, nothing is averaged.
-
-    Returns:
-        [B, C, *size].
-    """
-    if images.shape[-2:] == size:
-        return images
-    if mode == "antialiased":
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-    for dim, length in zip((-2, -1), size, strict=True):
-        last = images.shape[dim] - 1
-        source = torch.arange(length, device=images.device, dtype=torch.float32) * (images.shape[dim] / length)
-        low = source.floor().long().clamp(max=last)
-        weight = (source - low).to(images.dtype).view(-1, *[1] * (-1 - dim))
-        upper = images.index_select(dim, (low + 1).clamp(max=last))
-        images = torch.lerp(images.index_select(dim, low), upper, weight)
-    return images
-
-
-def gumbel_noise(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise `-ln(-ln u)` of uniform numbers in [0, 1), finite everywhere."""
-    return -torch.log(1e-10 - torch.log(uniform + 1e-10))
-
-
-def straight_through(scores: Tensor, noise: Tensor | float, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-    """One-hot sample forward, softmax backward.
-
-    Args:
-        scores: unnormalised log-probabilities [B, m].
-        noise: Gumbel noise [B, m].
-        temperature: of the softmax; the one-hot sample does not depend on it.
-
-    Returns:
-        One-hot [B, m] with the gradient of the softmax, and the softmax [B, m].
-    """
-    perturbed = scores.log_softmax(1) + noise
-    soft = (perturbed / temperature).softmax(1)
-    hard = F.one_hot(perturbed.argmax(1), scores.shape[1]).to(soft.dtype)
-    return hard + (soft - soft.detach()), soft
-
-
-class GumbelSelection(nn.Module):
-    """Draws one of m candidates from scores, with a gradient.
-
-    Args:
-        temperature: a buffer, so that `callbacks.Annealing` can change it while training goes on.
-    """
-
-    temperature: Tensor
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
-
-    def forward(self, scores: Tensor) -> Tensor:
-        """Scores [B, m] to one-hot samples [B, m]."""
-        return straight_through(scores, gumbel_noise(torch.rand_like(scores)), self.temperature)[0]
 
 
 class ResolutionPredictor(nn.Module):
@@ -183,7 +118,7 @@ class DRNet(nn.Module):
         resolution_bn: norms of every resolution's own; False leaves one set to all of them, the paper's ablation.
         shortcut_bn: `own` norms of every resolution on shortcuts, or the `first` resolution's for all, as in the
             published weights.
-        resize_mode: see `resize`; the published weights are `official`.
+        resize_mode: see `models.layers.resize`; the published weights are `official`.
         in_chans: channels of the images.
 
     Attributes:

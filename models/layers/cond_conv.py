@@ -132,6 +132,11 @@ class CondConv2d(KernelMixture):
         layer.init_like(conv, init)
         return layer
 
+    def join(self, block: nn.Module) -> None:
+        """Shares the routing of its block, which gets one if it has none; a layer with one of its own keeps that."""
+        if self.routing_fn is None and not isinstance(getattr(block, "routing_fn", None), Routing):
+            share_routing(block)
+
     def reset_parameters(self) -> None:
         """Every expert as PyTorch initialises a convolution."""
         fan = fan_in(self.kernel_shape)

@@ -167,7 +167,7 @@ def _our_names(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def head_names(head: str, num_pools: int) -> set[str]:
-    """Names of an exit's head (`models.backbones.hrnet_exits.ExitHead`)."""
+    """Names of an exit's head (`models.layers.hrnet_exits.ExitHead`)."""
     names = {f"{head}.classifier.{kind}" for kind in ("weight", "bias")}
     for i in range(max(1, 2 * num_pools - 1)):
         names |= {f"{head}.convs.{i}.0.{kind}" for kind in ("weight", "bias")}

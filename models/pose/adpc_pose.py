@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.backbones.hrnet import COARSE_FUSION, HRNet, Stage, init_weights, plain_conv
-from models.backbones.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
+from models.layers.hrnet import COARSE_FUSION, HRNet, Stage, init_weights, plain_conv
+from models.layers.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
 from models.layers.masked_conv import MaskedConv2d, convolve
 from models.layers.regions import Region
 
@@ -23,7 +23,7 @@ class ADPCPose(HRNetExits):
 
     Args:
         num_joints: J.
-        stages: A name in `models.backbones.hrnet.STAGES`, or its four rows.
+        stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         pooled_dim: Hidden channels of the redesigned heads; None for plain heads.
         low: A pixel whose largest heat of any joint is below this is background, and skipped.

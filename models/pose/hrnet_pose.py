@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.backbones.hrnet import COARSE_FUSION, HRNet, Stage, init_weights
+from models.layers.hrnet import COARSE_FUSION, HRNet, Stage, init_weights
 
 
 class HRNetPose(nn.Module):
@@ -16,7 +16,7 @@ class HRNetPose(nn.Module):
 
     Args:
         num_joints: J.
-        stages: A name in `models.backbones.hrnet.STAGES`, or its four rows.
+        stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         bn_momentum: Share of a batch in the running statistics.
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import MultiExit
+from models.layers.resize import resize
 
 # Images [B, 3, H, W] to scores [B, C, H, W] of each exit, cheapest first.
 Predict = Callable[[Tensor], list[Tensor]]
@@ -21,13 +21,6 @@ Average = Literal["softmax", "exp_logits"]
 DIVISOR = 32
 # What is left of the slowest run when a faster one follows; see `Deadline`.
 MEMORY = 0.9
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [B, C, h, w] to [B, C, *size], bilinear; as they are if they have that size."""
-    if maps.shape[-2:] == torch.Size(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def padded(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from models.segmenters.inference import resize
+from models.layers.resize import resize
 
 NUM_LEVELS = 4
 # The auxiliary head reads the map of stride 16.

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.anytime.confidence import confidence
-from models.backbones.hrnet import HighResolutionModule, plain_conv
-from models.backbones.hrnet_exits import ExitHead, logits_at
+from models.layers.hrnet import HighResolutionModule, plain_conv
+from models.layers.hrnet_exits import ExitHead
 from models.layers.masked_conv import MaskedConv2d
 from models.layers.regions import Region, pyramid
+from models.layers.resize import resize
 from models.official import load
 from models.official.adpc import to_official, to_ours
 from models.segmenters.adpc import ADPC, unsure
@@ -153,7 +154,7 @@ def exit_loss(case: Case) -> dict[str, Tensor]:
 def losses(exits: list[Tensor], case: Case) -> dict[str, Tensor]:
     """Weighted cross entropy of each exit at the labels' resolution, and the weighted sum."""
     label, weight = case.inputs["label"], case.inputs["class_weight"]
-    each = [F.cross_entropy(logits_at(x, label.shape[-2:]), label, weight, ignore_index=VOID) for x in exits]
+    each = [F.cross_entropy(resize(x, label.shape[-2:]), label, weight, ignore_index=VOID) for x in exits]
     total = torch.stack([loss * share for loss, share in zip(each, case.config["ee_weights"], strict=True)]).sum()
     return {f"out.loss_exit{i}": loss for i, loss in enumerate(each, 1)} | {"out.loss_total": total}
 

@@ -13,9 +13,9 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from models.layers.cond_conv import CondConv2d
-from models.layers.replace import replace
 from models.official import load
 from models.official.condconv import to_official, to_ours
+from models.surgery import replace
 
 if TYPE_CHECKING:
     from tests.test_golden import Case

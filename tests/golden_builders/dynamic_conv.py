@@ -11,9 +11,9 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from models.layers.dynamic_conv import DynamicConv2d, KernelAttention, set_temperature, stepwise_temperature
-from models.layers.replace import replace
 from models.official import load
 from models.official.dynamic_conv import to_official, to_ours
+from models.surgery import replace
 
 if TYPE_CHECKING:
     from tests.test_golden import Case

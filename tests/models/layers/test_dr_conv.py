@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.compute import count, executed
 from models.layers.dr_conv import DRConv2d, gathered_region_conv2d, masked_region_conv2d
 from models.layers.per_sample_conv import per_sample_conv2d
-from models.layers.replace import replace
+from models.surgery import replace
 
 VARIANTS: list[dict[str, Any]] = [
     {"generator": "expert_mixture", "guide": "pointwise", "num_experts": 3},

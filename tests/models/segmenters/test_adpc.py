@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import exit_costs
-from models.backbones.hrnet import HRNet, concatenate
 from models.compute import count, executed, expected, parameter_count, static_macs
+from models.layers.hrnet import HRNet, concatenate
 from models.layers.masked_conv import MaskedConv2d
 from models.segmenters.adpc import ADPC
 from models.segmenters.hrnet_segmenter import HRNetSegmenter

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import exit_costs
-from models.backbones.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
 from models.compute import flop_counter, forget, has_values, inference, recorded
 from models.decisions import note
+from models.layers.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
 from models.layers.masked_conv import REACH, MaskedConv2d, convolve, strongest_kernel
 from models.layers.regions import Layout, Region, average_pool, layout_of, pyramid, upsample
 
@@ -284,8 +283,3 @@ def head_dims(chans: Sequence[int], pooled_dim: int | None) -> list[tuple[int, i
     if pooled_dim is None:
         return [(0, width) for width in chans]
     return [(pools, pooled_dim if pools else width) for pools, width in zip(POOLS, chans, strict=True)]
-
-
-def logits_at(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits [B, K, h, w] resized to [B, K, *size], bilinear."""
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -10,7 +10,7 @@ from models.layers.cond_conv import CondConv2d
 from models.layers.dr_conv import DRConv2d
 from models.layers.dynamic_conv import DynamicConv2d
 from models.layers.kernel_mixture import KernelMixture
-from models.layers.replace import convolution_sites, replace
+from models.surgery import convolution_sites, replace
 
 SHARED = partial(CondConv2d.like, num_experts=4, routing="block")
 

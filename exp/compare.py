@@ -27,10 +27,12 @@ def main(argv: list[str]) -> int:
         print(f"exp: '{wrong[0]}' is no option of compare; a config key is changed by --key=value", file=sys.stderr)
         return 2
     if options.summary:
+        from exp.claims.published import freshness
         from exp.claims.summary import SummaryError, summarise
 
         try:
             print(summarise(Path("docs/claims.md"), Path("docs/claims")))
+            print(freshness(Path("docs/claims")))
         except SummaryError as error:
             print(f"exp: {error}", file=sys.stderr)
             return 2
@@ -72,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--publish", action="store_true", help="copy the result to docs/claims/NAME and rewrite docs/claims.md"
     )
-    parser.add_argument("--summary", action="store_true", help="rewrite docs/claims.md from docs/claims/*; run nothing")
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="rewrite docs/claims.md from docs/claims/*, and say what has changed since each result; run nothing",
+    )
     return parser
 
 

@@ -1,52 +1,112 @@
-"""Which code a result came from: hashes of the sources that decide it, and versions of the libraries."""
+"""Which code a result came from: hashes of the modules that its run imports, and versions of the libraries."""
 
 from __future__ import annotations
 
-import ast
 import functools
-import hashlib
 import importlib.metadata
-import importlib.util
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-# What every fit runs through. Of `exp` itself only what shapes a training counts.
-PACKAGES = ("models", "lightning_modules", "datamodules", "callbacks", "exp.cli", "exp.fit")
+from exp.claims.imports import Sources, Target
+
+# What every cell runs.
+COMMAND: Target = ("exp.fit", "main")
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
+Version = dict[str, dict[str, str]]
 
 
-def code_version(config: dict[str, Any]) -> dict[str, str]:
-    """The version of everything that a config's result depends on.
+def registering_module(name: str) -> str | None:
+    """The module that registers a network of a name, perhaps with the tag of its weights, with timm."""
+    import timm
 
-    Sources count by their syntax tree without docstrings: a comment or a reformatted line changes nothing.
+    import models  # noqa: F401  registers ours
+
+    base = name.partition(".")[0]
+    return timm.models.model_entrypoint(base).__module__ if timm.is_model(base) else None
+
+
+@functools.cache
+def _installed() -> Sources:
+    return Sources(registered=registering_module)
+
+
+def code_version(config: dict[str, Any], sources: Sources | None = None) -> Version:
+    """The version of the code that a config's result depends on: what its run imports, and nothing else.
+
+    The run is `exp fit` and whatever the config names: classes and functions by their paths, networks by the names
+    that they are registered with timm under. What these import counts, directly or not. A comment, a docstring or a
+    reformatted line changes nothing, nor does a module that only watches a run (see `exp.claims.imports`).
 
     Args:
-        config: resolved, as plain values. Packages that its class paths name count too, the user's own included.
+        config: resolved, as plain values.
+        sources: the modules to read; by default those that are installed.
 
     Returns:
-        Package or library -> hash of its sources, or its version number.
+        `modules`: module -> hash of its text; `libraries`: library -> its version.
     """
-    found = {name: _source_hash(name) for name in PACKAGES}
-    named = {path.split(".")[0] for path in _class_paths(config)}
-    ours = {name.split(".")[0] for name in PACKAGES}
-    for name in sorted({*LIBRARIES, *named} - ours):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = _source_hash(name)
-    return found
+    sources = sources or _installed()
+    words = sorted(set(_words(config)))
+    named = [target for word in words if (target := sources.target(word))]
+    registered = [(home, "") for word in words if (home := sources.registered(word))]
+    tops = {path.partition(".")[0] for path in _class_paths(config)}
+    return {
+        "modules": sources.digests([COMMAND, *named, *registered]),
+        "libraries": {name: _release(name) for name in sorted({*LIBRARIES, *tops}) if sources.find(name) is None},
+    }
 
 
-def changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """What differs between two versions, in words."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if a != b:
-            numbers = a is not None and b is not None and "." in a and "." in b
-            lines.append(f"{name} {a} -> {b}" if numbers else f"the code of {name}")
-    return lines
+def merged(versions: Iterable[Version]) -> Version:
+    """The version of the code of several runs of the same sources."""
+    together: Version = {"modules": {}, "libraries": {}}
+    for version in versions:
+        for kind, entries in version.items():
+            together[kind] |= entries
+    return {kind: dict(sorted(entries.items())) for kind, entries in together.items()}
+
+
+def version_now(recorded: dict[str, Any]) -> Version:
+    """The version, in today's code, of what a recorded version is of.
+
+    No config is needed: as long as no module has changed, they import each other as before.
+    """
+    return {
+        "modules": _installed().digests((name, "") for name in recorded.get("modules", ())),
+        "libraries": {name: _release(name) for name in recorded.get("libraries", ())},
+    }
+
+
+def changes(old: dict[str, Any], new: Version) -> list[str]:
+    """What differs between two versions, in words.
+
+    Args:
+        old: a recorded version.
+        new: the version now.
+    """
+    if "modules" not in old:
+        return ["its code was recorded by whole packages, as was done once"]
+    before, now = old["modules"], new["modules"]
+    modules = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    lines = [f"the code of {_listed(modules)}"] if modules else []
+    before, now = old["libraries"], new["libraries"]
+    names = sorted(before.keys() | now.keys())
+    return lines + [f"{n} {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more modules" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _words(config: Any) -> Iterator[str]:
+    """Every text in a config."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict):
+        for value in config.values():
+            yield from _words(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _words(value)
 
 
 def _class_paths(config: Any) -> Iterator[str]:
@@ -61,25 +121,10 @@ def _class_paths(config: Any) -> Iterator[str]:
 
 
 @functools.cache
-def _source_hash(module: str) -> str:
-    specification = importlib.util.find_spec(module)
-    if specification is None or specification.origin is None:
-        return "unknown"
-    origin = Path(specification.origin)
-    files = sorted(origin.parent.rglob("*.py")) if specification.submodule_search_locations else [origin]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.relative_to(origin.parent)).encode())
-        digest.update(_essence(file.read_text()).encode())
-    return digest.hexdigest()[:12]
-
-
-def _essence(source: str) -> str:
-    """The syntax tree without docstrings and positions."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-            node, clean=False
-        ):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+def _release(library: str) -> str:
+    """The version of a library, by the name that it is imported by."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        distributions = importlib.metadata.packages_distributions().get(library, [])
+        return importlib.metadata.version(distributions[0]) if distributions else "unknown"

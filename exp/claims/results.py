@@ -16,7 +16,9 @@ import torch
 
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim, counts_compute
+from exp.claims.code_version import merged
 from exp.claims.expectations import Expectation
+from exp.claims.published import config_digest
 from exp.claims.statistics import FEWEST_SEEDS, Estimate, Verdict, all_of, estimate, smallest_step
 
 # What the same cells give on any day; `circumstances.json` holds what they do not.
@@ -78,7 +80,8 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str]) -> dict[s
         "failed": [
             {"cell": c.name, "reason": c.reason or str(c.state)} for c in cells if c.state is not State.FINISHED
         ],
-        "code": cells[0].identity["code"],
+        "configs": {path: config_digest(Path(path)) for path in claim.configs},
+        "code": merged(cell.identity["code"] for cell in cells),
     }
 
 

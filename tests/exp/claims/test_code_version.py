@@ -1,0 +1,196 @@
+"""What makes a cell stale, on a copy of the real sources."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exp.claims.claim_file import read_claim
+from exp.claims.code_version import Version, changes, code_version, merged, registering_module, version_now
+from exp.claims.imports import OURS, Sources, find_sources
+from exp.claims.module_text import Module, read_module
+from exp.cli import resolve
+from tests.recipes import ROOT
+
+CONFIGS = {
+    "quickstart": "configs/quickstart.yaml",
+    "ranet": "configs/classification/ranet_small_cifar10.yaml",
+    "ladder": "configs/classification/ladder_cifar10.yaml",
+    "detr": "configs/detection/detr_digits.yaml",
+}
+Versions = Callable[[], dict[str, Version]]
+
+
+@pytest.fixture(scope="module")
+def configs() -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return {name: resolve([f"--config={path}"]) for name, path in CONFIGS.items()}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources of all packages."""
+    folder = tmp_path_factory.mktemp("sources")
+    for package in OURS:
+        if (ROOT / package).is_dir():
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """Files that have not changed are read once for all tests."""
+
+    @functools.cache
+    def read(name: str, path: Path, time: int) -> Module:
+        return read_module(name, path)
+
+    def time_of(path: Path) -> int:
+        file = path / "__init__.py" if path.is_dir() else path
+        return file.stat().st_mtime_ns if file.is_file() else 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exp.claims.imports.read_module", lambda name, path: read(name, path, time_of(path)))
+        yield
+
+
+@pytest.fixture
+def versions(tree: Path, configs: dict[str, Any]) -> Versions:
+    """The version of each config by the copy, read anew."""
+
+    def read() -> dict[str, Version]:
+        sources = Sources(lambda top: tree / top if top in OURS else find_sources(top), registering_module)
+        return {name: code_version(config, sources) for name, config in configs.items()}
+
+    return read
+
+
+def stale(versions: Versions, file: Path, change: Callable[[str], str]) -> set[str]:
+    """The configs whose version changes with a file."""
+    before, text = versions(), file.read_text()
+    file.write_text(change(text))
+    try:
+        after = versions()
+    finally:
+        file.write_text(text)
+    return {name for name in before if before[name] != after[name]}
+
+
+def statement(text: str) -> str:
+    return text + "\nchanged = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("exp/checkpoint_io.py", {"quickstart", "ranet", "ladder", "detr"}),
+        ("exp/fit.py", {"quickstart", "ranet", "ladder", "detr"}),
+        ("lightning_modules/task.py", {"quickstart", "ranet", "ladder", "detr"}),
+        ("callbacks/step_seed.py", {"quickstart", "ranet", "ladder", "detr"}),
+        ("lightning_modules/detection.py", {"detr"}),
+        ("models/classifiers/ranet_blocks.py", {"ranet"}),
+        ("models/layers/position_encoding.py", {"detr"}),
+        ("models/layers/mask_code.py", set()),
+        ("models/detectors/retinanet.py", set()),
+        # Known by what timm calls its networks alone.
+        ("models/backbones/convnext_ladder.py", {"ladder"}),
+        ("models/backbones/plain_conv.py", {"detr"}),
+        ("models/backbones/swin_dense.py", set()),
+        ("datamodules/coco.py", {"detr"}),
+        ("datamodules/mpii.py", set()),
+        ("models/classifiers/__init__.py", {"quickstart", "ranet", "ladder", "detr"}),
+        ("models/__init__.py", {"quickstart", "ranet", "ladder", "detr"}),
+        ("exp/profile.py", set()),
+        ("exp/claims/report.py", set()),
+    ],
+)
+def test_a_statement_makes_stale_who_imports_it(tree: Path, versions: Versions, file: str, expected: set[str]) -> None:
+    assert stale(versions, tree / file, statement) == expected
+
+
+def test_comments_and_docstrings_change_nothing(tree: Path, versions: Versions) -> None:
+    file = tree / "lightning_modules/task.py"
+    assert file.read_text().startswith('"""')
+    assert stale(versions, file, lambda text: text.replace('"""', '"""Once more. ', 1) + "\n# the end\n") == set()
+
+
+def test_a_new_file_that_nobody_imports_changes_nothing(tree: Path, versions: Versions) -> None:
+    before = versions()
+    new = [tree / folder / "new.py" for folder in ("models", "callbacks", "models/layers", "exp")]
+    for file in new:
+        file.write_text("class New: pass\n")
+    assert versions() == before
+    for file in new:
+        file.unlink()
+
+
+def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions) -> None:
+    fit = tree / "exp/fit.py"
+    text = fit.read_text()
+    fit.write_text(f"from callbacks.reports.new import New\n{text}")
+    (tree / "callbacks/reports").mkdir(exist_ok=True)
+    (tree / "drawing").mkdir(exist_ok=True)
+    report, drawing = tree / "callbacks/reports/new.py", tree / "drawing/new.py"
+    report.write_text("import drawing.new\nclass New:\n    pass\n")
+    drawing.write_text("GREY = 0.5\n")
+    everything = set(CONFIGS)
+    assert stale(versions, drawing, statement) == set()
+    assert stale(versions, report, statement) == set()
+    # Until it logs: then it makes a metric, which a claim may compare.
+    assert stale(versions, report, lambda text: f"{text}    def f(self, m): m.log('val/new', 1.0)\n") == everything
+    fit.write_text(text)
+    report.unlink()
+    drawing.unlink()
+
+
+def test_a_callback_that_a_config_names_counts(tree: Path, versions: Versions, configs: dict[str, Any]) -> None:
+    file = tree / "callbacks/annealing.py"
+    assert stale(versions, file, statement) == set()
+    named = configs["ranet"] | {"trainer": {"callbacks": [{"class_path": "callbacks.Annealing"}]}}
+    configs["named"] = named
+    assert stale(versions, file, statement) == {"named"}
+    del configs["named"]
+
+
+def test_libraries_that_a_config_names_have_their_version(configs: dict[str, Any]) -> None:
+    libraries = code_version({"a": {"class_path": "scipy.ndimage.zoom"}})["libraries"]
+    assert libraries["scipy"].count(".") == 2
+    assert libraries.keys() > {"torch", "timm", "lightning"}
+    assert "models" not in code_version(configs["ranet"])["libraries"]
+
+
+def test_changes_are_told_in_words(configs: dict[str, Any]) -> None:
+    version = code_version(configs["ranet"])
+    assert changes(json.loads(json.dumps(version)), version) == []
+    assert changes({"models": "0123", "torch": "2.14.1"}, version) == [
+        "its code was recorded by whole packages, as was done once"
+    ]
+    old = {"modules": version["modules"] | {"exp.fit": "0"}, "libraries": version["libraries"] | {"torch": "1.0"}}
+    assert changes(old, version) == ["the code of exp.fit", f"torch 1.0 -> {version['libraries']['torch']}"]
+    many = {"modules": {f"m{i}": "0" for i in range(7)}, "libraries": {}}
+    assert changes(many, {"modules": {}, "libraries": {}}) == ["the code of m0, m1, m2, m3 and 3 more modules"]
+
+
+def test_what_is_recorded_is_enough_to_ask_again(configs: dict[str, Any]) -> None:
+    together = merged(code_version(config) for config in configs.values())
+    assert version_now(together) == together
+    assert "models.detectors.detr" in together["modules"]
+    assert "models.backbones.convnext_ladder" in together["modules"]
+
+
+def test_the_shipped_claims_find_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    claim = read_claim(Path("configs/claims/condconv.yaml"))
+    modules = {}
+    for name in ("static", "condconv"):
+        base = [f"--config={path}" for path in claim.configs]
+        modules[name] = code_version(resolve([*base, *claim.arms[name].arguments()]))["modules"].keys()
+    assert "models.backbones.separable" in modules["static"]
+    assert "models.layers.cond_conv" in modules["condconv"] - modules["static"]

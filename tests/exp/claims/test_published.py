@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exp.claims.claim_file import read_claim
+from exp.claims.code_version import code_version
+from exp.claims.published import config_digest, freshness, outdated
+from exp.cli import resolve
+from tests.recipes import ROOT
+
+CLAIM = """\
+claim: One.
+config: config.yaml
+metric: val/top1
+seeds: [0, 1, 2]
+arms:
+  slow: {model.optimizer.lr: 1.0e-6}
+  fast: {model.optimizer.lr: 0.01}
+expect: fast > slow
+"""
+
+
+@pytest.fixture
+def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A result of the code as it is, as it reads back."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "configs/quickstart.yaml", "config.yaml")
+    Path("claim.yaml").write_text(CLAIM)
+    arms = {name: {"overrides": arm.overrides} for name, arm in read_claim(Path("claim.yaml")).arms.items()}
+    code = code_version(resolve(["--config=config.yaml"]))
+    result = {
+        "file": "claim.yaml",
+        "arms": arms,
+        "code": code,
+        "configs": {"config.yaml": config_digest(Path("config.yaml"))},
+    }
+    return json.loads(json.dumps(result))
+
+
+def test_nothing_has_changed(result: dict[str, Any]) -> None:
+    assert outdated(result) == []
+    with Path("config.yaml").open("a") as file:
+        file.write("\n# the end\n")
+    assert outdated(result) == []
+
+
+def test_what_has_changed_is_named(result: dict[str, Any]) -> None:
+    Path("claim.yaml").write_text(CLAIM.replace("0.01", "0.02"))
+    with Path("config.yaml").open("a") as file:
+        file.write("\ntest: false\n")
+    result["code"]["modules"]["exp.fit"] = "of an older file"
+    result["code"]["modules"]["models.gone"] = "of a file that is no more"
+    assert outdated(result) == ["the arm fast", "config.yaml", "the code of exp.fit, models.gone"]
+    Path("claim.yaml").unlink()
+    assert outdated(result)[0].startswith("claim.yaml: no such claim file")
+
+
+def test_each_result_has_its_line(result: dict[str, Any]) -> None:
+    for name, code in (("new", result["code"]), ("old", {"models": "0123"})):
+        Path(f"claims/{name}").mkdir(parents=True)
+        Path(f"claims/{name}/results.json").write_text(json.dumps(result | {"code": code}))
+    assert freshness(Path("claims")).splitlines() == [
+        "new: as published",
+        "old: its code was recorded by whole packages, as was done once",
+        "1 of 2 results would be measured again",
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from callbacks.reports.report import Report
 from drawing.figures import learning_curve
 from lightning_modules.findings import gathered
 from lightning_modules.internals import Clock
-from lightning_modules.task import Batch
+from lightning_modules.task import Batch, Task
 from models.compute import ExpectedCompute, LayerCompute, expected, forget, static_macs
 
 Form = Literal["squared", "hinge", "linear"]
@@ -110,16 +110,17 @@ class ComputeBudget(Report):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Counts the static parts and, to train, adds the penalty; before the module compiles its network."""
-        if not hasattr(pl_module, "penalties"):
+        if not isinstance(pl_module, Task):
             raise ValueError(
                 f"ComputeBudget: {type(pl_module).__name__} takes no penalties; lightning_modules.Task does"
             )
         if self._static is None:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            self._static = static_macs(_network(pl_module), data.image_size()) if self.scope == "network" else 0.0
+            self._static = 0.0
+            if self.scope == "network":
+                inputs = pl_module.inputs(pl_module.data.example())
+                self._static = static_macs(pl_module.network, inputs=inputs)
         if stage == "fit":
-            penalties: dict[str, Callable[[], Tensor]] = pl_module.penalties  # type: ignore[assignment]
-            penalties["compute"] = lambda: self._penalty(trainer, pl_module)
+            pl_module.penalties["compute"] = lambda: self._penalty(trainer, pl_module)
 
     def weight_at(self, trainer: Trainer) -> float:
         """The weight of the penalty at the trainer's optimiser step."""

@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
-from torch import nn
 
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
@@ -251,19 +250,6 @@ def place_reports(trainer: Trainer, place: Place) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Report):
             callback.place = place
-
-
-def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network of a config, and the size of the images that its data's evaluation pipeline yields.
-
-    Args:
-        argv: `--config` files and overrides.
-
-    Returns:
-        The network, and (channels, height, width).
-    """
-    cli = Cli(argv, "profile")
-    return cli.model.network, cli.datamodule.image_size()
 
 
 @contextmanager

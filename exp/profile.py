@@ -74,13 +74,19 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from exp.cli import build_network
+    from exp.cli import Cli, UsageError
     from exp.quiet import silence
 
     silence()
-    network, input_size = build_network(config)
+    cli = Cli(config, "profile")
+    batch = cli.datamodule.example(options.batch_size)
+    if options.input_size:
+        batch |= {"image": _noise(batch["image"], options.input_size)}
+    inputs = cli.model.inputs(batch)
+    if not inputs:
+        raise UsageError(f"{type(cli.model).__name__} runs no network on images, so there is nothing to profile")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    report = profile(network.to(device), options.input_size or input_size, options.batch_size, options.seconds)
+    report = profile(cli.model.network.to(device), inputs, options.seconds)
     if options.json:
         print(json.dumps(asdict(report), indent=2))
     else:
@@ -88,45 +94,44 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def profile(network: nn.Module, input_size: Sequence[int], batch_size: int = 1, seconds: float = 2.0) -> ProfileReport:
+def profile(network: nn.Module, inputs: tuple[Any, ...], seconds: float = 2.0) -> ProfileReport:
     """Count and measure an inference, where the network is; it is left in its mode.
 
     Args:
-        network: Takes images [batch_size, *input_size], or a list of them if it is a detector.
-        input_size: Channels, height, width.
-        batch_size: Images in a batch.
+        network: What is profiled.
+        inputs: What it takes; the first has an image [C, H, W] for each of the batch.
         seconds: Time to measure latency for; at least ten runs are made however long they take.
 
     Returns:
         The report.
     """
     import torch
+    from torch.utils._pytree import tree_map_only
 
-    from models.compute import NotCountable, count, executed, inference, network_input
+    from models.compute import NotCountable, count, executed, inference
 
     reference = next(network.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    images = network_input(network, torch.randn(batch_size, *input_size, generator=generator).to(reference))
+    inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(reference.device), inputs)
     device = reference.device
     with inference(network):
-        latencies = _latencies(network, images, device, seconds)
-        peak_memory = _peak_memory(network, images, device)
-    ran = executed(network, images)
+        latencies = _latencies(network, inputs, device, seconds)
+        peak_memory = _peak_memory(network, inputs, device)
+    ran = executed(network, *inputs)
     try:
-        dense = count(network, input_size, batch_size)
+        dense = count(network, inputs=inputs)
     except NotCountable:
         dense = ran
     median = _quantile(latencies, 0.5)
     on_gpu = reference.is_cuda
     return ProfileReport(
         device=torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
-        input_size=tuple(input_size),
-        batch_size=batch_size,
+        input_size=tuple(inputs[0][0].shape),
+        batch_size=len(inputs[0]),
         dense=dense,
         executed=ran,
         latency_median=median,
         latency_p95=_quantile(latencies, 0.95),
-        images_per_second=batch_size / median,
+        images_per_second=len(inputs[0]) / median,
         peak_memory=peak_memory,
         runs=len(latencies),
     )
@@ -174,36 +179,46 @@ def show(report: ProfileReport, depth: int) -> None:
     console.print(summary)
 
 
-def _latencies(network: nn.Module, images: Any, device: torch.device, seconds: float) -> list[float]:
+def _latencies(network: nn.Module, inputs: tuple[Any, ...], device: torch.device, seconds: float) -> list[float]:
     import torch
 
     latencies: list[float] = []
     for _ in range(WARM_UP_RUNS):
-        network(images)
+        network(*inputs)
     while len(latencies) < MIN_RUNS or sum(latencies) < seconds:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
-        network(images)
+        network(*inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         latencies.append(time.perf_counter() - start)
     return latencies
 
 
-def _peak_memory(network: nn.Module, images: Any, device: torch.device) -> int:
+def _peak_memory(network: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> int:
     import torch
+    from torch.utils._pytree import tree_leaves
 
     from models.memory import PeakMemory
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        network(images)
+        network(*inputs)
         return torch.cuda.max_memory_allocated(device)
     # The CPU allocator keeps no peak.
-    with PeakMemory([*network.parameters(), *network.buffers(), *images]) as memory:
-        network(images)
+    tensors = [each for each in tree_leaves(inputs) if isinstance(each, torch.Tensor)]
+    with PeakMemory([*network.parameters(), *network.buffers(), *tensors]) as memory:
+        network(*inputs)
     return memory.peak
+
+
+def _noise(images: Any, size: Sequence[int]) -> Any:
+    """Images of another size than the data's, as the data has them: in one tensor or a list."""
+    import torch
+
+    noise = torch.randn(len(images), *size, generator=torch.Generator().manual_seed(0))
+    return noise if isinstance(images, torch.Tensor) else list(noise.unbind())
 
 
 def _quantile(values: list[float], fraction: float) -> float:

@@ -32,6 +32,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.backends import mha
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _CONVOLUTION = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2d_forward", "convolution_overrideable")
@@ -100,21 +101,27 @@ class ComputeReport:
         return self.conv_linear_macs + self.matmul_macs
 
 
-def network_input(network: nn.Module, images: Tensor) -> Any:
+def image_inputs(network: nn.Module, images: Tensor) -> tuple[Any, ...]:
     """Images [B, 3, H, W] as a network takes them: a list of them for a detector, which says whether it `has_masks`."""
-    return list(images.unbind()) if hasattr(network, "has_masks") else images
+    return (list(images.unbind()),) if hasattr(network, "has_masks") else (images,)
 
 
-def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_size: int = 1) -> ComputeReport:
+def count(
+    network: nn.Module,
+    input_size: Sequence[int] = (3, 224, 224),
+    batch_size: int = 1,
+    inputs: tuple[Any, ...] | None = None,
+) -> ComputeReport:
     """Dense multiply-adds of an inference, from shapes alone.
 
     Nothing is computed and no activation is stored, so a network of any size, on the meta device too, is counted in
     about a second. The network is left in its mode and on its device.
 
     Args:
-        network: Takes images [batch_size, *input_size], or a list of them if it is a detector.
+        network: Takes images [batch_size, *input_size], or a list of them if it is a detector, or `inputs`.
         input_size: Channels, height, width.
         batch_size: Images that go through together; the report is per image.
+        inputs: What a network that takes something else takes; the length of the first is the number of samples.
 
     Returns:
         Cost per image.
@@ -126,9 +133,12 @@ def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_s
     device = reference.device if reference is not None else torch.device("cpu")
     dtype = reference.dtype if reference is not None else torch.float32
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            images = torch.empty(batch_size, *input_size, device=device, dtype=dtype)
-            return _measure(network, (network_input(network, images),), batch_size)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            if inputs is None:
+                inputs = image_inputs(network, torch.empty(batch_size, *input_size, device=device, dtype=dtype))
+            else:
+                inputs = tree_map_only(Tensor, mode.from_tensor, inputs)
+            return _measure(network, inputs, len(inputs[0]))
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise NotCountable(
             f"{type(network).__name__} chooses its shapes by what it sees ({error.func}), so that shapes alone do not "
@@ -240,12 +250,13 @@ def flop_counter() -> Iterator[FlopCounterMode]:
         mha.set_fastpath_enabled(fast)
 
 
-def static_macs(network: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> float:
+def static_macs(
+    network: nn.Module, input_size: Sequence[int] = (3, 224, 224), inputs: tuple[Any, ...] | None = None
+) -> float:
     """Multiply-adds of an image outside of the dynamic layers, from shapes alone.
 
     Args:
-        network: Takes images [B, *input_size].
-        input_size: Channels, height, width.
+        network, input_size, inputs: See `count`.
 
     Raises:
         ValueError: The network has no dynamic layer.
@@ -254,7 +265,7 @@ def static_macs(network: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -
     # The names are gone when `count` returns, as what it recorded has no data.
     hook = network.register_forward_hook(lambda *_: dynamic.update(recorded(network)))
     try:
-        report = count(network, input_size)
+        report = count(network, input_size, inputs=inputs)
     finally:
         hook.remove()
     _check_layers(network, dynamic)

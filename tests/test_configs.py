@@ -176,7 +176,7 @@ def test_schedule_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
     steps = IMAGENET_TRAIN // published.batch
     assert micro_batches == steps * accumulate
     assert cli.trainer.max_epochs == published.epochs
-    table = cli.model.schedule.table(published.lr, steps, steps * published.epochs)
+    table = cli.model.main.schedule.table(published.lr, steps, steps * published.epochs)
     assert len(table) == {300: 93_600, 30: 75_060}[published.epochs]
     assert table.max() == published.lr
     assert np.flatnonzero(table == published.lr).tolist() in (
@@ -189,10 +189,10 @@ def test_schedule_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
 def test_optimiser_groups_are_the_published_ones(recipe: tuple[Recipe, Cli]) -> None:
     published, cli = recipe
     network = cli.model.network
-    defaults = cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+    defaults = cli.model.main.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"]) == (published.lr, published.weight_decay)
     assert (tuple(defaults["betas"]), defaults["eps"]) == ((0.9, 0.999), 1e-8)
-    groups = parameter_groups(network, defaults["lr"], defaults["weight_decay"], cli.model.layer_decay)
+    groups = parameter_groups(network, defaults["lr"], defaults["weight_decay"], cli.model.main.layer_decay)
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     for group in groups:
         flat = {parameter.ndim == 1 for parameter in group["params"]}

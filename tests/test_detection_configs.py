@@ -86,9 +86,9 @@ def test_recipe_of_a_host_is_the_published_one(name: str) -> None:
     cli = built(Path(f"configs/detection/{name}.yaml"))
     assert parameter_count(cli.model.network) == params
     assert cli.datamodule.batch_size == cli.model.reference_batch == 16
-    assert cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == lr
+    assert cli.model.main.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == lr
     assert cli.trainer.max_epochs == epochs
-    table = cli.model.schedule.table(1.0, 1000, 1000 * epochs)
+    table = cli.model.main.schedule.table(1.0, 1000, 1000 * epochs)
     assert (np.flatnonzero(np.diff(table) < 0) + 1).tolist() == [1000 * epoch for epoch in drops]
 
 
@@ -115,16 +115,16 @@ def test_recipe_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
     assert data.masks == model.network.has_masks
     assert cli.trainer.max_epochs == published.epochs
     assert cli.trainer.gradient_clip_val == 0.1
-    defaults = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+    defaults = model.main.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"]) == (published.lr, 1e-4)
-    table = model.schedule.table(1.0, 10, 10 * published.epochs)
+    table = model.main.schedule.table(1.0, 10, 10 * published.epochs)
     assert np.flatnonzero(np.diff(table)).tolist() == [10 * published.drop - 1]
     assert table[[0, -1]] == pytest.approx([1, 0.1])
 
 
 def test_optimiser_groups_are_the_published_ones(recipe: tuple[Recipe, Cli]) -> None:
     published, cli = recipe
-    groups = cli.model.parameter_groups(published.lr, 1e-4)
+    groups = cli.model.main.groups(published.lr, 1e-4)
     assert {group["weight_decay"] for group in groups} == {1e-4}
     for group in groups:
         slow = ("backbone.", *(("reference_points", "sampling_offsets") if published.deformable else ()))

@@ -51,7 +51,7 @@ def recipe(name: str) -> Cli:
 
 
 def optimiser(cli: Cli) -> dict[str, float]:
-    return cli.model.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    return cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
 
 
 def test_every_recipe_is_checked() -> None:
@@ -70,10 +70,10 @@ def test_adpc(name: str) -> None:
     defaults = optimiser(cli)
     assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.01, 0.9, 5e-4)
     # Everything decays, the falloff of masked convolutions too.
-    assert [group["weight_decay"] for group in cli.model.parameter_groups(0.01, 5e-4)] == [5e-4]
+    assert [group["weight_decay"] for group in cli.model.main.groups(0.01, 5e-4)] == [5e-4]
     assert (cli.trainer.max_epochs, cli.datamodule.batch_size) == (484, 12)
     steps = cli.trainer.max_epochs * (IMAGES // 12)
-    table = cli.model.schedule.table(0.01, IMAGES // 12, steps)
+    table = cli.model.main.schedule.table(0.01, IMAGES // 12, steps)
     np.testing.assert_allclose(table, 0.01 * (1 - np.arange(steps) / steps) ** 0.9)
     assert (cli.model.exit_weights, cli.model.normalisation, cli.model.ohem) == ("sum", "weights", None)
     assert cli.datamodule.class_weights == list(Cityscapes.published_weights or ())
@@ -101,12 +101,12 @@ def test_dynamic_routing(name: str) -> None:
     lr = 0.02 if pretrained else 0.05
     defaults = optimiser(cli)
     assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (lr, 0.9, 1e-4)
-    groups = cli.model.parameter_groups(lr, 1e-4)
+    groups = cli.model.main.groups(lr, 1e-4)
     assert {group["lr_scale"] for group in groups} == ({1.0, 2.5} if pretrained else {1.0})
     assert (cli.trainer.max_steps, cli.datamodule.batch_size, cli.trainer.gradient_clip_val) == (190_000, 8, 5.0)
     steps = np.arange(190_000)
     warm = np.minimum(1, 0.001 + 0.999 * steps / 1000)
-    table = cli.model.schedule.table(lr, per_epoch, 190_000)
+    table = cli.model.main.schedule.table(lr, per_epoch, 190_000)
     np.testing.assert_allclose(table, lr * warm * (1 - steps / 190_000) ** 0.9, rtol=1e-9)
     assert cli.datamodule.class_weights is None
     label = np.zeros((1024, 2048), np.uint8)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from callbacks import ComputeBudget
 from callbacks.compute_budget import budget_penalty
+from callbacks.reports import Place
 from exp.loggers import MetricsTable
 from lightning_modules import Classification
 from models.compute import has_values, record, recorded
@@ -84,7 +85,7 @@ def fit(budget: ComputeBudget, folder: Path, network: nn.Module | None = None, l
     torch.manual_seed(0)
     module = Classification(network or Network(), optimizer=lambda groups: torch.optim.SGD(groups, lr=lr))
     table = MetricsTable(folder / "metrics.csv")
-    budget.folder, budget.series = folder / "plots", table.series
+    budget.place = Place(folder / "plots", folder, "run", table.series)
     callbacks: list[Callback] = [budget, *options.pop("callbacks", [])]
     trainer = Trainer(
         accelerator="cpu",

@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datamodules import DataError
 from lightning_modules.coco_metrics import (
     IOU_TYPES,
     NUMBERS,
@@ -142,10 +141,10 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_undefined() -> None:
 def test_results_of_unknown_images_and_annotations_without_masks_are_refused() -> None:
     truth, results = split()
     stranger = ImageResult(5, 0, (9, 9), np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0), [])
-    with pytest.raises(DataError, match="no image 5"):
+    with pytest.raises(ValueError, match="no image 5"):
         CocoEvaluation(truth, CATEGORY_IDS, ["box"]).evaluate([*results, stranger])
     del truth["annotations"][2]["segmentation"]
-    with pytest.raises(DataError, match="1 annotations have no segmentation, such as the one with id 3"):
+    with pytest.raises(ValueError, match="1 annotations have no segmentation, such as the one with id 3"):
         CocoEvaluation(truth, CATEGORY_IDS, ["mask"])
     CocoEvaluation(truth, CATEGORY_IDS, ["box"])
 

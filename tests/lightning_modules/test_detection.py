@@ -46,12 +46,12 @@ def test_every_loss_is_logged_by_name_and_penalties_are_added(tmp_path: Path) ->
 
 def test_learning_rates_and_decay_go_by_name() -> None:
     module = Detection(ToyDetector(), lr_multipliers={"backbone": 0.1, "bias": 2.0}, decay_all=True)
-    groups = module.parameter_groups(1.0, 0.05)
+    groups = module.main.groups(1.0, 0.05)
     lr = {name: group["lr"] for group in groups for name in group["param_names"]}
     # The first text that fits counts.
     assert lr == {"backbone.weight": 0.1, "backbone.bias": 0.1, "head.weight": 1.0, "head.bias": 2.0}
     assert {group["weight_decay"] for group in groups} == {0.05}
-    assert {group["weight_decay"] for group in Detection(ToyDetector()).parameter_groups(1.0, 0.05)} == {0.05, 0.0}
+    assert {group["weight_decay"] for group in Detection(ToyDetector()).main.groups(1.0, 0.05)} == {0.05, 0.0}
 
 
 def test_multipliers_that_fit_nothing_or_are_not_positive_are_refused() -> None:
@@ -68,9 +68,9 @@ def test_metrics_are_those_of_the_results_in_original_pixels(has_masks: bool, tm
     kinds = ["box", "mask"] if has_masks else ["box"]
     assert len(metrics) == 12 * len(kinds)
     assert module.monitor == ("val/mask_ap" if has_masks else "val/box_ap")
-    assert module.report is not None
-    assert [each.size for each in module.report.images] == [ToyScenes().size(i) for i in range(6)][::-1]
-    again = CocoEvaluation(ToyScenes().ground_truth("val"), CATEGORY_IDS, module.kinds).evaluate(module.report.images)
+    assert module.findings is not None
+    assert [each.size for each in module.findings.images] == [ToyScenes().size(i) for i in range(6)][::-1]
+    again = CocoEvaluation(ToyScenes().ground_truth("val"), CATEGORY_IDS, module.kinds).evaluate(module.findings.images)
     for name, value in again.metrics.items():
         assert metrics[f"val/{name}"] == pytest.approx(value, abs=1e-6)
     # Every first object has the box that is always predicted.
@@ -80,10 +80,10 @@ def test_metrics_are_those_of_the_results_in_original_pixels(has_masks: bool, tm
 def test_only_evaluated_images_count(tmp_path: Path) -> None:
     module = Detection(ToyDetector())
     part = evaluated(module, tmp_path, limit_val_batches=1)
-    assert module.report is not None
-    assert [each.image_id for each in module.report.images] == [99, 100]
+    assert module.findings is not None
+    assert [each.image_id for each in module.findings.images] == [99, 100]
     truth = ToyScenes().ground_truth("val")
-    expected = CocoEvaluation(truth, CATEGORY_IDS, ["box", "mask"]).evaluate(module.report.images).metrics
+    expected = CocoEvaluation(truth, CATEGORY_IDS, ["box", "mask"]).evaluate(module.findings.images).metrics
     assert part["val/box_ap"] == pytest.approx(expected["box_ap"])
     assert part["val/box_ap"] != pytest.approx(evaluated(module, tmp_path)["val/box_ap"])
 
@@ -118,7 +118,7 @@ def test_diverged_predictions_stop_with_the_sample(tmp_path: Path) -> None:
 def test_a_trial_before_training_is_no_evaluation(tmp_path: Path) -> None:
     module = Detection(ToyDetector())
     trainer(tmp_path, limit_train_batches=1, check_val_every_n_epoch=2).fit(module, ToyScenes())
-    assert module.report is None
+    assert module.findings is None
 
 
 def test_masks_that_were_promised_must_come(tmp_path: Path) -> None:

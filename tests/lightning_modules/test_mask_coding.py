@@ -18,6 +18,7 @@ from lightning_modules.mask_coding import MaskCoding
 from models.layers.mask_code import MaskCode, crop, mask_iou
 from models.layers.mask_code_baselines import GridCode, PrincipalCode
 from tests.batches import Batches
+from tests.library.reports import placed
 from tests.models.layers.test_mask_code import blobs
 
 SIZE = 16
@@ -68,13 +69,14 @@ class Scenes(lightning.LightningDataModule):
 def fit(network: Any, folder: Path, **options: Any) -> tuple[MaskCoding, Trainer]:
     module, checkpoints = MaskCoding(network), Checkpoints()
     checkpoints.folder = folder / "checkpoints"
+    report = placed(MaskCodeCurve(), folder / "plots")
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[MaskCodeCurve(), checkpoints],
+        callbacks=[report, checkpoints],
         **options,
     )
     trainer.fit(module, Scenes())

@@ -101,7 +101,7 @@ def test_metrics_count_every_joint_once_at_every_exit(tmp_path: Path) -> None:
     difference = (data.maps - data.maps.flip(0)) * data.weight[..., None, None]
     assert logged["test/loss"] == pytest.approx(0.5 * difference.square().mean().item(), rel=1e-5)
     assert 0 < logged["test/pckh"] < 100
-    report = module.report
+    report = module.findings
     assert report is not None
     assert report.index.tolist() == list(range(13))
     torch.testing.assert_close(report.joints[data.index], joints)
@@ -177,8 +177,8 @@ def test_a_network_with_masked_exits_learns_and_is_evaluated(tmp_path: Path, mon
     runner.fit(module, StickFigures(num_train=4, num_val=3, batch_size=2))
     names = {name for name in runner.logged_metrics if name.startswith("val/pckh") and name[-1].isdigit()}
     assert {f"val/pckh_exit{i}" for i in range(3)} < names
-    assert module.report is not None
-    assert module.report.joints.shape == (3, 16, 2)
+    assert module.findings is not None
+    assert module.findings.joints.shape == (3, 16, 2)
     costs = [runner.logged_metrics[f"val/macs{name}"].item() for name in ("_exit0", "_exit1", "_exit2", "")]
     published = [
         runner.logged_metrics[f"val/published_macs{name}"].item() for name in ("_exit0", "_exit1", "_exit2", "")
@@ -231,10 +231,10 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
 def test_recipe_is_the_published_one(name: str, params: int) -> None:
     cli = built(Path(f"configs/pose/{name}.yaml"))
     assert sum(parameter.numel() for parameter in cli.model.network.parameters()) == params
-    defaults = cli.model.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    defaults = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"]) == (1e-3, 0)
     assert (cli.trainer.max_epochs, cli.datamodule.batch_size, cli.model.reference_batch) == (210, 128, 128)
-    table = cli.model.schedule.table(1e-3, 10, 2100)
+    table = cli.model.main.schedule.table(1e-3, 10, 2100)
     assert [table[step] for step in (0, 1699, 1700, 1999, 2000)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
     (crop,) = cli.datamodule.train_transforms
     assert (crop.size, crop.sigma, crop.scale, crop.rotation) == ((256, 256), 2.0, 0.25, 30.0)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_modules import Segmentation
 from lightning_modules.segmentation_losses import VOID, Ohem, cross_entropy, ohem_cross_entropy
-from lightning_modules.segmentation_metrics import SegmentationReport, Tally, scores
+from lightning_modules.segmentation_metrics import SegmentationFindings, Tally, scores
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
 from tests.batches import Batches
 
@@ -127,9 +127,9 @@ def test_metrics_of_every_exit(tmp_path: Path) -> None:
         assert logged[f"val/macs{name}"] == 64 * 64 * CLASSES**2
     assert logged["val/miou"] > 0.4 > logged["val/miou_exit0"]
     assert logged["val/miou_mean"] == pytest.approx((logged["val/miou"] + logged["val/miou_exit0"]) / 2)
-    assert module.report is not None
-    assert module.report.images == 5
-    assert torch.equal(module.report.exits[-1].confusion, confusion(data.images, data.labels))
+    assert module.findings is not None
+    assert module.findings.images == 5
+    assert torch.equal(module.findings.exits[-1].confusion, confusion(data.images, data.labels))
 
 
 def test_exits_one_by_one_and_labels_of_another_size(tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_bad_evaluations_are_refused() -> None:
 
 
 def test_everything_decays_if_asked() -> None:
-    groups = Segmentation(Answers(), decay_all=True).parameter_groups(0.1, 1e-4)
+    groups = Segmentation(Answers(), decay_all=True).main.groups(0.1, 1e-4)
     assert [group["weight_decay"] for group in groups] == [1e-4]
-    groups = Segmentation(Answers(), lr_multipliers={"bias": 2.5}).parameter_groups(0.1, 1e-4)
+    groups = Segmentation(Answers(), lr_multipliers={"bias": 2.5}).main.groups(0.1, 1e-4)
     assert sorted((group["lr"], group["weight_decay"]) for group in groups) == [(0.1, 1e-4), (0.25, 0.0)]
 
 
@@ -280,8 +280,8 @@ def _on_process(rank: int, ranks: int, folder: str, results: Any) -> None:
                 {"image": data.images[part], "label": data.labels[part], "index": torch.tensor([i])}, i
             )
     module.on_validation_epoch_end()
-    assert module.report is not None
-    found = module.report
+    assert module.findings is not None
+    found = module.findings
     results.put((found.images, found.exits[-1].confusion.tolist(), found.macs))
     results.close()
     results.join_thread()
@@ -315,7 +315,7 @@ def test_scores_by_hand() -> None:
     assert exclude.pixel_accuracy == zero.pixel_accuracy == 9 / 13
     with pytest.raises(ValueError, match="one of exclude, zero"):
         scores(matrix, "nan")  # type: ignore[arg-type]
-    rows = SegmentationReport(list("abcd"), [zero, exclude], [1.0, 2.0], 1).rows(["iou"])
+    rows = SegmentationFindings({}, list("abcd"), [zero, exclude], [1.0, 2.0], 1).rows(["iou"])
     assert rows[0] == ["class", "pixels", "iou", "iou_exit0"]
     assert rows[1] == ["a", "8", "0.6667", "0.6667"]
     assert rows[4] == ["d", "0", "", "0.0000"]

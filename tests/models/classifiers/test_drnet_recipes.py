@@ -29,14 +29,14 @@ def test_recipe_is_the_published_one(host: str, joint: bool) -> None:
     assert cli.datamodule.batch_size == cli.model.reference_batch == 256
     assert cli.datamodule.image_size() == (3, 224, 224)
     assert cli.trainer.max_epochs == (100 if joint else 70)
-    defaults = cli.model.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    defaults = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"], cli.model.exit_weights) == (0.1, 1e-4, "sum")
     assert defaults["momentum"] == 0.9
-    table = cli.model.schedule.table(0.1, steps, steps * cli.trainer.max_epochs)
+    table = cli.model.main.schedule.table(0.1, steps, steps * cli.trainer.max_epochs)
     drops = [30, 60, 90] if joint else [20, 40, 60]
     assert [round(i / steps) for i in range(1, len(table)) if table[i] < table[i - 1]] == drops
     assert int(table.argmax()) == 3 * steps - 1
-    groups = parameter_groups(network, 0.1, 1e-4, cli.model.layer_decay)
+    groups = parameter_groups(network, 0.1, 1e-4, cli.model.main.layer_decay)
     rates = {n.split(".")[0]: g["lr"] for g in groups for n in g["param_names"]}
     assert rates == pytest.approx({"classifier": 0.1, "predictor": 0.01} if joint else {"classifier": 0.1})
     budgets = [callback for callback in cli.trainer.callbacks if isinstance(callback, ComputeBudget)]

@@ -23,7 +23,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("size", ["b0_4e", "b0_8e", "b1_8e"])
 def test_condconv_efficientnet(size: str) -> None:
     cli = built(Path(f"configs/classification/condconv_efficientnet_{size}_imagenet1k.yaml"))
-    optimizer = cli.model.make_optimizer([nn.Parameter(torch.zeros(1))])
+    optimizer = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, RMSpropTF)
     wanted = {"lr": 0.256, "alpha": 0.9, "momentum": 0.9, "weight_decay": 1e-5}
     assert {name: optimizer.defaults[name] for name in wanted} == wanted
@@ -31,7 +31,7 @@ def test_condconv_efficientnet(size: str) -> None:
     assert images == cli.model.reference_batch == 4096
     assert (cli.trainer.max_epochs, cli.model.label_smoothing, cli.model.mix) == (350, 0.1, None)
     # Ten steps an epoch: from the end of the warm-up on a drop of 3 % every 24 steps.
-    table = cli.model.schedule.table(0.256, 10, 3500)
+    table = cli.model.main.schedule.table(0.256, 10, 3500)
     np.testing.assert_allclose(table[50:], 0.256 * 0.97 ** (np.arange(50, 3500) // 24))
     network = cli.model.network
     assert network.drop_rate == 0.25

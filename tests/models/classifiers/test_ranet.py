@@ -144,14 +144,14 @@ def test_configs_are_the_published_recipes(config: str, monkeypatch: pytest.Monk
     assert cli.datamodule.image_size() == size
     given = cli.plain["model"]["init_args"]["network"]["init_args"]
     assert {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in options} == options
-    optimizer = cli.model.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    optimizer = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (optimizer["lr"], optimizer["weight_decay"], cli.model.exit_weights) == (0.1, 1e-4, "sum")
     assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, False)
     batch, epochs, milestones = (256, 90, [30, 60]) if imagenet else (64, 300, [150, 225])
     assert cli.datamodule.batch_size == cli.model.reference_batch == batch
     assert cli.datamodule.holdout == (50_000 if imagenet else 5000)
     assert cli.trainer.max_epochs == epochs
-    assert cli.model.schedule.milestones == milestones
+    assert cli.model.main.schedule.milestones == milestones
     assert type(cli.datamodule).__name__ == ("ImageNet" if imagenet else f"CIFAR{network.num_classes}")
 
 

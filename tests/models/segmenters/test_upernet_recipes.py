@@ -79,7 +79,7 @@ def test_recipe_is_the_published_one(name: str, monkeypatch: pytest.MonkeyPatch)
     assert rates[-1] == max(rates) == pytest.approx(published.drop_path)
     assert (task.exit_weights, task.normalisation, task.absent, task.ohem) == ([0.4, 1.0], "pixels", "exclude", None)
 
-    defaults = task.make_optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    defaults = task.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"], tuple(defaults["betas"])) == (published.lr, 0.05, (0.9, 0.999))
     groups = parameter_groups(task.network, published.lr, 0.05, task.layer_decay)
     expected = {0.9**k for k in (0, *range(published.layers - 3, published.layers + 2))}

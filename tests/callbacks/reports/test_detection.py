@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning.pytorch import Trainer
 from matplotlib.image import imread
 
+from callbacks.reports.detection import Detections
 from drawing.detection import (
     MOST_BARS,
     Objects,
@@ -21,26 +21,20 @@ from drawing.detection import (
     precision_recall,
     sampling_points,
 )
-from callbacks.detection_pictures import DetectionFiles, DetectionPictures
 from drawing.figures import save
 from lightning_modules import Detection
+from tests.library.reports import placed, trainer_with
 from tests.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
 
 PICTURES = ["category_ap.png", "detections.png", "precision_recall.png"]
 
 
+FILES = ["categories.csv", "detections_bbox.json"]
+
+
 def run(folder: Path, command: str, has_masks: bool = True) -> Detection:
     module = Detection(ToyDetector(has_masks))
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        max_epochs=1,
-        callbacks=[DetectionPictures(folder, images=3), DetectionFiles(folder)],
-    )
+    trainer = trainer_with(placed(Detections(images=3), folder), folder=folder, max_epochs=1)
     if command == "fit":
         trainer.fit(module, ToyScenes())
     else:
@@ -63,13 +57,13 @@ def test_an_evaluation_leaves_pictures_and_files(command: str, tmp_path: Path) -
     with (tmp_path / "categories.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["cat", "dog", "bird"]
-    assert module.report is not None
-    assert [float(row["box_ap"]) for row in rows] == pytest.approx(module.report.per_category["box"][:, 0], abs=1e-4)
+    assert module.findings is not None
+    assert [float(row["box_ap"]) for row in rows] == pytest.approx(module.findings.per_category["box"][:, 0], abs=1e-4)
 
 
-def test_fit_draws_at_its_end_and_writes_no_files(tmp_path: Path) -> None:
+def test_fit_draws_and_writes_at_its_end(tmp_path: Path) -> None:
     run(tmp_path, "fit", has_masks=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == PICTURES
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PICTURES, *FILES])
 
 
 def test_objects_are_drawn_where_they_are(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from lightning.pytorch import Trainer
 
+from callbacks.reports.segmentation import SegmentedImages, file_names, panels, write_labels
 from drawing.figures import save
 from drawing.segmentation import (
     MOST_BARS,
@@ -21,8 +21,8 @@ from drawing.segmentation import (
     overlay,
     panel_sheet,
 )
-from callbacks.segmentation_pictures import SegmentationFiles, SegmentationPictures, file_names, panels, write_labels
 from lightning_modules import Segmentation
+from tests.library.reports import placed, trainer_with
 from tests.lightning_modules.test_segmentation import Answers, OneByOne, Scenes
 
 PICTURES = ["class_iou.png", "confusion_matrix.png", "miou_curve.png", "reliability.png", "segmentation.png"]
@@ -34,16 +34,7 @@ def palette() -> np.ndarray:
 
 def run(folder: Path, command: str, module: Segmentation) -> Scenes:
     data = Scenes()
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        max_epochs=1,
-        callbacks=[SegmentationPictures(folder, images=3), SegmentationFiles(folder)],
-    )
+    trainer = trainer_with(placed(SegmentedImages(images=3), folder), folder=folder, max_epochs=1)
     if command == "fit":
         trainer.fit(module, data)
     else:
@@ -59,8 +50,8 @@ def test_an_evaluation_leaves_pictures_and_files(command: str, tmp_path: Path) -
     with (tmp_path / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == [*data.class_names, "mean"]
-    assert module.report is not None
-    assert float(rows[-1]["iou"]) == pytest.approx(module.report.exits[-1].miou, abs=1e-4)
+    assert module.findings is not None
+    assert float(rows[-1]["iou"]) == pytest.approx(module.findings.exits[-1].miou, abs=1e-4)
     # Three images of one city and two of another, some of one name.
     written = {path.name: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (tmp_path / "labels").iterdir()}
     assert sorted(written) == ["image0_0.png", "image0_3.png", "image1_1.png", "image1_4.png", "image2.png"]
@@ -72,22 +63,19 @@ def test_an_evaluation_leaves_pictures_and_files(command: str, tmp_path: Path) -
     assert (ids == np.array(data.label_ids)[predicted]).mean() > 0.5
 
 
-def test_fit_draws_at_its_end_and_writes_no_files(tmp_path: Path) -> None:
+def test_fit_draws_and_writes_at_its_end(tmp_path: Path) -> None:
     run(tmp_path, "fit", Segmentation(Answers(1), write_labels=True))
     # One exit has no curve, and nothing goes on where it is not sure.
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        name for name in PICTURES if name not in ("miou_curve.png", "reliability.png")
-    ]
+    made = {name for name in PICTURES if name not in ("miou_curve.png", "reliability.png")}
+    # What is predicted on the way is not written.
+    assert {p.name for p in tmp_path.iterdir()} == made | {"classes.csv"}
 
 
-def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    callback = SegmentationPictures()
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path, callbacks=[callback]
-    )
-    trainer.validate(Segmentation(Answers()), Scenes(), verbose=False)
-    assert callback._first == []
+    report = SegmentedImages()
+    trainer_with(report, folder=tmp_path).validate(Segmentation(Answers()), Scenes(), verbose=False)
+    assert report._first == []
     assert not list(tmp_path.glob("*.png"))
 
 

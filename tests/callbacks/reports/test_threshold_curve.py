@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
 from callbacks import ThresholdCurve
-from callbacks.threshold_curve import Point, choices
+from callbacks.reports.threshold_curve import Point, choices
 from lightning_modules import Segmentation
 from models.segmenters import ADPC
+from tests.library.reports import placed, trainer_with
 from tests.lightning_modules.test_segmentation import CLASSES, Answers, Scenes
 from tests.models.segmenters.test_adpc import TINY, settled
 
@@ -32,9 +33,7 @@ def module(threshold: float | None = 0.9) -> Segmentation:
 def evaluated(
     folder: Path, callback: ThresholdCurve, task: LightningModule, command: str = "validate", samples: int = 5
 ) -> dict[str, Any]:
-    callback.folder = callback.files = folder
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[callback], **quiet)
+    trainer = trainer_with(placed(callback, folder), folder=folder)
     return dict(getattr(trainer, command)(task, Scenes(samples), verbose=False)[0])
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from drawing.poses import COLOURS, MIDDLE, Sighting, Skeleton, pose_sheet
-from callbacks.pose_pictures import PoseFiles, PosePictures
+from callbacks.reports import Place, reports_of
+from callbacks.reports.poses import Poses
 from datamodules import StickFigures
 from datamodules.mpii import JOINT_NAMES, SKELETON
-from lightning_modules import PoseEstimation
+from drawing.poses import COLOURS, MIDDLE, Sighting, Skeleton, pose_sheet
+from lightning_modules import Classification, PoseEstimation
+from tests.library.reports import trainer_with
 
 BONES = Skeleton(JOINT_NAMES, SKELETON)
 
@@ -34,9 +35,9 @@ class Corner(nn.Module):
 @pytest.fixture
 def validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, StickFigures, PoseEstimation]:
     monkeypatch.setenv("EXP_CACHE", str(tmp_path / "cache"))
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    callbacks = [PosePictures(tmp_path / "plots", people=3), PoseFiles(tmp_path)]
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=callbacks, **quiet)
+    report = Poses(people=3)
+    report.place = Place(tmp_path / "plots", tmp_path)
+    trainer = trainer_with(report, folder=tmp_path)
     data = StickFigures(num_train=1, num_val=5, batch_size=2)
     module = PoseEstimation(Corner(), flip_test="none")
     trainer.validate(module, data, verbose=False)
@@ -56,14 +57,13 @@ def test_evaluation_is_drawn_and_written(validated: tuple[Path, StickFigures, Po
         # Annotations count from 1.
         np.testing.assert_allclose(entry["joints"], [[left + 3 * pixels + 1, top + 2 * pixels + 1]] * 16, atol=0.006)
         assert entry["scores"] == [1.0] * 16
-    assert module.report is not None
-    assert module.report.metrics["pckh"] < 50
+    assert module.findings is not None
+    assert module.findings.metrics["pckh"] < 50
 
 
-def test_nothing_is_drawn_of_other_tasks(tmp_path: Path) -> None:
-    picture, trainer = PosePictures(tmp_path), Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    picture.on_test_end(trainer, torch.nn.Identity())  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
+def test_other_tasks_have_no_such_report() -> None:
+    assert Poses in reports_of(PoseEstimation)
+    assert Poses not in reports_of(Classification)
 
 
 def test_joints_without_annotation_are_left_out() -> None:

@@ -15,10 +15,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from callbacks import ExitCurve, NonFiniteGuard, NonFiniteLoss
-from drawing.figures import save
-from callbacks.exit_curve import exit_metrics, random_accuracy
-from drawing.exits import exit_curve, exit_sheet
 from callbacks.exit_thresholds import ExitThresholds
+from callbacks.reports.exit_curve import exit_metrics, random_accuracy
+from drawing.exits import exit_curve, exit_sheet
+from drawing.figures import save
 from lightning_modules import Classification
 from models.anytime import (
     Outcomes,
@@ -31,6 +31,7 @@ from models.anytime import (
     step_auc,
 )
 from tests.batches import Batches
+from tests.library.reports import placed, trainer_with
 from tests.models.test_anytime import outcomes
 
 CLASSES = 5
@@ -107,8 +108,7 @@ class Data(lightning.LightningDataModule):
 
 
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks], **(quiet | options))
+    return trainer_with(*callbacks, folder=folder, **options)
 
 
 def module(network: nn.Module | None = None) -> Classification:
@@ -249,8 +249,7 @@ def test_budgets_that_cannot_be_are_refused(share: float, message: str) -> None:
 @pytest.mark.parametrize("network", [Plain, lambda: Cascade(1)])
 def test_networks_without_exits_are_left_alone(network: Any, tmp_path: Path) -> None:
     curve = ExitCurve()
-    curve.folder, curve.file = tmp_path / "plots", tmp_path / "thresholds.json"
-    logged = trainer(tmp_path, curve).validate(module(network()), Data(), verbose=False)[0]
+    logged = trainer(tmp_path, placed(curve, tmp_path)).validate(module(network()), Data(), verbose=False)[0]
     assert curve.state_dict() == {}
     assert sorted(logged) == ["val/loss", "val/top1"]
     assert not list(tmp_path.iterdir())

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 from matplotlib.collections import LineCollection
 from torch import nn
 
-from callbacks import route_pictures
-from drawing.routes import RoutedImage, RouteUse, readable, route_sheet
-from callbacks.route_pictures import RoutePictures
+from callbacks.reports import Place, routes
+from callbacks.reports.decisions import Decisions
+from callbacks.reports.routes import Taken, route_use
+from drawing.routes import RoutedImage, route_sheet
 from lightning_modules import Segmentation
 from lightning_modules.segmentation import SlidingWindow
 from models.compute import executed
+from models.decisions import noted
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_routes import TRANSFORMS, all_edges, common_route
 from models.segmenters.inference import padded
+from tests.library.reports import trainer_with
 from tests.lightning_modules.test_segmentation import CLASSES, Scenes
 from tests.models.segmenters.test_dynamic_routing import tiny, undecided
 
@@ -36,23 +38,20 @@ class Streets(Scenes):
         self.images = self.images * torch.tensor([0.1, 3.0, 1.0, 0.3, 6.0]).view(-1, 1, 1, 1)
 
 
-def run(folder: Path, command: str, module: Segmentation) -> tuple[RoutePictures, dict[str, float]]:
-    callback = RoutePictures(folder / "plots", folder)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        max_epochs=1,
-        callbacks=[callback],
-    )
+def run(folder: Path, command: str, module: Segmentation) -> tuple[Taken | None, dict[str, float]]:
+    report = Decisions()
+    report.place = Place(folder / "plots", folder)
+    trainer = trainer_with(report, folder=folder, max_epochs=1)
     if command == "fit":
         trainer.fit(module, Streets())
     else:
         getattr(trainer, command)(module, Streets(), verbose=False)
-    return callback, {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    if not module.costs_one_forward:
+        return None, metrics
+    painter = report._painters["route"]
+    assert isinstance(painter, routes.Routes)
+    return painter.taken, metrics
 
 
 def edges(path: Path) -> list[dict[str, str]]:
@@ -94,22 +93,22 @@ def test_costs_are_those_of_each_image_alone(command: str, split: str, tmp_path:
 
 
 def test_fit_draws_its_last_validation(tmp_path: Path) -> None:
-    callback, metrics = run(tmp_path, "fit", Segmentation(tiny(num_classes=CLASSES)))
+    taken, metrics = run(tmp_path, "fit", Segmentation(tiny(num_classes=CLASSES)))
     assert metrics["val/macs_min"] <= metrics["val/macs"] <= metrics["val/macs_max"]
-    assert callback.routes is not None
-    assert callback.routes.index == list(range(5))
+    assert taken is not None
+    assert taken.index == list(range(5))
     assert {path.name for path in tmp_path.iterdir()} == {"plots", "routes.csv", "common_route.yaml"}
 
 
 def test_a_fixed_route_is_drawn_and_no_more(tmp_path: Path) -> None:
     network = tiny(num_classes=CLASSES, route="unet")
-    callback, metrics = run(tmp_path, "validate", Segmentation(network))
+    taken, metrics = run(tmp_path, "validate", Segmentation(network))
     assert [path.name for path in tmp_path.rglob("*.*")] == ["routes.png"]
     assert "val/macs_min" not in metrics
-    assert callback.routes is not None
+    assert taken is not None
     ran = executed(network, padded(Streets().images)).macs
-    assert callback.routes.macs.tolist() == [ran] * 5
-    assert callback.routes.use().open_share == 1
+    assert taken.macs.tolist() == [ran] * 5
+    assert taken.use().open_share == 1
 
 
 @pytest.mark.parametrize("options", [{"sliding_window": SlidingWindow((32, 32), (16, 16))}, {"compile": True}])
@@ -117,32 +116,31 @@ def test_routes_that_are_not_those_of_the_images_are_left_alone(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nn.Module, "compile", lambda module: None)
-    callback, metrics = run(tmp_path, "validate", Segmentation(tiny(num_classes=CLASSES), **options))
-    assert callback.routes is None
+    taken, metrics = run(tmp_path, "validate", Segmentation(tiny(num_classes=CLASSES), **options))
+    assert taken is None
     assert "val/macs_min" not in metrics
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_of_all_processes_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_of_all_processes_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
     network = undecided(num_classes=CLASSES)
-    logged: dict[str, float] = {}
-    module = Segmentation(network)
-    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign,assignment,misc]
-    trainer: Any = SimpleNamespace(sanity_checking=False, world_size=2)
-    first, second = RoutePictures(), RoutePictures()
+    report: Any = SimpleNamespace(split="val", task=SimpleNamespace(network=network))
+    first, second = routes.Routes(report), routes.Routes(report)
     images = padded(Streets().images)
-    for callback, indices in ((first, [3, 0]), (second, [4, 1, 2])):
+    for painter, indices in ((first, [3, 0]), (second, [4, 1, 2])):
         with torch.no_grad():
             network(images[indices])
-        callback._keep(trainer, module, {"image": images[indices], "index": torch.tensor(indices)})
-    others = torch.cat(second._rows)
-    monkeypatch.setattr(route_pictures, "gather_all_tensors", lambda rows: [rows, others])
-    first._finish(trainer, module, "val")
-    assert first.routes is not None
-    assert first.routes.index == list(range(5))
+        painter.keep(noted(network), {"index": torch.tensor(indices)}, None)
+    given: list[Any] = []
+    monkeypatch.setattr(routes, "gathered", lambda own: given.append(own) or [own])
+    second.merge()
+    monkeypatch.setattr(routes, "gathered", lambda own: [own, *given])
+    first.merge()
+    assert first.taken is not None
+    assert first.taken.index == list(range(5))
     costs = [executed(network, image[None]).macs for image in images]
-    assert first.routes.macs.tolist() == costs
-    assert logged["val/macs_max"] == max(costs)
+    assert first.taken.macs.tolist() == costs
+    assert first.metrics()["macs_max"] == max(costs)
 
 
 def test_no_common_route_where_the_way_is_closed(tmp_path: Path) -> None:
@@ -152,13 +150,13 @@ def test_no_common_route_where_the_way_is_closed(tmp_path: Path) -> None:
         nn.init.constant_(cell.gate.score.bias, -100.0)  # type: ignore[arg-type]
     (tmp_path / "common_route.yaml").write_text("of another validation")
     with pytest.warns(UserWarning, match=r"no common_route\.yaml: .* no path from the initial cell"):
-        callback, metrics = run(tmp_path, "validate", Segmentation(network))
+        taken, metrics = run(tmp_path, "validate", Segmentation(network))
     assert not (tmp_path / "common_route.yaml").exists()
     assert metrics["val/open_share"] == 0
-    assert callback.routes is not None
+    assert taken is not None
     # The stem, the gates of the finest level, and the decoder.
-    assert callback.routes.macs.tolist() == [executed(network, padded(Streets().images)).macs] * 5
-    use = callback.routes.use()
+    assert taken.macs.tolist() == [executed(network, padded(Streets().images)).macs] * 5
+    use = taken.use()
     # The stem's maps are handed on at the finest level, and nothing is computed.
     assert use.kept.nonzero()[1].tolist() == [0] * 6
     assert not use.cells.any()
@@ -166,19 +164,21 @@ def test_no_common_route_where_the_way_is_closed(tmp_path: Path) -> None:
 
 def test_lines_are_as_wide_as_their_share(tmp_path: Path) -> None:
     network = DynamicRouting(3, 3, 2)
-    exists = torch.zeros(4, 4, 3, dtype=torch.bool)
-    exists.view(-1)[network.path_index] = True
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    grid = noted(network)[""].grid
+    assert grid is not None
     gates = torch.zeros(2, 4, 4, 3)
     gates[:, :, 0, 0] = 0.5
     gates[1, 0, 0, 2] = gates[1, 1:, 1, 0] = 0.9
     # Nothing reaches this cell.
     gates[0, 2, 2, 0] = 0.7
-    use = RouteUse.of(gates, exists)
+    use = route_use(gates, grid)
     assert use.share[0, 0].tolist() == [1, 0, 0.5]
     assert use.share[2, 2].tolist() == [0, 0, 0]
     assert use.weight[0, 0, 2] == pytest.approx(0.9)
     assert use.cells[1].tolist() == [1, 0.5, 0, 0]
-    figure = route_sheet("x", [RoutedImage(np.zeros((8, 8, 3), np.uint8), "one", RouteUse.of(gates[:1], exists))], use)
+    figure = route_sheet("x", [RoutedImage(np.zeros((8, 8, 3), np.uint8), "one", route_use(gates[:1], grid))], use)
     average = figure.axes[0]
     closed, opened, kept = (each for each in average.collections if isinstance(each, LineCollection))
     assert len(closed.get_segments()) + len(opened.get_segments()) == len(all_edges(3))
@@ -188,8 +188,3 @@ def test_lines_are_as_wide_as_their_share(tmp_path: Path) -> None:
     # The second image's cell of stride 8 is open; the first one's gets zeros and has nothing to pass on.
     assert not len(kept.get_segments())
     assert figure.axes[1].get_title(loc="left") == "one"
-
-
-@pytest.mark.parametrize(("macs", "text"), [(13.204e6, "13.20 M"), (44.9e9, "44.90 G")])
-def test_costs_are_readable(macs: float, text: str) -> None:
-    assert readable(macs) == text

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from matplotlib.colors import to_rgba
 from torch import Tensor, nn
 
-from callbacks import dynamic_pictures
-from drawing.figures import save
-from drawing.choices import choices_by_class, kernel_attention
-from callbacks.dynamic_pictures import DynamicPictures
+from callbacks.reports import Place, decisions
+from callbacks.reports.decisions import Decisions
 from datamodules import Digits
+from drawing.choices import choices_by_class, kernel_attention
+from drawing.figures import save
 from lightning_modules import Classification
 from models.classifiers import DRNet, ResolutionPredictor, dynamic_kernels, timm_classifier
+from tests.library.reports import trainer_with
 
 DRAWN = ("kernel_attention", "region_overlay", "choices_by_class", "exit_sheet")
 
@@ -30,13 +30,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
     calls: dict[str, list[tuple[Any, ...]]] = {}
 
     def spy(name: str) -> None:
-        draw = getattr(dynamic_pictures, name)
+        draw = getattr(decisions, name)
 
         def call(*args: Any) -> Any:
             calls.setdefault(name, []).append(args)
             return draw(*args)
 
-        monkeypatch.setattr(dynamic_pictures, name, call)
+        monkeypatch.setattr(decisions, name, call)
 
     for name in DRAWN:
         spy(name)
@@ -57,15 +57,15 @@ def drnet(phase: Any = "joint") -> DRNet:
     return DRNet(host, predictor, candidates=(8, 4), predictor_size=8, phase=phase)
 
 
-def trainer(folder: Path, callback: DynamicPictures, **options: Any) -> Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[callback], **(quiet | options))
+def drawing(folder: Path) -> Decisions:
+    report = Decisions()
+    report.place = Place(folder / "plots", folder)
+    return report
 
 
-def evaluated(network: nn.Module, folder: Path, **options: Any) -> Digits:
+def evaluated(network: nn.Module, folder: Path) -> Digits:
     data = Digits(batch_size=100)
-    runner = trainer(folder, DynamicPictures(folder / "plots", **options))
-    runner.test(Classification(network), data, verbose=False)
+    trainer_with(drawing(folder), folder=folder).test(Classification(network), data, verbose=False)
     return data
 
 
@@ -104,8 +104,9 @@ def test_layers_of_one_routing_are_one_panel(drawn: Any, tmp_path: Path) -> None
 
 def test_regions_lie_over_the_images_that_have_them(drawn: Any, tmp_path: Path) -> None:
     network = separable("dr_conv", kinds=["pointwise"], layer_options={"num_regions": 3})
-    data = evaluated(network, tmp_path, images=6, region_layers=2)
-    assert files(tmp_path) == {"regions/blocks.0.0.conv_pw.png", "regions/blocks.4.0.conv_pw.png"}
+    data = evaluated(network, tmp_path)
+    drawn_layers = ("blocks.0.0.conv_pw", "blocks.1.0.conv_pw", "blocks.3.0.conv_pw", "blocks.4.0.conv_pw")
+    assert files(tmp_path) == {f"regions/{name}.png" for name in drawn_layers}
     images, labels = split(data)
     seen: list[int] = []
     wanted = []
@@ -116,7 +117,7 @@ def test_regions_lie_over_the_images_that_have_them(drawn: Any, tmp_path: Path) 
     with torch.no_grad():
         network.eval()(images)
     for (shown, regions, num_regions, title), name in zip(
-        drawn["region_overlay"], ("blocks.0.0.conv_pw", "blocks.4.0.conv_pw"), strict=True
+        drawn["region_overlay"], drawn_layers, strict=True
     ):
         assert (num_regions, title) == (3, f"test: regions of {name}")
         assert len(shown) == len(regions) == 6
@@ -159,53 +160,32 @@ def test_networks_that_decide_nothing_are_left_alone(network: Any, tmp_path: Pat
     assert files(tmp_path) == set()
 
 
-def test_draws_validation_but_not_within_a_training(drawn: Any, tmp_path: Path) -> None:
-    module, pictures = Classification(separable("cond_conv")), DynamicPictures(tmp_path / "plots")
-    trainer(tmp_path, pictures, max_epochs=1, limit_train_batches=1).fit(module, Digits())
-    assert files(tmp_path) == set()
-    trainer(tmp_path, pictures).validate(module, Digits(), verbose=False)
+def test_a_training_is_drawn_at_its_end(drawn: Any, tmp_path: Path) -> None:
+    module, report = Classification(separable("cond_conv")), drawing(tmp_path)
+    trainer_with(report, folder=tmp_path, max_epochs=2, limit_train_batches=1).fit(module, Digits())
     assert files(tmp_path) == {"kernel_attention.png"}
-    assert drawn["kernel_attention"][0][2].startswith("val: ")
+    assert [title for _, _, title in drawn["kernel_attention"]] == ["val: kernels by class, over 144 images"]
 
 
-def test_draws_nothing_without_a_folder(drawn: Any, tmp_path: Path) -> None:
-    trainer(tmp_path, DynamicPictures()).test(Classification(separable("cond_conv")), Digits(), verbose=False)
+def test_draws_nothing_without_a_place(drawn: Any, tmp_path: Path) -> None:
+    trainer_with(Decisions(), folder=tmp_path).test(Classification(separable("cond_conv")), Digits(), verbose=False)
     assert drawn == {}
 
 
-def test_processes_add_up_even_if_one_has_no_samples(
-    drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second process of two, which has nothing, hears of the layers of the first and gathers as often."""
-    first = {"layer": torch.tensor([[1.0, 3.0], [0.0, 4.0]]), "": torch.tensor([[4.0], [2.0]])}
-    gathered = []
-
-    def gather(own: Tensor) -> list[Tensor]:
-        gathered.append(own)
-        return [first["" if own.shape[1] == 1 else "layer"], own]
-
-    monkeypatch.setattr(dynamic_pictures, "gather_all_tensors", gather)
-    module = SimpleNamespace(device=torch.device("cpu"), network=separable("cond_conv"))
-
-    def finish(leads: bool, pictures: DynamicPictures) -> None:
-        runner = SimpleNamespace(
-            world_size=2,
-            is_global_zero=leads,
-            sanity_checking=False,
-            strategy=SimpleNamespace(broadcast=lambda own: own if leads else {"layer": (2, 2)}),
-            datamodule=SimpleNamespace(class_names=["a", "b"]),
-            loggers=[],
-        )
-        pictures.on_test_epoch_end(runner, module)  # type: ignore[arg-type]
-
-    finish(False, DynamicPictures(tmp_path / "plots"))
-    assert [(tuple(own.shape), own.sum().item()) for own in gathered] == [((2, 1), 0), ((2, 2), 0)]
-    assert drawn == {}
-    pictures = DynamicPictures(tmp_path / "plots")
-    pictures._coefficients, pictures._samples = {"layer": torch.ones(2, 2)}, torch.tensor([[0.0], [2.0]])
-    finish(True, pictures)
-    ((means, *_),) = drawn["kernel_attention"]
-    assert means["layer"].tolist() == [[0.5, 1.0], [0.25, 1.25]]
+def test_processes_add_up_even_if_one_has_no_samples(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = (torch.tensor([[4.0], [2.0]]), {"layer": torch.tensor([[1.0, 3.0], [0.0, 4.0]])})
+    monkeypatch.setattr(decisions, "gathered", lambda own: [other, own])
+    report: Any = SimpleNamespace(split="test", data=SimpleNamespace(class_names=["a", "b"]))
+    painter = decisions.Mixtures(report)
+    painter.merge()
+    painter.draw()
+    painter = decisions.Mixtures(report)
+    painter._sums, painter._samples = {"layer": torch.ones(2, 2)}, torch.tensor([[0.0], [2.0]])
+    painter.merge()
+    painter.draw()
+    (alone, *_), (both, *_) = drawn["kernel_attention"]
+    assert alone["layer"].tolist() == [[0.25, 0.75], [0.0, 2.0]]
+    assert both["layer"].tolist() == [[0.5, 1.0], [0.25, 1.25]]
 
 
 def test_a_class_without_samples_is_blank_and_an_indifferent_layer_white(tmp_path: Path) -> None:

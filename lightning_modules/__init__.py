@@ -2,6 +2,7 @@
 
 from lightning_modules.classification import Classification, Mix
 from lightning_modules.detection import Detection
+from lightning_modules.findings import Findings, gathered
 from lightning_modules.pose_estimation import PoseEstimation
 from lightning_modules.schedules import Constant, MultiStep, Poly, Staircase, WarmupCosine
 from lightning_modules.segmentation import Segmentation
@@ -11,6 +12,7 @@ __all__ = [
     "Classification",
     "Constant",
     "Detection",
+    "Findings",
     "Mix",
     "MultiStep",
     "Poly",
@@ -19,4 +21,5 @@ __all__ = [
     "Staircase",
     "Task",
     "WarmupCosine",
+    "gathered",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ from lightning_modules.internals import Clock, is_compiled, step_counts, trainer
 from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity
 from lightning_modules.parameter_groups import LayerDecay
 from lightning_modules.schedules import Constant, Schedule
+from lightning_modules.step_log import StepLog
 from models.compute import inference
 
 Batch = dict[str, Any]
@@ -106,8 +106,7 @@ class Task(LightningModule, ABC):
         self.findings: Findings | None = None
         self._concluded: Findings | None = None
         self._data: Any = None
-        self._unlogged: list[dict[str, Tensor]] = []
-        self._logged_at = self._paused_at = time.perf_counter()
+        self._step_log = StepLog()
 
     # What a subclass writes.
 
@@ -160,7 +159,6 @@ class Task(LightningModule, ABC):
         """Whether a prediction costs what a forward pass of the network does."""
         return True
 
-    # The data.
 
     @property
     def data(self) -> Any:
@@ -274,8 +272,7 @@ class Task(LightningModule, ABC):
     def total_loss(self, losses: dict[str, Tensor], metrics: dict[str, Tensor], batch_size: int) -> Tensor:
         """Adds penalties to the losses, logs each term by name and returns the sum to differentiate.
 
-        What is logged at a step is the mean over all processes and all micro-batches since the last logged step; the
-        values stay on the device until then, so that no other step waits for them.
+        What is logged at a step is the mean over all processes and all micro-batches since the last logged step.
 
         Args:
             losses: named scalar losses of this micro-batch.
@@ -288,33 +285,23 @@ class Task(LightningModule, ABC):
         terms = {"loss": total.detach(), **metrics}
         if len(losses) > 1:
             terms |= {f"loss_{name}": value for name, value in self.losses.items()}
-        self._unlogged.append(terms)
+        self._step_log.add(terms)
         if Clock(self.trainer).logs():
-            self._log_means(batch_size)
+            self._log_steps(batch_size)
         return total
 
-    def _log_means(self, batch_size: int) -> None:
-        names, values = list(self._unlogged[0]), _table(self._unlogged)
-        # Over the processes first, as `on_save_checkpoint` does: sums in another order differ in the last digit.
-        means = self.trainer.strategy.reduce(values, reduce_op="mean").mean(0)
-        for name, mean in zip(names, means.unbind(), strict=True):
+    def _log_steps(self, batch_size: int) -> None:
+        means, rate = self._step_log.take(self.trainer, batch_size)
+        for name, mean in means.items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss" or name in self.shown)
-        now = time.perf_counter()
-        samples = len(self._unlogged) * batch_size * self.trainer.world_size
-        self.log_dict(
-            {
-                "train/lr": max(group["lr"] for group in self.trainer.optimizers[0].param_groups),
-                "train/images_per_second": samples / (now - self._logged_at),
-            }
-        )
+        lr = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        self.log_dict({"train/lr": lr, "train/images_per_second": rate})
         step = Clock(self.trainer).step
         self.log_dict({f"train/{name}": each.at(step) for name, each in self.quantities.items() if name != "lr"})
-        self._logged_at = now
-        self._unlogged = []
 
     @override
     def on_train_start(self) -> None:
-        self._logged_at = time.perf_counter()
+        self._step_log.start()
 
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -324,28 +311,23 @@ class Task(LightningModule, ABC):
 
     @override
     def on_validation_start(self) -> None:
-        self._paused_at = time.perf_counter()
+        # Validation does not count as training.
+        self._step_log.pause()
 
     @override
     def on_validation_end(self) -> None:
-        self._logged_at += time.perf_counter() - self._paused_at
+        self._step_log.go_on()
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does.
-
-        The values are averaged over the processes, of which there may be another number when the run goes on.
-        """
-        if self._unlogged:
-            values = self.trainer.strategy.reduce(_table(self._unlogged), reduce_op="mean")
-            checkpoint["unlogged"] = {"names": list(self._unlogged[0]), "values": values}
+        """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
+        if state := self._step_log.state(self.trainer):
+            checkpoint["unlogged"] = state
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what was not logged yet."""
-        if unlogged := checkpoint.get("unlogged"):
-            rows = unlogged["values"].to(self.device).unbind()
-            self._unlogged = [dict(zip(unlogged["names"], row.unbind(), strict=True)) for row in rows]
+        self._step_log.load(checkpoint.get("unlogged", {}), self.device)
 
     # The optimiser.
 
@@ -416,8 +398,3 @@ def classes_of(network: nn.Module, num_classes: int | None) -> int:
     if classes is None:
         raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
     return int(classes)
-
-
-def _table(rows: list[dict[str, Tensor]]) -> Tensor:
-    """Scalars of several micro-batches as one tensor [micro-batches, names]."""
-    return torch.stack([torch.stack([value.float() for value in row.values()]) for row in rows])

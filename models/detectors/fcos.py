@@ -14,7 +14,6 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from models.compute import has_values
 from models.detectors.anchors import flatten_outputs, grid
-from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
 
 # A level answers for objects whose farthest side is 4 to 8 cells away; the first and last level for all beyond.
@@ -32,47 +31,20 @@ class FCOS(PyramidDetector):
     Args:
         backbone: timm's name of a network with at least three maps, strides 8 to 32 the last ones.
         num_classes: Labels are 0 to `num_classes - 1`.
-        options, pretrained, fpn_chans, output_norm, frozen_norm, frozen_stages, convention, score_threshold,
-            nms_threshold, max_detections: See `PyramidDetector`; `fpn_chans` is a multiple of 32.
+        nms_threshold: See `PyramidDetector`.
+        **kwargs: Further arguments of `PyramidDetector`; `fpn_chans` is a multiple of 32.
 
     Raises:
         ValueError: See `PyramidDetector`, or a width that 32 groups do not divide.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        options: dict[str, Any] | None = None,
-        pretrained: bool = False,
-        fpn_chans: int = 256,
-        output_norm: bool = False,
-        frozen_norm: bool = True,
-        frozen_stages: int = 2,
-        convention: str | Convention = "detectron2",
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        max_detections: int = 100,
-    ) -> None:
-        if fpn_chans % 32:
-            raise ValueError(f"fpn_chans is a multiple of 32, the groups of FCOS's norms: not {fpn_chans}")
+    def __init__(self, backbone: str, num_classes: int, nms_threshold: float = 0.6, **kwargs: Any) -> None:
         super().__init__(
-            backbone,
-            num_classes,
-            3,
-            "conv_on_pyramid",
-            options,
-            pretrained,
-            fpn_chans,
-            output_norm,
-            frozen_norm,
-            frozen_stages,
-            convention,
-            score_threshold,
-            nms_threshold,
-            max_detections,
+            backbone, num_classes, num_maps=3, extra="conv_on_pyramid", nms_threshold=nms_threshold, **kwargs
         )
-        self.head = FCOSHead(fpn_chans, 1, num_classes)
+        if self.fpn_chans % 32:
+            raise ValueError(f"fpn_chans is a multiple of 32, the groups of FCOS's norms: not {self.fpn_chans}")
+        self.head = FCOSHead(self.fpn_chans, 1, num_classes)
         if self.convention.adelaidet_fcos:
             self.scales = nn.Parameter(torch.ones(len(self.strides)))
 

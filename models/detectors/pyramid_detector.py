@@ -16,8 +16,8 @@ from models.detectors.batching import pad
 from models.detectors.conventions import Convention
 from models.detectors.conventions import convention as convention_of
 from models.detectors.features import Features
-from models.detectors.fpn import FPN, Extra
 from models.layers.mask_paste import paste
+from models.necks import FPN, Extra, Neck
 
 Size = tuple[int, int]
 # Every level then has twice the cells of the next one.
@@ -37,16 +37,17 @@ class Candidates(NamedTuple):
 
 
 class PyramidDetector(nn.Module):
-    """Backbone and feature pyramid; a subclass adds the heads.
+    """Backbone and neck; a subclass adds the heads.
 
     Args:
         backbone: timm's name of a network with `features_only`, ours included.
         num_classes: Labels are 0 to `num_classes - 1`.
-        num_maps: How many of the backbone's maps, counted from the coarsest, go to the pyramid.
-        extra: The pyramid's coarser levels (see `FPN`).
+        num_maps: How many of the backbone's maps, counted from the coarsest, go to the neck.
+        extra: The neck's coarser levels (see `FPN`).
+        neck: Builds the neck, from what `models.necks` says.
         options: Further arguments of `timm.create_model`.
         pretrained: Whether the backbone starts from timm's weights.
-        fpn_chans: Channels of the pyramid and of the convolutions of the heads.
+        fpn_chans: Channels of the levels and of the convolutions of the heads.
         output_norm: Layer norm on the backbone's maps, as the published ConvNeXt detectors have.
         frozen_norm: Whether batch norms of the backbone are constants.
         frozen_stages: How many of timm's maps are made by layers that do not train (see `Features`): 2 for the stem and
@@ -56,8 +57,12 @@ class PyramidDetector(nn.Module):
         nms_threshold: Of two boxes of a class that overlap more (IoU), the lower-scored one is dropped.
         max_detections: Detections per image, at most.
 
+    Attributes:
+        strides: Pixels of the image per cell, of each level.
+
     Raises:
-        ValueError: Unknown convention, no class, thresholds outside of [0, 1], or strides that do not double.
+        ValueError: Unknown convention, no class, thresholds outside of [0, 1], strides that do not double, or a neck
+            with fewer levels than maps.
     """
 
     has_masks = False
@@ -68,16 +73,17 @@ class PyramidDetector(nn.Module):
         num_classes: int,
         num_maps: int,
         extra: Extra,
-        options: dict[str, Any] | None,
-        pretrained: bool,
-        fpn_chans: int,
-        output_norm: bool,
-        frozen_norm: bool,
-        frozen_stages: int,
-        convention: str | Convention,
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
+        neck: Neck = FPN,
+        options: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        fpn_chans: int = 256,
+        output_norm: bool = False,
+        frozen_norm: bool = True,
+        frozen_stages: int = 2,
+        convention: str | Convention = "detectron2",
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -86,17 +92,24 @@ class PyramidDetector(nn.Module):
             raise ValueError(f"thresholds lie between 0 and 1: not {score_threshold=}, {nms_threshold=}")
         self.convention = convention_of(convention)
         self.num_classes = num_classes
+        self.fpn_chans = fpn_chans
         self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
         self.backbone = Features(
             backbone, options, pretrained, range(-num_maps, 0), frozen_norm=frozen_norm, frozen_stages=frozen_stages
         )
-        self.neck = FPN(self.backbone.channels, fpn_chans, extra, input_norm=output_norm)
         self.strides = list(self.backbone.strides)
         if self.strides[-1] > DIVISOR or any(2 * a != b for a, b in pairwise(self.strides)):
             raise ValueError(
                 f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling, at most {DIVISOR}"
             )
-        for _ in range(1 if extra == "pool" else 2):
+        self.neck = neck(self.backbone.channels, fpn_chans, extra, output_norm)
+        num_levels = getattr(self.neck, "num_levels", None)
+        if not isinstance(num_levels, int) or num_levels < num_maps:
+            raise ValueError(
+                f"a neck states num_levels, here at least {num_maps}, one for each map: {type(self.neck).__name__} "
+                f"states {num_levels}"
+            )
+        while len(self.strides) < num_levels:
             self.strides.append(2 * self.strides[-1])
 
     def levels(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[Size]]:

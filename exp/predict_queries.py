@@ -74,7 +74,7 @@ class QueryPictures(Callback):
 
     def _points(self, network: Any, image: Tensor, picture: np.ndarray) -> Figure:
         with inference(network):
-            predictions, _ = network.predict(*pad([image]), all_layers=False)
+            predictions = network.predict(*pad([image]), all_layers=False)
         logits, boxes = predictions.logits[-1], predictions.boxes[-1]
         query, found = self._chosen(top_scores(logits, boxes, logits[0].numel()), logits.shape[1], picture)
         points = network.sampling_points(image, query)

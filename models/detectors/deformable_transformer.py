@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from models.layers.deformable_attention import DeformableAttention, Levels
 from models.layers.mlp import MLP
+from models.layers.xavier import xavier_matrices
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a batch of N images, S tokens each.
+    """What the encoder made of a batch of B images, S tokens each.
 
-    Args:
-        tokens: [N, S, D].
-        padding: True on tokens of padding [N, S].
+    Attributes:
+        tokens: [B, S, D].
+        padding: True on tokens of padding [B, S].
         levels: Which tokens belong to which map.
-        valid_ratios: (width, height) of the image as a fraction of each padded map [N, L, 2].
+        valid_ratios: (width, height) of the image as a fraction of each padded map [B, L, 2].
     """
 
     tokens: Tensor
@@ -37,10 +38,10 @@ class Memory(NamedTuple):
 class Queries(NamedTuple):
     """What the decoder starts from.
 
-    Args:
-        content: Initial state of the queries [N, Q, D].
-        position: What is added to the state before it is compared [N, Q, D].
-        references: Points (x, y) or boxes (cx, cy, w, h) [N, Q, 2 or 4], relative to the image without padding.
+    Attributes:
+        content: Initial state of the queries [B, Q, D].
+        position: What is added to the state before it is compared [B, Q, D].
+        references: Points (x, y) or boxes (cx, cy, w, h) [B, Q, 2 or 4], relative to the image without padding.
     """
 
     content: Tensor
@@ -130,7 +131,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, references: Tensor, levels: Levels, padding: Tensor) -> Tensor:
-        """Tokens, their positions [N, S, D] and references [N, S, L, 2] to tokens [N, S, D]."""
+        """Tokens, their positions [B, S, D] and references [B, S, L, 2] to tokens [B, S, D]."""
         read = self.attention(tokens + position, references, tokens, levels, padding)
         tokens = self.attention_norm(tokens + self.dropout(read))
         return self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
@@ -170,13 +171,13 @@ class DecoderLayer(nn.Module):
         """One layer of the decoder.
 
         Args:
-            content: State of the queries [N, Q, D].
-            position: What is added to it before it is compared [N, Q, D].
-            references: Points or boxes [N, Q, 2 or 4], relative to the image without padding.
+            content: State of the queries [B, Q, D].
+            position: What is added to it before it is compared [B, Q, D].
+            references: Points or boxes [B, Q, 2 or 4], relative to the image without padding.
             memory: Of the encoder.
 
         Returns:
-            New state [N, Q, D].
+            New state [B, Q, D].
         """
         query = content + position
         mixed, _ = self.self_attention(query, query, content, need_weights=False)
@@ -230,9 +231,9 @@ class DeformableTransformer(nn.Module):
         """The encoder.
 
         Args:
-            maps: Feature maps [N, D, h, w], one a level.
-            paddings: True on padding [N, h, w].
-            positions: Position encodings [N, D, h, w], without the levels' own.
+            maps: Feature maps [B, D, h, w], one a level.
+            paddings: True on padding [B, h, w].
+            positions: Position encodings [B, D, h, w], without the levels' own.
         """
         levels = Levels.of([(x.shape[-2], x.shape[-1]) for x in maps], maps[0].device)
         ratios = torch.stack([valid_ratio(padding) for padding in paddings], 1)
@@ -256,7 +257,7 @@ class DeformableTransformer(nn.Module):
             box_heads: One a layer, to refine; none, and all layers keep the references.
 
         Returns:
-            State of the queries after each layer, [N, Q, D] each, and the boxes of the heads [N, Q, 4], if any. A
+            State of the queries after each layer, [B, Q, D] each, and the boxes of the heads [B, Q, 4], if any. A
             layer looks around the boxes of the one before, through which no gradient flows.
         """
         content, position, references = queries
@@ -273,10 +274,10 @@ class DeformableTransformer(nn.Module):
 class Proposals(NamedTuple):
     """First stage: what every token proposes, and the best of them as queries.
 
-    Args:
-        logits: Of every token [N, S, K].
-        boxes: Of every token [N, S, 4].
-        chosen: Tokens that became queries [N, Q].
+    Attributes:
+        logits: Of every token [B, S, K].
+        boxes: Of every token [B, S, 4].
+        chosen: Tokens that became queries [B, Q].
         queries: What the decoder makes of them; their boxes have no gradient.
     """
 
@@ -325,7 +326,7 @@ class ProposalStage(nn.Module):
         return Proposals(logits, coordinates.sigmoid(), chosen, Queries(content, position, references))
 
     def _anchors(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """A box at each token [N, S, 4], twice as large on each coarser map, and whether it is usable [N, S]."""
+        """A box at each token [B, S, 4], twice as large on each coarser map, and whether it is usable [B, S]."""
         centres = token_centres(memory.levels, memory.valid_ratios)
         sides = torch.cat(
             [centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.levels.sizes)]
@@ -336,13 +337,13 @@ class ProposalStage(nn.Module):
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """(width, height) of the image as a fraction of a padded map, from its padding [N, h, w]: [N, 2]."""
+    """(width, height) of the image as a fraction of a padded map, from its padding [B, h, w]: [B, 2]."""
     valid = (~padding).float()
     return torch.stack([valid[:, 0].mean(1), valid[:, :, 0].mean(1)], -1)
 
 
 def token_centres(levels: Levels, valid_ratios: Tensor) -> Tensor:
-    """Centre (x, y) of each token relative to the image without padding [N, S, 2]; above one on padding."""
+    """Centre (x, y) of each token relative to the image without padding [B, S, 2]; above one on padding."""
     centres = []
     for level, (height, width) in enumerate(levels.sizes):
         x = (torch.arange(width, device=valid_ratios.device) + 0.5) / width
@@ -352,15 +353,8 @@ def token_centres(levels: Levels, valid_ratios: Tensor) -> Tensor:
     return torch.cat(centres, 1)
 
 
-def xavier_matrices(module: nn.Module) -> None:
-    """Xavier-uniform values for every parameter of more than one dimension."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-
-
 def _encode_boxes(boxes: Tensor, num_feats: int) -> Tensor:
-    """Sines and cosines of each of four coordinates in [0, 1]: [N, Q, 4 * num_feats]."""
+    """Sines and cosines of each of four coordinates in [0, 1]: [B, Q, 4 * num_feats]."""
     exponents = torch.arange(0, num_feats, 2, dtype=torch.float32, device=boxes.device) / num_feats
     angles = boxes[..., None] * (2 * math.pi) / 10000**exponents
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)

@@ -39,7 +39,7 @@ class Decoded(NamedTuple):
         states: Queries after each decoder layer, [B, Q, D] each.
         boxes: With refinement, those of each layer [B, Q, 4]; else none.
         references: Where the queries started, points or boxes [B, Q, 2 or 4].
-        proposals: Of a two-stage network.
+        proposals: The first stage's; None for a network of one stage.
     """
 
     states: list[Tensor]

@@ -174,7 +174,7 @@ class DecoderLayer(nn.Module):
             content: State of the queries [B, Q, D].
             position: What is added to it before it is compared [B, Q, D].
             references: Points or boxes [B, Q, 2 or 4], relative to the image without padding.
-            memory: Of the encoder.
+            memory: What the encoder made of the images.
 
         Returns:
             New state [B, Q, D].
@@ -200,7 +200,7 @@ class DeformableTransformer(nn.Module):
         encoder_layers: Layers of the encoder.
         decoder_layers: Layers of the decoder.
         encoder_points: Points of each head on each map, in the encoder.
-        decoder_points: The same in the decoder.
+        decoder_points: Points of each head on each map, in the decoder.
         dropout: Rate.
     """
 
@@ -252,8 +252,8 @@ class DeformableTransformer(nn.Module):
         """The decoder; with one box head a layer, it refines the references from layer to layer (appendix A.4).
 
         Args:
-            memory: Of `encode`.
-            queries: To start from.
+            memory: What `encode` returned.
+            queries: What it starts from.
             box_heads: One a layer, to refine; none, and all layers keep the references.
 
         Returns:
@@ -275,8 +275,8 @@ class Proposals(NamedTuple):
     """First stage: what every token proposes, and the best of them as queries.
 
     Attributes:
-        logits: Of every token [B, S, K].
-        boxes: Of every token [B, S, 4].
+        logits: Class logits of every token [B, S, K].
+        boxes: Proposed boxes (cx, cy, w, h) of every token [B, S, 4].
         chosen: Tokens that became queries [B, Q].
         queries: What the decoder makes of them; their boxes have no gradient.
     """

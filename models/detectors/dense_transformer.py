@@ -23,7 +23,7 @@ class Memory(NamedTuple):
 
     Attributes:
         tokens: [B, S, D].
-        position: Of the tokens [B, S, D].
+        position: Position encodings of the tokens [B, S, D].
         padding: True on tokens of padding [B, S].
     """
 
@@ -146,7 +146,12 @@ class EncoderLayer(FeedForward):
 class DecoderLayer(FeedForward):
     """Self-attention of the queries, cross-attention to the memory, and a feed-forward network.
 
-    Args: as of `EncoderLayer`.
+    Args:
+        hidden_dim: D.
+        num_heads: Heads of both attentions.
+        feedforward_dim: Hidden features of the feed-forward network.
+        dropout: Probability, everywhere.
+        pre_norm: Whether norms come before the branches.
     """
 
     def __init__(
@@ -175,9 +180,9 @@ class DecoderLayer(FeedForward):
             content: State of the queries [B, Q, D].
             position: What is added to it before it is compared [B, Q, D].
             memory: Encoded tokens [B, S, D].
-            memory_position: Of the tokens [B, S, D].
-            padding: Of the memory [B, S].
-            bias: Of the cross-attention [B, heads, Q, S].
+            memory_position: Position encodings of the tokens [B, S, D].
+            padding: True on tokens of padding [B, S].
+            bias: What is added to the scores of the cross-attention [B, heads, Q, S].
 
         Returns:
             New state [B, Q, D].
@@ -228,9 +233,9 @@ class Decoder(nn.Module):
         """Decode queries whose content starts at zero.
 
         Args:
-            position: Of the queries [B, Q, D].
-            memory: Of the encoder.
-            bias: Of the cross-attention, from a layer's index and the content that enters it.
+            position: Positions of the queries [B, Q, D].
+            memory: What the encoder returned.
+            bias: What is added to the scores of the cross-attention, from a layer's index and its content.
 
         Returns:
             Normed state of the queries after each layer [L, B, Q, D].
@@ -285,9 +290,9 @@ class DenseTransformer(nn.Module):
         """The decoder.
 
         Args:
-            memory: Of `encode`.
-            position: Of the queries [Q, D], the same for every image.
-            bias: Of the cross-attention, from a layer's index and the content that enters it.
+            memory: What `encode` returned.
+            position: Positions of the queries [Q, D], the same for every image.
+            bias: What is added to the scores of the cross-attention, from a layer's index and its content.
 
         Returns:
             Normed state of the queries after each layer [L, B, Q, D].

@@ -25,7 +25,7 @@ class Prior(NamedTuple):
     """Where queries look before they have seen anything.
 
     Attributes:
-        bias: Of the cross-attention.
+        bias: What is added to the scores of the cross-attention.
         centres: [Q, 2] of (x, y) before a sigmoid, to which the centres of boxes are relative.
     """
 
@@ -37,11 +37,11 @@ class Encoded(NamedTuple):
     """A batch after the encoder, and what led there.
 
     Attributes:
-        memory: Of the transformer.
+        memory: What the transformer's encoder returned.
         projected: The map that was encoded [B, D, h, w].
-        padding: Of the map [B, h, w], bool.
-        maps: The backbone's, finest first.
-        image_padding: Of the images [B, H, W], bool.
+        padding: True on the map's padding [B, h, w].
+        maps: The backbone's maps, finest first.
+        image_padding: True on the images' padding [B, H, W].
     """
 
     memory: Memory
@@ -61,7 +61,7 @@ class Decoded(NamedTuple):
     Attributes:
         states: Queries after each decoder layer [L, B, Q, D].
         encoded: The batch after the encoder.
-        centres: Of the prior; None without one.
+        centres: The prior's centres; None without a prior.
     """
 
     states: Tensor
@@ -73,10 +73,10 @@ class AttentionMaps(NamedTuple):
     """Where the queries of a batch look, for pictures.
 
     Attributes:
-        weights: [L, B, heads, Q, h, w]: of each decoder layer, adding up to one over the cells of the image.
-        gaussian: Of the same shape, what SMCA adds to the scores; None without a prior.
-        detections: Of the B images; their `queries` are the Q above.
-        padding: Of the map [B, h, w], bool.
+        weights: Attention of each decoder layer [L, B, heads, Q, h, w], adding up to one over the cells of the image.
+        gaussian: What SMCA adds to the scores [L, B, heads, Q, h, w]; None without a prior.
+        detections: What was found in the B images; their `queries` are the Q above.
+        padding: True on the map's padding [B, h, w].
     """
 
     weights: Tensor
@@ -229,5 +229,5 @@ class DETR(SetDetector):
         )
 
     def _prior(self, image_padding: Tensor, padding: Tensor) -> Prior | None:
-        """Of images with this padding [B, H, W] and their map with this one [B, h, w]."""
+        """The prior, if there is one, for images with this padding [B, H, W] and their map with this one [B, h, w]."""
         return None

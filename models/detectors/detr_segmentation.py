@@ -49,7 +49,7 @@ class MaskHead(nn.Module):
     (nearest neighbours) and a 1x1 convolution of that map is added.
 
     Args:
-        in_dim: Channels that come in: of the projected map and of the attention heads.
+        in_dim: Channels that come in: the projected map's and one for each attention head.
         hidden_dim: D; the convolutions after the first have D / 2, D / 4, D / 8 and D / 16 channels.
         map_channels: Channels of the three finer maps, coarsest first.
 
@@ -128,30 +128,30 @@ class DETRSegmentation(SetDetector):
         self.mask_head = MaskHead(hidden_dim + num_heads, hidden_dim, channels[-2::-1])
 
     def encode(self, images: Tensor, padding: Tensor) -> Encoded:
-        """The detector's."""
+        """What the detector's encoder makes of images [B, 3, H, W] with this padding [B, H, W]."""
         return self.detector.encode(images, padding)
 
     def decode(self, encoded: Encoded) -> Decoded:
-        """The detector's."""
+        """What the detector's decoder makes of what its encoder made."""
         return self.detector.decode(encoded)
 
     def predictions(self, decoded: Decoded, all_layers: bool) -> Predictions:
-        """The detector's, and the masks of the last layer."""
+        """The detector's logits and boxes, and the masks of the last layer."""
         return self.detector.predictions(decoded, all_layers)._replace(masks=self.masks(decoded))
 
     def detections(self, predictions: Predictions) -> Detections:
-        """The detector's."""
+        """The detector's choice of detections."""
         return self.detector.detections(predictions)
 
     def set_targets(self, targets: list[Target], images: list[Tensor]) -> list[SetTarget]:
-        """The detector's, with masks."""
+        """Labels, relative boxes and masks; raises ValueError without masks."""
         if any("masks" not in target for target in targets):
             raise ValueError(f"{type(self).__name__} needs targets with masks in training")
         relative = self.detector.set_targets(targets, images)
         return [each._replace(masks=target["masks"]) for each, target in zip(relative, targets, strict=True)]
 
     def losses(self, decoded: Decoded, predictions: Predictions, targets: list[SetTarget]) -> dict[str, Tensor]:
-        """The detector's, which has those of the masks."""
+        """The losses of the detector's criterion, which include those of masks."""
         return self.detector.losses(decoded, predictions, targets)
 
     def results(
@@ -171,11 +171,11 @@ class DETRSegmentation(SetDetector):
         return results
 
     def attention_maps(self, images: list[Tensor]) -> AttentionMaps:
-        """The detector's; see `DETR.attention_maps`."""
+        """Where the detector's queries look; see `DETR.attention_maps`."""
         return self.detector.attention_maps(images)
 
     def get_classifier(self) -> nn.Module:
-        """The detector's."""
+        """The detector's layer that depends on the classes."""
         return self.detector.get_classifier()
 
     def masks(self, decoded: Decoded) -> Tensor:
@@ -194,8 +194,8 @@ def binary_masks(logits: Tensor, padded: tuple[int, int], size: tuple[int, int],
     Args:
         logits: [n, h, w].
         padded: Height and width of the padded images.
-        size: Of the image without padding.
-        original: Of the image before it was resized.
+        size: Height and width of the image without padding.
+        original: Height and width of the image before it was resized.
 
     Returns:
         Bool [n, *original].

@@ -85,7 +85,7 @@ class FCOS(PyramidDetector):
         return self.losses(all_logits, all_distances, all_centreness, torch.cat(points), matches, targets)
 
     def outputs(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of every level, class logits [B, n, K], distances to the sides [B, n, 4] in pixels, centre-ness [B, n]."""
+        """Class logits [B, n, K], distances to the sides [B, n, 4] in pixels and centre-ness [B, n], by level."""
         classify, regress = self.head.classification_head, self.head.regression_head
         logits, distances, centreness = [], [], []
         for i, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
@@ -110,7 +110,7 @@ class FCOS(PyramidDetector):
         """The object that each point answers for: the smallest of those that suit its level and that it is central in.
 
         Args:
-            points: Of every level [n, 2].
+            points: Points (x, y) [n, 2], one tensor a level.
             targets: With `boxes`.
 
         Returns:
@@ -153,7 +153,7 @@ class FCOS(PyramidDetector):
             distances: [B, N, 4], in pixels.
             centreness: [B, N].
             points: [N, 2].
-            matches: See `match`.
+            matches: What `match` returned.
             targets: With `boxes` and `labels`.
 
         Returns:
@@ -190,7 +190,7 @@ class FCOS(PyramidDetector):
 
         Args:
             outputs: Logits [n, num_classes], distances [n, 4] and centre-ness [n], each of every level.
-            points: Of every level [n, 2].
+            points: Points (x, y) [n, 2], one tensor a level.
             size: Height and width of the image.
         """
         found = []

@@ -54,7 +54,7 @@ class PyramidDetector(nn.Module):
             first stage of a ResNet, 0 for none.
         convention: One of `CONVENTIONS`, by name, or a changed one.
         score_threshold: Least score of a detection.
-        nms_threshold: Of two boxes of a class that overlap more (IoU), the lower-scored one is dropped.
+        nms_threshold: Overlap (IoU) of two boxes of a class above which the lower-scored one is dropped.
         max_detections: Detections per image, at most.
 
     Attributes:
@@ -171,10 +171,10 @@ def detections(
     """Detections of every image as a detector returns them.
 
     Args:
-        found: Of each image, best first, in pixels of the input image.
+        found: Candidates, one record an image, best first, in pixels of the input image.
         sizes: Height and width of each input image.
         targets: May say the `original_size` of an image, to which boxes and masks are then scaled.
-        masks: Of each image, probabilities in each box [N, S, S].
+        masks: Probabilities in each box [N, S, S], one tensor an image.
 
     Returns:
         `boxes` [N, 4], `labels` [N], `scores` [N], and `masks` bool [N, H, W] where there are some.

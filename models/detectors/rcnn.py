@@ -40,7 +40,7 @@ class RCNN(PyramidDetector):
         num_classes: Labels are 0 to `num_classes - 1`.
         stages: What tells the stages apart, in order.
         masks: Whether there are mask heads.
-        box_head, class_agnostic, box_loss, fc_dim: Of every stage, see `RoIStage`.
+        box_head, class_agnostic, box_loss, fc_dim: The same for every stage, see `RoIStage`.
         rpn_beta, rpn_inside_only, proposals: See `RPN`.
         zero_is_background: Labels are numbers from 1 on, such as COCO's raw category ids, and 0 is never used; the
             classifier then has `num_classes` logits and not one more, as torchvision's checkpoints have.
@@ -74,7 +74,14 @@ class RCNN(PyramidDetector):
         self.first_label = int(zero_is_background)
         if num_classes <= self.first_label:
             raise ValueError(f"num_classes counts the unused label 0 too, so it is at least 2, not {num_classes}")
-        self.rpn = RPN(self.fpn_chans, self.strides, self.convention, rpn_beta, rpn_inside_only, proposals)
+        self.rpn = RPN(
+            self.fpn_chans,
+            self.strides,
+            self.convention,
+            beta=rpn_beta,
+            inside_only=rpn_inside_only,
+            proposals=proposals,
+        )
         low_quality = masks and len(stages) == 1 and self.convention.mask_low_quality
         self.roi_heads = nn.ModuleList(
             RoIStage(
@@ -141,7 +148,7 @@ class RCNN(PyramidDetector):
         Args:
             levels: Maps [B, C, h_i, w_i].
             sizes: Height and width of every image.
-            proposals: Of each image [n, 4].
+            proposals: Boxes [n, 4], one tensor an image.
             targets: With labels that count classes from 0.
         """
         losses: dict[str, Tensor] = {}
@@ -179,7 +186,7 @@ class RCNN(PyramidDetector):
         Args:
             levels: Maps [B, C, h_i, w_i].
             sizes: Height and width of every image.
-            proposals: Of each image [n, 4].
+            proposals: Boxes [n, 4], one tensor an image.
 
         Returns:
             For each image, best first, in pixels of the input image.
@@ -206,7 +213,7 @@ class RCNN(PyramidDetector):
 
         Args:
             levels: Maps [B, C, h_i, w_i].
-            found: Of each image, in pixels of the input image.
+            found: Candidates, one record an image, in pixels of the input image.
 
         Returns:
             For each image [n, 28, 28].

@@ -182,9 +182,9 @@ class RetinaNet(PyramidDetector):
         """Detections of an image, best first, in pixels of the input image.
 
         Args:
-            logits: Of every level [n, num_classes].
-            deltas: Of every level [n, 4].
-            boxes: Anchors of every level [n, 4].
+            logits: Class logits [n, num_classes], one tensor a level.
+            deltas: Moves of the anchors [n, 4], one tensor a level.
+            boxes: Anchors [n, 4], one tensor a level.
             size: Height and width of the image.
         """
         found = []

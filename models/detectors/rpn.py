@@ -29,9 +29,9 @@ class RPN(nn.Module):
 
     Args:
         in_chans: Channels of the levels.
-        strides: Of the levels, in pixels.
+        strides: Pixels of the image per cell, one a level.
         convention: Whose rules.
-        beta: Of the smooth L1 loss of boxes; None for the convention's.
+        beta: Width of the quadratic part of the smooth L1 loss of boxes; None for the convention's.
         inside_only: Whether anchors that reach over the edge of their image are left out of the loss.
         proposals: Proposals per training image; None for the convention's.
     """
@@ -85,8 +85,8 @@ class RPN(nn.Module):
         """The best anchors of each level, moved, without those that overlap much.
 
         Args:
-            logits: Of each level [B, n].
-            deltas: Of each level [B, n, 4].
+            logits: Scores before a sigmoid [B, n], one tensor a level.
+            deltas: Moves of the anchors [B, n, 4], one tensor a level.
             boxes: Anchors of each level [n, 4].
             sizes: Height and width of every image.
 

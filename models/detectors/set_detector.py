@@ -96,8 +96,8 @@ class SetDetector(nn.Module, ABC):
         """The detections of each image as `forward` returns them.
 
         Args:
-            found: Of B images.
-            predictions: That they were found in.
+            found: Detections in the B images.
+            predictions: Predictions that they were chosen from.
             images: [3, h, w] each, before padding.
             sizes: Height and width of each, in whose pixels the results are.
         """

@@ -110,10 +110,10 @@ class SMCA(DETR):
         num_queries: Q.
         gaussian_scale: See `GaussianPrior`.
         smooth: See `GaussianPrior`.
-        options: All other arguments of `DETR`.
+        **options: Further arguments of `DETR`.
 
     Raises:
-        ValueError: As of `DETR` and `GaussianPrior`.
+        ValueError: See `DETR` and `GaussianPrior`.
     """
 
     def __init__(

@@ -33,11 +33,11 @@ class SOLQ(DeformableDETR):
         mask_size: Side in pixels of the square that a mask is cropped to before it is encoded.
         vector_hidden_dim: Width inside the head.
         hidden_dim: Width of the transformer.
-        refine: As in Deformable DETR.
-        **options: Of `DeformableDETR`.
+        refine: Whether each decoder layer corrects the boxes of the one before; see `DeformableDETR`.
+        **options: Further arguments of `DeformableDETR`.
 
     Raises:
-        ValueError: As `DeformableDETR`, or more coefficients than the mask has pixels.
+        ValueError: See `DeformableDETR`; or more coefficients than the mask has pixels.
     """
 
     has_masks = True

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.deformable_attention import DeformableAttention, Levels
+from models.layers.feed_forward import FeedForward
 from models.layers.mlp import MLP
 from models.layers.xavier import xavier_matrices
 
@@ -80,26 +81,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit of a number in [0, 1], of which neither it nor one minus it counts as less than `eps`."""
     x = x.float().clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout between them.
-
-    Args:
-        hidden_dim: Width that comes in and goes out.
-        feedforward_dim: Width between the layers.
-        dropout: Rate.
-    """
-
-    def __init__(self, hidden_dim: int, feedforward_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class EncoderLayer(nn.Module):

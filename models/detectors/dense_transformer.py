@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.feed_forward import FeedForward
 from models.layers.xavier import xavier_matrices
 
 # From the index of a decoder layer and the content of its queries [B, Q, D], [B, heads, Q, S] to add to its scores.
@@ -94,20 +95,6 @@ def _mask(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
         return bias
     padding = padding[:, None, None]
     return ~padding if bias is None else bias.masked_fill(padding, -torch.inf)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout between them; made to be inherited with a layer's other parts."""
-
-    def __init__(self, hidden_dim: int, feedforward_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D], each token by itself."""
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class EncoderLayer(FeedForward):

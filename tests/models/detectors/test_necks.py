@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from exp.cli import Cli, resolve
@@ -70,9 +72,17 @@ def test_a_foreign_neck_trains_and_finds(name: str) -> None:
     assert found["boxes"].shape[1:] == (4,)
 
 
-def test_a_config_names_the_neck_and_gives_its_options() -> None:
+def test_a_config_names_the_neck_and_gives_its_options(tmp_path: Path) -> None:
+    resolved = resolve([*FROM_CONFIG, f"--model.network.neck={TOY}", "--model.network.neck.gain=0.5"])
+    assert resolved["model"]["init_args"]["network"]["init_args"]["neck"] == {
+        "class_path": TOY,
+        "init_args": {"gain": 0.5},
+    }
+    # As a run directory and a checkpoint keep it.
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(resolved))
     torch.manual_seed(0)
-    network = Cli([*FROM_CONFIG, f"--model.network.neck={TOY}", "--model.network.neck.gain=0.5"], "fit").model.network
+    network = Cli(["--config", str(config)], "fit").model.network
     assert isinstance(network.neck, ToyNeck)
     assert network.neck.gain == 0.5
     assert [conv.out_channels for conv in network.neck.convs] == [16, 16, 16]

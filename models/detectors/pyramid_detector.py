@@ -20,8 +20,6 @@ from models.layers.mask_paste import paste
 from models.necks import FPN, Extra, Neck
 
 Size = tuple[int, int]
-# Every level then has twice the cells of the next one.
-DIVISOR = 32
 
 
 class Candidates(NamedTuple):
@@ -98,10 +96,8 @@ class PyramidDetector(nn.Module):
             backbone, options, pretrained, range(-num_maps, 0), frozen_norm=frozen_norm, frozen_stages=frozen_stages
         )
         self.strides = list(self.backbone.strides)
-        if self.strides[-1] > DIVISOR or any(2 * a != b for a, b in pairwise(self.strides)):
-            raise ValueError(
-                f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling, at most {DIVISOR}"
-            )
+        if any(2 * a != b for a, b in pairwise(self.strides)):
+            raise ValueError(f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling")
         self.neck = neck(self.backbone.channels, fpn_chans, extra, output_norm)
         num_levels = getattr(self.neck, "num_levels", None)
         if not isinstance(num_levels, int) or num_levels < num_maps:
@@ -123,7 +119,9 @@ class PyramidDetector(nn.Module):
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, padding = pad(list(images))
-        margin = (0, -batch.shape[-1] % DIVISOR, 0, -batch.shape[-2] % DIVISOR)
+        # Every map then has twice the cells of the next one.
+        divisor = self.backbone.size_divisor
+        margin = (0, -batch.shape[-1] % divisor, 0, -batch.shape[-2] % divisor)
         batch, padding = F.pad(batch, margin), F.pad(padding, margin, value=True)
         return self.neck([feature for feature, _ in self.backbone(batch, padding)]), sizes
 

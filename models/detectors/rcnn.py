@@ -78,6 +78,7 @@ class RCNN(PyramidDetector):
             self.fpn_chans,
             self.strides,
             self.convention,
+            self.backbone.size_divisor,
             beta=rpn_beta,
             inside_only=rpn_inside_only,
             proposals=proposals,

@@ -216,7 +216,7 @@ def network(height: int, width: int, repeats: int) -> None:
     ours.eval()
     peer.eval()
     with torch.no_grad():
-        mine, _ = ours.predict(image[None], torch.zeros(1, height, width, dtype=torch.bool), all_layers=False)
+        mine = ours.predict(image[None], torch.zeros(1, height, width, dtype=torch.bool), all_layers=False)
     published = their_infer()
     for a, b in ((mine.logits[-1], published.logits), (mine.boxes[-1], published.pred_boxes)):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max(), "the two networks differ"

@@ -101,7 +101,7 @@ def test_networks_know_no_lightning_and_no_files() -> None:
 
 def test_there_are_no_circles() -> None:
     arrows = {
-        name: {other for imported in imports(tree, everywhere=False) if (other := module_of(imported)) and other != name}
+        name: {other for each in imports(tree, everywhere=False) if (other := module_of(each)) and other != name}
         for name, tree in modules().items()
     }
     done: set[str] = set()

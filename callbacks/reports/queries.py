@@ -40,7 +40,7 @@ def draw_query(network: Any, image: Tensor, picture: np.ndarray, query: Query, n
 
 def _points(network: Any, image: Tensor, picture: np.ndarray, query: Query, names: list[str]) -> Figure:
     with inference(network):
-        predictions, _ = network.predict(*pad([image]), all_layers=False)
+        predictions = network.predict(*pad([image]), all_layers=False)
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]
     number, found = _chosen(query, top_scores(logits, boxes, logits[0].numel()), logits.shape[1], picture)
     points = network.sampling_points(image, number)

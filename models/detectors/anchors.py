@@ -60,7 +60,7 @@ def anchors(
 
     Args:
         features: Maps [B, C, h, w], one per level.
-        strides: Of the levels, in pixels.
+        strides: Pixels of the image per cell, one a level.
         sizes: Sizes of the anchors of each level (see `cell_anchors`).
         convention: Decides rounding and order.
 

@@ -26,10 +26,10 @@ class Convention:
         proposals_before: Proposals per level before suppression, in training and in evaluation.
         proposals_after: Proposals per image after suppression, in training and in evaluation.
         least_proposal: Proposals narrower or lower than this are dropped, in pixels.
-        least_detection: The same for detections of two-stage detectors.
-        least_dense_detection: The same for those of dense ones.
+        least_detection: Detections of two-stage detectors narrower or lower than this are dropped, in pixels.
+        least_dense_detection: Detections of dense detectors narrower or lower than this are dropped, in pixels.
         rpn_beta: Width of the quadratic part of the smooth L1 loss of proposals; 0 for L1.
-        roi_beta: The same for regions of interest.
+        roi_beta: Width of the quadratic part of the smooth L1 loss of regions of interest; 0 for L1.
         rpn_counts_drawn: Whether the loss of proposals is divided by the anchors drawn, or by those asked for.
         takes_every_best: Whether an object takes the anchors that overlap it most even from an object that they
             overlap more, if that overlap is at least the lower threshold; else such an anchor goes to the latter.

@@ -5,14 +5,14 @@ Reference: "Deformable DETR: Deformable Transformers for End-to-End Object Detec
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.compute import inference
-from models.detectors.batching import output_sizes, pad
+from models.detectors.batching import pad
 from models.detectors.deformable_transformer import (
     BoxHead,
     DeformableTransformer,
@@ -20,18 +20,35 @@ from models.detectors.deformable_transformer import (
     Proposals,
     ProposalStage,
     Queries,
-    xavier_matrices,
 )
 from models.detectors.features import Features
 from models.detectors.matching import MatchCosts
-from models.detectors.postprocess import Detections, to_pixels, top_scores
+from models.detectors.postprocess import Detections, top_scores
 from models.detectors.predictions import Predictions
-from models.detectors.set_criterion import LossWeights, SetCriterion, SetTarget, relative_targets
+from models.detectors.set_criterion import LossWeights, SetCriterion, SetTarget
+from models.detectors.set_detector import SetDetector
 from models.layers.deformable_attention import DeformableAttention, SamplingPoints
 from models.layers.position_encoding import sine_position_encoding
+from models.layers.xavier import xavier_matrices
 
 
-class DeformableDETR(nn.Module):
+class Decoded(NamedTuple):
+    """A batch after the decoder.
+
+    Attributes:
+        states: Queries after each decoder layer, [B, Q, D] each.
+        boxes: With refinement, those of each layer [B, Q, 4]; else none.
+        references: Where the queries started, points or boxes [B, Q, 2 or 4].
+        proposals: The first stage's; None for a network of one stage.
+    """
+
+    states: list[Tensor]
+    boxes: list[Tensor]
+    references: Tensor
+    proposals: Proposals | None
+
+
+class DeformableDETR(SetDetector):
     """Deformable DETR in any of its variants.
 
     The learning rate of the parameters whose names contain `backbone`, `reference_points` or `sampling_offsets` is a
@@ -61,8 +78,6 @@ class DeformableDETR(nn.Module):
     Raises:
         ValueError: Sizes that do not fit each other, or `two_stage` without `refine`.
     """
-
-    has_masks = False
 
     def __init__(
         self,
@@ -146,56 +161,36 @@ class DeformableDETR(nn.Module):
         stage = [] if self.proposals is None else [self.proposals.class_embed]
         return nn.ModuleList([*self.class_embed, *stage])
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Any]] | None = None) -> Any:
-        """Losses in training, detections in evaluation.
-
-        Args:
-            images: [3, h, w] each, normalised, of any sizes.
-            targets: In training `boxes` [n, 4] xyxy in pixels of the image and `labels` int64 [n] of each. In
-                evaluation optional, and read for `original_size` (height, width) alone.
-
-        Returns:
-            Weighted losses by name, to be added up; or for each image `boxes` [N, 4] xyxy in pixels of the original
-            image, if its size was given, else of the input, `labels` [N] and `scores` [N], best first.
-
-        Raises:
-            ValueError: No targets in training.
-        """
-        batch, padding = pad(images)
-        if self.training:
-            if targets is None:
-                raise ValueError(f"{type(self).__name__} needs targets in training")
-            predictions, proposals = self.predict(batch, padding, all_layers=True)
-            return self.criterion(predictions, self.set_targets(targets, images), _as_predictions(proposals))
-        predictions, _ = self.predict(batch, padding, all_layers=False)
-        return self.detections(predictions, output_sizes(images, targets))
-
-    def predict(self, images: Tensor, padding: Tensor, all_layers: bool) -> tuple[Predictions, Proposals | None]:
-        """What the heads make of a padded batch.
-
-        Args:
-            images: [B, 3, H, W].
-            padding: True on padding [B, H, W].
-            all_layers: Whether the heads of all decoder layers run, as training needs, or those of the last.
-
-        Returns:
-            Predictions of these layers, and the proposals of a two-stage network.
-        """
-        memory = self.encode(images, padding)
-        queries, proposals = self.queries(memory)
-        heads = self.bbox_embed if self.refine else ()
-        states, boxes = self.transformer.decode(memory, queries, heads)
-        first = 0 if all_layers else len(states) - 1
-        classifiers = list(self.class_embed) if self.refine else [self.class_embed[0]] * len(states)
-        logits = [head(x).float() for head, x in zip(classifiers[first:], states[first:], strict=True)]
-        boxes = boxes[first:] or [self.bbox_embed[0](x, queries.references) for x in states[first:]]
-        vectors = self.vectors(torch.stack(states[first:]))
-        return Predictions(torch.stack(logits), torch.stack(boxes), vectors), proposals
-
     def encode(self, images: Tensor, padding: Tensor) -> Memory:
         """Everything up to the encoder, of images [B, 3, H, W] with this padding [B, H, W]."""
         maps, paddings = self.project(images, padding)
         return self.transformer.encode(maps, paddings, [self.position(x) for x in paddings])
+
+    def decode(self, encoded: Memory) -> Decoded:
+        """Everything up to the decoder, of what `encode` made; with `refine` the boxes on the way, too."""
+        queries, proposals = self.queries(encoded)
+        heads = self.bbox_embed if self.refine else ()
+        states, boxes = self.transformer.decode(encoded, queries, heads)
+        return Decoded(states, boxes, queries.references, proposals)
+
+    def predictions(self, decoded: Decoded, all_layers: bool) -> Predictions:
+        """Logits, boxes and perhaps mask vectors, after all decoder layers or after the last one."""
+        first = 0 if all_layers else len(decoded.states) - 1
+        states = decoded.states[first:]
+        classifiers = list(self.class_embed)[first:] if self.refine else [self.class_embed[0]] * len(states)
+        logits = [head(x).float() for head, x in zip(classifiers, states, strict=True)]
+        boxes = decoded.boxes[first:] or [self.bbox_embed[0](x, decoded.references) for x in states]
+        return Predictions(torch.stack(logits), torch.stack(boxes), self.vectors(torch.stack(states)))
+
+    def detections(self, predictions: Predictions) -> Detections:
+        """The most confident pairs of query and class in the predictions of the last layer."""
+        return top_scores(predictions.logits[-1], predictions.boxes[-1], self.num_detections)
+
+    def losses(self, decoded: Decoded, predictions: Predictions, targets: list[SetTarget]) -> dict[str, Tensor]:
+        """Weighted losses of the predictions of all layers, and of the proposals of a two-stage network."""
+        stage = decoded.proposals
+        proposals = None if stage is None else Predictions(stage.logits[None], stage.boxes[None])
+        return self.criterion(predictions, targets, proposals)
 
     def queries(self, memory: Memory) -> tuple[Queries, Proposals | None]:
         """What the decoder starts from, learned or chosen from the proposals of a two-stage network."""
@@ -219,30 +214,12 @@ class DeformableDETR(nn.Module):
         return maps, paddings
 
     def position(self, padding: Tensor) -> Tensor:
-        """Position encoding of a map [B, D, h, w], from its padding."""
+        """Position encoding of a map [B, D, h, w], from its padding [B, h, w]."""
         return sine_position_encoding(padding, self.transformer.level_embed.shape[1] // 2, offset=-0.5)
 
     def vectors(self, states: Tensor) -> Tensor | None:
         """Mask vectors of decoder states [L, B, Q, D]; a detector of boxes has none."""
         return None
-
-    def set_targets(self, targets: list[dict[str, Any]], images: list[Tensor]) -> list[SetTarget]:
-        """What the criterion compares predictions with."""
-        return relative_targets(targets, images)
-
-    def detections(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Results of each image, from predictions of one layer.
-
-        Args:
-            predictions: Of B images.
-            sizes: (height, width) of each, in whose pixels the results are.
-        """
-        best = top_scores(predictions.logits[-1], predictions.boxes[-1], self.num_detections)
-        return [self.result(best, i, size, predictions) for i, size in enumerate(sizes)]
-
-    def result(self, best: Detections, i: int, size: tuple[int, int], predictions: Predictions) -> dict[str, Tensor]:
-        """Results of image i."""
-        return {"boxes": to_pixels(best.boxes[i], size), "labels": best.labels[i], "scores": best.scores[i]}
 
     def sampling_points(self, image: Tensor, query: int) -> SamplingPoints:
         """Where a query looks in an image, for pictures; runs an evaluation of that image.
@@ -286,10 +263,6 @@ def _projections(channels: Sequence[int], num_levels: int, hidden_dim: int, grou
         assert convolution.bias is not None
         nn.init.zeros_(convolution.bias)
     return nn.ModuleList(nn.Sequential(x, nn.GroupNorm(groups, hidden_dim)) for x in convolutions)
-
-
-def _as_predictions(proposals: Proposals | None) -> Predictions | None:
-    return None if proposals is None else Predictions(proposals.logits[None], proposals.boxes[None])
 
 
 def _resized(padding: Tensor, size: Sequence[int]) -> Tensor:

@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.deformable_attention import DeformableAttention, Levels
+from models.layers.feed_forward import FeedForward
 from models.layers.mlp import MLP
+from models.layers.xavier import xavier_matrices
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a batch of N images, S tokens each.
+    """What the encoder made of a batch of B images, S tokens each.
 
-    Args:
-        tokens: [N, S, D].
-        padding: True on tokens of padding [N, S].
+    Attributes:
+        tokens: [B, S, D].
+        padding: True on tokens of padding [B, S].
         levels: Which tokens belong to which map.
-        valid_ratios: (width, height) of the image as a fraction of each padded map [N, L, 2].
+        valid_ratios: (width, height) of the image as a fraction of each padded map [B, L, 2].
     """
 
     tokens: Tensor
@@ -37,10 +39,10 @@ class Memory(NamedTuple):
 class Queries(NamedTuple):
     """What the decoder starts from.
 
-    Args:
-        content: Initial state of the queries [N, Q, D].
-        position: What is added to the state before it is compared [N, Q, D].
-        references: Points (x, y) or boxes (cx, cy, w, h) [N, Q, 2 or 4], relative to the image without padding.
+    Attributes:
+        content: Initial state of the queries [B, Q, D].
+        position: What is added to the state before it is compared [B, Q, D].
+        references: Points (x, y) or boxes (cx, cy, w, h) [B, Q, 2 or 4], relative to the image without padding.
     """
 
     content: Tensor
@@ -81,26 +83,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout between them.
-
-    Args:
-        hidden_dim: Width that comes in and goes out.
-        feedforward_dim: Width between the layers.
-        dropout: Rate.
-    """
-
-    def __init__(self, hidden_dim: int, feedforward_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
-
-
 class EncoderLayer(nn.Module):
     """Deformable self-attention of the tokens, then a feed-forward network, each with the norm after the addition.
 
@@ -130,7 +112,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, references: Tensor, levels: Levels, padding: Tensor) -> Tensor:
-        """Tokens, their positions [N, S, D] and references [N, S, L, 2] to tokens [N, S, D]."""
+        """Tokens, their positions [B, S, D] and references [B, S, L, 2] to tokens [B, S, D]."""
         read = self.attention(tokens + position, references, tokens, levels, padding)
         tokens = self.attention_norm(tokens + self.dropout(read))
         return self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
@@ -170,13 +152,13 @@ class DecoderLayer(nn.Module):
         """One layer of the decoder.
 
         Args:
-            content: State of the queries [N, Q, D].
-            position: What is added to it before it is compared [N, Q, D].
-            references: Points or boxes [N, Q, 2 or 4], relative to the image without padding.
-            memory: Of the encoder.
+            content: State of the queries [B, Q, D].
+            position: What is added to it before it is compared [B, Q, D].
+            references: Points or boxes [B, Q, 2 or 4], relative to the image without padding.
+            memory: What the encoder made of the images.
 
         Returns:
-            New state [N, Q, D].
+            New state [B, Q, D].
         """
         query = content + position
         mixed, _ = self.self_attention(query, query, content, need_weights=False)
@@ -199,7 +181,7 @@ class DeformableTransformer(nn.Module):
         encoder_layers: Layers of the encoder.
         decoder_layers: Layers of the decoder.
         encoder_points: Points of each head on each map, in the encoder.
-        decoder_points: The same in the decoder.
+        decoder_points: Points of each head on each map, in the decoder.
         dropout: Rate.
     """
 
@@ -230,9 +212,9 @@ class DeformableTransformer(nn.Module):
         """The encoder.
 
         Args:
-            maps: Feature maps [N, D, h, w], one a level.
-            paddings: True on padding [N, h, w].
-            positions: Position encodings [N, D, h, w], without the levels' own.
+            maps: Feature maps [B, D, h, w], one a level.
+            paddings: True on padding [B, h, w].
+            positions: Position encodings [B, D, h, w], without the levels' own.
         """
         levels = Levels.of([(x.shape[-2], x.shape[-1]) for x in maps], maps[0].device)
         ratios = torch.stack([valid_ratio(padding) for padding in paddings], 1)
@@ -251,12 +233,12 @@ class DeformableTransformer(nn.Module):
         """The decoder; with one box head a layer, it refines the references from layer to layer (appendix A.4).
 
         Args:
-            memory: Of `encode`.
-            queries: To start from.
+            memory: What `encode` returned.
+            queries: What it starts from.
             box_heads: One a layer, to refine; none, and all layers keep the references.
 
         Returns:
-            State of the queries after each layer, [N, Q, D] each, and the boxes of the heads [N, Q, 4], if any. A
+            State of the queries after each layer, [B, Q, D] each, and the boxes of the heads [B, Q, 4], if any. A
             layer looks around the boxes of the one before, through which no gradient flows.
         """
         content, position, references = queries
@@ -273,10 +255,10 @@ class DeformableTransformer(nn.Module):
 class Proposals(NamedTuple):
     """First stage: what every token proposes, and the best of them as queries.
 
-    Args:
-        logits: Of every token [N, S, K].
-        boxes: Of every token [N, S, 4].
-        chosen: Tokens that became queries [N, Q].
+    Attributes:
+        logits: Class logits of every token [B, S, K].
+        boxes: Proposed boxes (cx, cy, w, h) of every token [B, S, 4].
+        chosen: Tokens that became queries [B, Q].
         queries: What the decoder makes of them; their boxes have no gradient.
     """
 
@@ -325,7 +307,7 @@ class ProposalStage(nn.Module):
         return Proposals(logits, coordinates.sigmoid(), chosen, Queries(content, position, references))
 
     def _anchors(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """A box at each token [N, S, 4], twice as large on each coarser map, and whether it is usable [N, S]."""
+        """A box at each token [B, S, 4], twice as large on each coarser map, and whether it is usable [B, S]."""
         centres = token_centres(memory.levels, memory.valid_ratios)
         sides = torch.cat(
             [centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.levels.sizes)]
@@ -336,13 +318,13 @@ class ProposalStage(nn.Module):
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """(width, height) of the image as a fraction of a padded map, from its padding [N, h, w]: [N, 2]."""
+    """(width, height) of the image as a fraction of a padded map, from its padding [B, h, w]: [B, 2]."""
     valid = (~padding).float()
     return torch.stack([valid[:, 0].mean(1), valid[:, :, 0].mean(1)], -1)
 
 
 def token_centres(levels: Levels, valid_ratios: Tensor) -> Tensor:
-    """Centre (x, y) of each token relative to the image without padding [N, S, 2]; above one on padding."""
+    """Centre (x, y) of each token relative to the image without padding [B, S, 2]; above one on padding."""
     centres = []
     for level, (height, width) in enumerate(levels.sizes):
         x = (torch.arange(width, device=valid_ratios.device) + 0.5) / width
@@ -352,15 +334,8 @@ def token_centres(levels: Levels, valid_ratios: Tensor) -> Tensor:
     return torch.cat(centres, 1)
 
 
-def xavier_matrices(module: nn.Module) -> None:
-    """Xavier-uniform values for every parameter of more than one dimension."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-
-
 def _encode_boxes(boxes: Tensor, num_feats: int) -> Tensor:
-    """Sines and cosines of each of four coordinates in [0, 1]: [N, Q, 4 * num_feats]."""
+    """Sines and cosines of each of four coordinates in [0, 1]: [B, Q, 4 * num_feats]."""
     exponents = torch.arange(0, num_feats, 2, dtype=torch.float32, device=boxes.device) / num_feats
     angles = boxes[..., None] * (2 * math.pi) / 10000**exponents
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)

@@ -6,13 +6,31 @@ Reference: "End-to-End Object Detection with Transformers", arXiv 2005.12872, se
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.feed_forward import FeedForward
+from models.layers.xavier import xavier_matrices
+
 # From the index of a decoder layer and the content of its queries [B, Q, D], [B, heads, Q, S] to add to its scores.
 Bias = Callable[[int, Tensor], Tensor]
+
+
+class Memory(NamedTuple):
+    """What the encoder made of a batch of B images, S tokens each.
+
+    Attributes:
+        tokens: [B, S, D].
+        position: Position encodings of the tokens [B, S, D].
+        padding: True on tokens of padding [B, S].
+    """
+
+    tokens: Tensor
+    position: Tensor
+    padding: Tensor
 
 
 class Attention(nn.Module):
@@ -79,20 +97,6 @@ def _mask(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
     return ~padding if bias is None else bias.masked_fill(padding, -torch.inf)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout between them; made to be inherited with a layer's other parts."""
-
-    def __init__(self, hidden_dim: int, feedforward_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D], each token by itself."""
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
-
-
 class EncoderLayer(FeedForward):
     """Self-attention and a feed-forward network, each with dropout, a residual and a norm.
 
@@ -115,21 +119,26 @@ class EncoderLayer(FeedForward):
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
 
-    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor | None = None) -> Tensor:
         """Tokens [B, S, D] with their position [B, S, D] and padding [B, S] to tokens [B, S, D]."""
 
         def attend(x: Tensor) -> Tensor:
             placed = x + position
             return self.self_attn(placed, placed, x, padding)
 
-        x = _residual(x, attend, self.norm1, self.dropout, self.pre_norm)
-        return _residual(x, self.feed_forward, self.norm2, self.dropout, self.pre_norm)
+        tokens = _residual(tokens, attend, self.norm1, self.dropout, self.pre_norm)
+        return _residual(tokens, self.feed_forward, self.norm2, self.dropout, self.pre_norm)
 
 
 class DecoderLayer(FeedForward):
     """Self-attention of the queries, cross-attention to the memory, and a feed-forward network.
 
-    Args: as of `EncoderLayer`.
+    Args:
+        hidden_dim: D.
+        num_heads: Heads of both attentions.
+        feedforward_dim: Hidden features of the feed-forward network.
+        dropout: Probability, everywhere.
+        pre_norm: Whether norms come before the branches.
     """
 
     def __init__(
@@ -145,8 +154,8 @@ class DecoderLayer(FeedForward):
 
     def forward(
         self,
-        x: Tensor,
-        query_position: Tensor,
+        content: Tensor,
+        position: Tensor,
         memory: Tensor,
         memory_position: Tensor,
         padding: Tensor | None = None,
@@ -155,27 +164,27 @@ class DecoderLayer(FeedForward):
         """Refine the content of the queries.
 
         Args:
-            x: Content [B, Q, D].
-            query_position: [B, Q, D].
+            content: State of the queries [B, Q, D].
+            position: What is added to it before it is compared [B, Q, D].
             memory: Encoded tokens [B, S, D].
-            memory_position: [B, S, D].
-            padding: Of the memory [B, S].
-            bias: Of the cross-attention [B, heads, Q, S].
+            memory_position: Position encodings of the tokens [B, S, D].
+            padding: True on tokens of padding [B, S].
+            bias: What is added to the scores of the cross-attention [B, heads, Q, S].
 
         Returns:
-            Content [B, Q, D].
+            New state [B, Q, D].
         """
 
         def attend(x: Tensor) -> Tensor:
-            placed = x + query_position
+            placed = x + position
             return self.self_attn(placed, placed, x)
 
         def look(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_position, memory + memory_position, memory, padding, bias)
+            return self.multihead_attn(x + position, memory + memory_position, memory, padding, bias)
 
-        x = _residual(x, attend, self.norm1, self.dropout, self.pre_norm)
-        x = _residual(x, look, self.norm2, self.dropout, self.pre_norm)
-        return _residual(x, self.feed_forward, self.norm3, self.dropout, self.pre_norm)
+        content = _residual(content, attend, self.norm1, self.dropout, self.pre_norm)
+        content = _residual(content, look, self.norm2, self.dropout, self.pre_norm)
+        return _residual(content, self.feed_forward, self.norm3, self.dropout, self.pre_norm)
 
 
 def _residual(
@@ -192,11 +201,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
 
-    def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
-        """Tokens [B, S, D] with their position [B, S, D] and padding [B, S] to the memory [B, S, D]."""
+    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor) -> Memory:
+        """Tokens [B, S, D] with their position [B, S, D] and padding [B, S] to the memory."""
         for layer in self.layers:
-            x = layer(x, position, padding)
-        return self.norm(x)
+            tokens = layer(tokens, position, padding)
+        return Memory(self.norm(tokens), position, padding)
 
 
 class Decoder(nn.Module):
@@ -207,25 +216,23 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden_dim)
 
-    def forward(
-        self, query_position: Tensor, memory: Tensor, memory_position: Tensor, padding: Tensor, bias: Bias | None = None
-    ) -> Tensor:
+    def forward(self, position: Tensor, memory: Memory, bias: Bias | None = None) -> Tensor:
         """Decode queries whose content starts at zero.
 
         Args:
-            query_position: [B, Q, D].
-            memory, memory_position: [B, S, D].
-            padding: Of the memory [B, S].
-            bias: Of the cross-attention, from a layer's index and the content that enters it.
+            position: Positions of the queries [B, Q, D].
+            memory: What the encoder returned.
+            bias: What is added to the scores of the cross-attention, from a layer's index and its content.
 
         Returns:
-            Normed content after each layer [L, B, Q, D].
+            Normed state of the queries after each layer [L, B, Q, D].
         """
-        x = torch.zeros_like(query_position)
+        content = torch.zeros_like(position)
         states = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, query_position, memory, memory_position, padding, None if bias is None else bias(i, x))
-            states.append(self.norm(x))
+            added = None if bias is None else bias(i, content)
+            content = layer(content, position, memory.tokens, memory.position, memory.padding, added)
+            states.append(self.norm(content))
         return torch.stack(states)
 
 
@@ -255,27 +262,27 @@ class DenseTransformer(nn.Module):
         options = (hidden_dim, num_heads, feedforward_dim, dropout, pre_norm)
         self.encoder = Encoder([EncoderLayer(*options) for _ in range(encoder_layers)], hidden_dim, pre_norm)
         self.decoder = Decoder([DecoderLayer(*options) for _ in range(decoder_layers)], hidden_dim)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier_matrices(self)
 
-    def forward(
-        self, x: Tensor, position: Tensor, padding: Tensor, query_position: Tensor, bias: Bias | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encode a map and decode the queries.
+    def encode(self, x: Tensor, position: Tensor, padding: Tensor) -> Memory:
+        """The encoder.
 
         Args:
-            x, position: [B, D, h, w].
-            padding: [B, h, w], bool, True on padding.
-            query_position: [Q, D], the same for every image.
-            bias: Of the cross-attention, from a layer's index and the content that enters it.
+            x, position: Feature map and position encoding [B, D, h, w].
+            padding: True on padding [B, h, w].
+        """
+        return self.encoder(x.flatten(2).mT, position.flatten(2).mT, padding.flatten(1))
+
+    def decode(self, memory: Memory, position: Tensor, bias: Bias | None = None) -> Tensor:
+        """The decoder.
+
+        Args:
+            memory: What `encode` returned.
+            position: Positions of the queries [Q, D], the same for every image.
+            bias: What is added to the scores of the cross-attention, from a layer's index and its content.
 
         Returns:
-            Normed content of the queries after each decoder layer [L, B, Q, D], and the memory [B, D, h, w].
+            Normed state of the queries after each layer [L, B, Q, D].
         """
-        shape = x.shape[-2:]
-        x, position, padding = x.flatten(2).mT, position.flatten(2).mT, padding.flatten(1)
-        memory = self.encoder(x, position, padding)
         # Not a view: without gradients one of a parameter claims to need them, and PyTorch's FLOP counter stumbles.
-        queries = query_position.repeat(len(x), 1, 1)
-        return self.decoder(queries, memory, position, padding, bias), memory.mT.unflatten(-1, shape)
+        return self.decoder(position.repeat(len(memory.tokens), 1, 1), memory, bias)

@@ -9,24 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from models.compute import inference
-from models.detectors.batching import output_sizes, pad
-from models.detectors.dense_transformer import Bias, DenseTransformer
+from models.detectors.batching import pad
+from models.detectors.dense_transformer import Bias, DenseTransformer, Memory
 from models.detectors.features import Features
 from models.detectors.matching import MatchCosts
-from models.detectors.postprocess import Detections, best_classes, to_pixels
+from models.detectors.postprocess import Detections, best_classes
 from models.detectors.predictions import Predictions
-from models.detectors.set_criterion import LossWeights, SetCriterion, relative_targets
+from models.detectors.set_criterion import LossWeights, SetCriterion
+from models.detectors.set_detector import SetDetector
 from models.layers.mlp import MLP
 from models.layers.position_encoding import LearnedPositionEncoding, sine_position_encoding
-
-Target = dict[str, Any]
 
 
 class Prior(NamedTuple):
     """Where queries look before they have seen anything.
 
     Attributes:
-        bias: Of the cross-attention.
+        bias: What is added to the scores of the cross-attention.
         centres: [Q, 2] of (x, y) before a sigmoid, to which the centres of boxes are relative.
     """
 
@@ -34,23 +33,39 @@ class Prior(NamedTuple):
     centres: Tensor
 
 
-class Decoded(NamedTuple):
-    """A batch after the transformer.
+class Encoded(NamedTuple):
+    """A batch after the encoder, and what led there.
 
     Attributes:
-        states: Queries after each decoder layer [L, B, Q, D].
-        memory: Encoded map [B, D, h, w].
+        memory: What the transformer's encoder returned.
         projected: The map that was encoded [B, D, h, w].
-        padding: Of the map [B, h, w], bool.
-        maps: The backbone's, finest first.
-        centres: Of the prior; None without one.
+        padding: True on the map's padding [B, h, w].
+        maps: The backbone's maps, finest first.
+        image_padding: True on the images' padding [B, H, W].
     """
 
-    states: Tensor
-    memory: Tensor
+    memory: Memory
     projected: Tensor
     padding: Tensor
     maps: list[Tensor]
+    image_padding: Tensor
+
+    def memory_map(self) -> Tensor:
+        """The tokens of the memory as a map [B, D, h, w]."""
+        return self.memory.tokens.mT.unflatten(-1, self.padding.shape[-2:])
+
+
+class Decoded(NamedTuple):
+    """A batch after the decoder.
+
+    Attributes:
+        states: Queries after each decoder layer [L, B, Q, D].
+        encoded: The batch after the encoder.
+        centres: The prior's centres; None without a prior.
+    """
+
+    states: Tensor
+    encoded: Encoded
     centres: Tensor | None
 
 
@@ -58,10 +73,10 @@ class AttentionMaps(NamedTuple):
     """Where the queries of a batch look, for pictures.
 
     Attributes:
-        weights: [L, B, heads, Q, h, w]: of each decoder layer, adding up to one over the cells of the image.
-        gaussian: Of the same shape, what SMCA adds to the scores; None without a prior.
-        detections: Of the B images; their `queries` are the Q above.
-        padding: Of the map [B, h, w], bool.
+        weights: Attention of each decoder layer [L, B, heads, Q, h, w], adding up to one over the cells of the image.
+        gaussian: What SMCA adds to the scores [L, B, heads, Q, h, w]; None without a prior.
+        detections: What was found in the B images; their `queries` are the Q above.
+        padding: True on the map's padding [B, h, w].
     """
 
     weights: Tensor
@@ -70,7 +85,7 @@ class AttentionMaps(NamedTuple):
     padding: Tensor
 
 
-class DETR(nn.Module):
+class DETR(SetDetector):
     """Backbone, encoder over the cells of its last map, decoder of learned queries, a class and a box for each query.
 
     The content of a query starts at zero; what is learned is its position. After each decoder layer, through one norm
@@ -95,8 +110,6 @@ class DETR(nn.Module):
     Raises:
         ValueError: A choice or a size that does not exist.
     """
-
-    has_masks = False
 
     def __init__(
         self,
@@ -141,53 +154,29 @@ class DETR(nn.Module):
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
         self.criterion = self._criterion()
 
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
-        """Losses in training, detections in evaluation.
-
-        Args:
-            images: B normalised images [3, h, w].
-            targets: In training of each image `boxes` [n, 4], xyxy in pixels, and `labels` [n], int64, of 0 to K - 1.
-                In evaluation they are only read for an `original_size` (h, w), in whose pixels boxes then are.
-
-        Returns:
-            In training the weighted losses, which are to be added; in evaluation a dict for each image, best first:
-            `boxes` [Q, 4], xyxy in pixels, `labels` [Q] and `scores` [Q].
-
-        Raises:
-            ValueError: Training without targets.
-        """
-        predictions = self.predictions(self.decode(images))
-        if self.training:
-            if targets is None:
-                raise ValueError(f"{type(self).__name__} needs targets in training")
-            return self.criterion(predictions, relative_targets(targets, images))
-        found = self.detections(predictions)
-        return [
-            {"boxes": to_pixels(boxes, size), "labels": labels, "scores": scores}
-            for boxes, labels, scores, size in zip(
-                found.boxes, found.labels, found.scores, output_sizes(images, targets), strict=True
-            )
-        ]
-
-    def decode(self, images: list[Tensor]) -> Decoded:
-        """Everything but the heads, of images [3, h, w]."""
-        batch, image_padding = pad(images)
-        features = self.backbone(batch, image_padding)
-        x, padding = features[-1]
+    def encode(self, images: Tensor, padding: Tensor) -> Encoded:
+        """Everything up to the encoder, of images [B, 3, H, W] with this padding [B, H, W]."""
+        features = self.backbone(images, padding)
+        x, map_padding = features[-1]
         x = self.input_proj(x)
-        bias, centres = self._prior(image_padding, padding) or (None, None)
-        states, memory = self.transformer(x, self.encode_position(padding), padding, self.query_embed.weight, bias)
-        return Decoded(states, memory, x, padding, [each for each, _ in features], centres)
+        memory = self.transformer.encode(x, self.position(map_padding), map_padding)
+        return Encoded(memory, x, map_padding, [each for each, _ in features], padding)
 
-    def encode_position(self, padding: Tensor) -> Tensor:
-        """The position of each cell [B, D, h, w] of a map with this padding [B, h, w]."""
+    def decode(self, encoded: Encoded) -> Decoded:
+        """Everything up to the decoder, of what `encode` made."""
+        bias, centres = self._prior(encoded.image_padding, encoded.padding) or (None, None)
+        states = self.transformer.decode(encoded.memory, self.query_embed.weight, bias)
+        return Decoded(states, encoded, centres)
+
+    def position(self, padding: Tensor) -> Tensor:
+        """Position encoding of a map [B, D, h, w], from its padding [B, h, w]."""
         if self.learned_position is not None:
             return self.learned_position(padding)
         return sine_position_encoding(padding, self.query_embed.embedding_dim // 2)
 
-    def predictions(self, decoded: Decoded) -> Predictions:
-        """Logits and boxes: in training after every decoder layer, in evaluation after the last one."""
-        states = decoded.states if self.training else decoded.states[-1:]
+    def predictions(self, decoded: Decoded, all_layers: bool) -> Predictions:
+        """Logits and boxes, after all decoder layers or after the last one."""
+        states = decoded.states if all_layers else decoded.states[-1:]
         boxes = self.bbox_embed(states).float()
         if decoded.centres is not None:
             centre, size = boxes.split(2, dim=-1)
@@ -217,18 +206,17 @@ class DETR(nn.Module):
         hooks = [layer.get_submodule("multihead_attn").register_forward_pre_hook(keep) for layer in layers]
         try:
             with inference(self):
-                decoded = self.decode(images)
-                predictions = self.predictions(decoded)
-                found = self.detections(predictions)
+                encoded = self.encode(*pad(images))
+                found = self.detections(self.predictions(self.decode(encoded), all_layers=False))
         finally:
             for hook in hooks:
                 hook.remove()
-        shape = decoded.padding.shape[-2:]
+        shape = encoded.padding.shape[-2:]
         return AttentionMaps(
             torch.stack(weights).unflatten(-1, shape),
             torch.stack(biases).unflatten(-1, shape) if biases else None,
             found,
-            decoded.padding,
+            encoded.padding,
         )
 
     def get_classifier(self) -> nn.Module:
@@ -241,5 +229,5 @@ class DETR(nn.Module):
         )
 
     def _prior(self, image_padding: Tensor, padding: Tensor) -> Prior | None:
-        """Of images with this padding [B, H, W] and their map with this one [B, h, w]."""
+        """The prior, if there is one, for images with this padding [B, H, W] and their map with this one [B, h, w]."""
         return None

@@ -3,16 +3,17 @@
 Reference: "End-to-End Object Detection with Transformers", ECCV 2020, arXiv 2005.12872, section 4.4.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.detectors.batching import output_sizes
-from models.detectors.detr import DETR, AttentionMaps, Decoded, Target
-from models.detectors.postprocess import to_pixels
-from models.detectors.set_criterion import relative_targets
+from models.detectors.detr import DETR, AttentionMaps, Decoded, Encoded
+from models.detectors.postprocess import Detections
+from models.detectors.predictions import Predictions
+from models.detectors.set_criterion import SetTarget
+from models.detectors.set_detector import SetDetector, Target
 
 
 class MaskAttention(nn.Module):
@@ -48,7 +49,7 @@ class MaskHead(nn.Module):
     (nearest neighbours) and a 1x1 convolution of that map is added.
 
     Args:
-        in_dim: Channels that come in: of the projected map and of the attention heads.
+        in_dim: Channels that come in: the projected map's and one for each attention head.
         hidden_dim: D; the convolutions after the first have D / 2, D / 4, D / 8 and D / 16 channels.
         map_channels: Channels of the three finer maps, coarsest first.
 
@@ -100,7 +101,7 @@ class MaskHead(nn.Module):
         return self.last(y).squeeze(1).unflatten(0, (batch, queries))
 
 
-class DETRSegmentation(nn.Module):
+class DETRSegmentation(SetDetector):
     """A DETR, trained or not, with a mask for each query.
 
     Args:
@@ -126,54 +127,62 @@ class DETRSegmentation(nn.Module):
         self.mask_attention = MaskAttention(hidden_dim, num_heads)
         self.mask_head = MaskHead(hidden_dim + num_heads, hidden_dim, channels[-2::-1])
 
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
-        """Losses in training, detections with masks in evaluation.
+    def encode(self, images: Tensor, padding: Tensor) -> Encoded:
+        """What the detector's encoder makes of images [B, 3, H, W] with this padding [B, H, W]."""
+        return self.detector.encode(images, padding)
 
-        Args:
-            images: B normalised images [3, h, w].
-            targets: As of `DETR`, in training with `masks` [n, h, w], bool.
+    def decode(self, encoded: Encoded) -> Decoded:
+        """What the detector's decoder makes of what its encoder made."""
+        return self.detector.decode(encoded)
 
-        Returns:
-            As of `DETR`: in training also the losses `mask` and `dice`, in evaluation also `masks` [Q, H, W], bool.
+    def predictions(self, decoded: Decoded, all_layers: bool) -> Predictions:
+        """The detector's logits and boxes, and the masks of the last layer."""
+        return self.detector.predictions(decoded, all_layers)._replace(masks=self.masks(decoded))
 
-        Raises:
-            ValueError: Training without targets, or without their masks.
-        """
-        decoded = self.detector.decode(images)
-        predictions = self.detector.predictions(decoded)
-        masks = self.masks(decoded)
-        if self.training:
-            if targets is None or any("masks" not in target for target in targets):
-                raise ValueError(f"{type(self).__name__} needs targets with masks in training")
-            wanted = [
-                relative._replace(masks=target["masks"])
-                for relative, target in zip(relative_targets(targets, images), targets, strict=True)
-            ]
-            return self.detector.criterion(predictions._replace(masks=masks), wanted)
-        found = self.detector.detections(predictions)
+    def detections(self, predictions: Predictions) -> Detections:
+        """The detector's choice of detections."""
+        return self.detector.detections(predictions)
+
+    def set_targets(self, targets: list[Target], images: list[Tensor]) -> list[SetTarget]:
+        """Labels, relative boxes and masks; raises ValueError without masks."""
+        if any("masks" not in target for target in targets):
+            raise ValueError(f"{type(self).__name__} needs targets with masks in training")
+        relative = self.detector.set_targets(targets, images)
+        return [each._replace(masks=target["masks"]) for each, target in zip(relative, targets, strict=True)]
+
+    def losses(self, decoded: Decoded, predictions: Predictions, targets: list[SetTarget]) -> dict[str, Tensor]:
+        """The losses of the detector's criterion, which include those of masks."""
+        return self.detector.losses(decoded, predictions, targets)
+
+    def results(
+        self,
+        found: Detections,
+        predictions: Predictions,
+        images: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes, labels, scores and bool masks [Q, H, W] of each image."""
+        assert predictions.masks is not None
         padded = (max(image.shape[-2] for image in images), max(image.shape[-1] for image in images))
-        return [
-            {
-                "boxes": to_pixels(found.boxes[i], size),
-                "labels": found.labels[i],
-                "scores": found.scores[i],
-                "masks": binary_masks(masks[i, found.queries[i]], padded, (image.shape[-2], image.shape[-1]), size),
-            }
-            for i, (image, size) in enumerate(zip(images, output_sizes(images, targets), strict=True))
-        ]
+        results = super().results(found, predictions, images, sizes)
+        for i, (result, image, size) in enumerate(zip(results, images, sizes, strict=True)):
+            logits = predictions.masks[i, found.queries[i]]
+            result["masks"] = binary_masks(logits, padded, (image.shape[-2], image.shape[-1]), size)
+        return results
 
     def attention_maps(self, images: list[Tensor]) -> AttentionMaps:
-        """The detector's; see `DETR.attention_maps`."""
+        """Where the detector's queries look; see `DETR.attention_maps`."""
         return self.detector.attention_maps(images)
 
     def get_classifier(self) -> nn.Module:
-        """The detector's."""
+        """The detector's layer that depends on the classes."""
         return self.detector.get_classifier()
 
     def masks(self, decoded: Decoded) -> Tensor:
         """Mask logits of the queries after the last layer [B, Q, h, w], over the padded images."""
-        attention = self.mask_attention(decoded.states[-1], decoded.memory, decoded.padding)
-        return self.mask_head(decoded.projected, attention, decoded.maps[-2::-1])
+        encoded = decoded.encoded
+        attention = self.mask_attention(decoded.states[-1], encoded.memory_map(), encoded.padding)
+        return self.mask_head(encoded.projected, attention, encoded.maps[-2::-1])
 
 
 def binary_masks(logits: Tensor, padded: tuple[int, int], size: tuple[int, int], original: tuple[int, int]) -> Tensor:
@@ -185,8 +194,8 @@ def binary_masks(logits: Tensor, padded: tuple[int, int], size: tuple[int, int],
     Args:
         logits: [n, h, w].
         padded: Height and width of the padded images.
-        size: Of the image without padding.
-        original: Of the image before it was resized.
+        size: Height and width of the image without padding.
+        original: Height and width of the image before it was resized.
 
     Returns:
         Bool [n, *original].

@@ -14,7 +14,6 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from models.compute import has_values
 from models.detectors.anchors import flatten_outputs, grid
-from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
 
 # A level answers for objects whose farthest side is 4 to 8 cells away; the first and last level for all beyond.
@@ -32,47 +31,20 @@ class FCOS(PyramidDetector):
     Args:
         backbone: timm's name of a network with at least three maps, strides 8 to 32 the last ones.
         num_classes: Labels are 0 to `num_classes - 1`.
-        options, pretrained, fpn_chans, output_norm, frozen_norm, frozen_stages, convention, score_threshold,
-            nms_threshold, max_detections: See `PyramidDetector`; `fpn_chans` is a multiple of 32.
+        nms_threshold: See `PyramidDetector`.
+        **kwargs: Further arguments of `PyramidDetector`; `fpn_chans` is a multiple of 32.
 
     Raises:
         ValueError: See `PyramidDetector`, or a width that 32 groups do not divide.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        options: dict[str, Any] | None = None,
-        pretrained: bool = False,
-        fpn_chans: int = 256,
-        output_norm: bool = False,
-        frozen_norm: bool = True,
-        frozen_stages: int = 2,
-        convention: str | Convention = "detectron2",
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        max_detections: int = 100,
-    ) -> None:
-        if fpn_chans % 32:
-            raise ValueError(f"fpn_chans is a multiple of 32, the groups of FCOS's norms: not {fpn_chans}")
+    def __init__(self, backbone: str, num_classes: int, nms_threshold: float = 0.6, **kwargs: Any) -> None:
         super().__init__(
-            backbone,
-            num_classes,
-            3,
-            "conv_on_pyramid",
-            options,
-            pretrained,
-            fpn_chans,
-            output_norm,
-            frozen_norm,
-            frozen_stages,
-            convention,
-            score_threshold,
-            nms_threshold,
-            max_detections,
+            backbone, num_classes, num_maps=3, extra="conv_on_pyramid", nms_threshold=nms_threshold, **kwargs
         )
-        self.head = FCOSHead(fpn_chans, 1, num_classes)
+        if self.fpn_chans % 32:
+            raise ValueError(f"fpn_chans is a multiple of 32, the groups of FCOS's norms: not {self.fpn_chans}")
+        self.head = FCOSHead(self.fpn_chans, 1, num_classes)
         if self.convention.adelaidet_fcos:
             self.scales = nn.Parameter(torch.ones(len(self.strides)))
 
@@ -113,7 +85,7 @@ class FCOS(PyramidDetector):
         return self.losses(all_logits, all_distances, all_centreness, torch.cat(points), matches, targets)
 
     def outputs(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of every level, class logits [B, n, K], distances to the sides [B, n, 4] in pixels, centre-ness [B, n]."""
+        """Class logits [B, n, K], distances to the sides [B, n, 4] in pixels and centre-ness [B, n], by level."""
         classify, regress = self.head.classification_head, self.head.regression_head
         logits, distances, centreness = [], [], []
         for i, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
@@ -138,7 +110,7 @@ class FCOS(PyramidDetector):
         """The object that each point answers for: the smallest of those that suit its level and that it is central in.
 
         Args:
-            points: Of every level [n, 2].
+            points: Points (x, y) [n, 2], one tensor a level.
             targets: With `boxes`.
 
         Returns:
@@ -181,7 +153,7 @@ class FCOS(PyramidDetector):
             distances: [B, N, 4], in pixels.
             centreness: [B, N].
             points: [N, 2].
-            matches: See `match`.
+            matches: What `match` returned.
             targets: With `boxes` and `labels`.
 
         Returns:
@@ -218,7 +190,7 @@ class FCOS(PyramidDetector):
 
         Args:
             outputs: Logits [n, num_classes], distances [n, 4] and centre-ness [n], each of every level.
-            points: Of every level [n, 2].
+            points: Points (x, y) [n, 2], one tensor a level.
             size: Height and width of the image.
         """
         found = []

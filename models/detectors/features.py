@@ -10,6 +10,8 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.backbones.size_divisor import size_divisor
+
 
 class Features(nn.Module):
     """A timm backbone that hands out some of its feature maps, as detection transformers use it.
@@ -28,6 +30,7 @@ class Features(nn.Module):
         body: timm's feature extractor.
         channels: Channels of each level.
         strides: Pixels of the image per cell, of each level.
+        size_divisor: Number of whose multiples the sides of a batch have to be for levels of exactly these strides.
 
     Raises:
         ValueError: Levels that the network does not have or that are out of order, or frozen stages of a network that
@@ -67,6 +70,7 @@ class Features(nn.Module):
         self.channels_last = getattr(body, "output_fmt", Format.NCHW) == Format.NHWC
         self.channels: list[int] = body.feature_info.channels()
         self.strides: list[int] = body.feature_info.reduction()
+        self.size_divisor = size_divisor(body)
 
     def forward(self, images: Tensor, padding: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Feature maps and their padding.

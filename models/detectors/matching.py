@@ -25,9 +25,9 @@ class MatchCosts:
     """Weights of the terms of a matching cost.
 
     Args:
-        cls: of the class: -p for softmax, the difference of the two focal terms for sigmoid heads.
-        l1: of the L1 distance of (cx, cy, w, h).
-        giou: of -GIoU.
+        cls: Weight of the class term: -p for softmax, the difference of the two focal terms for sigmoid heads.
+        l1: Weight of the L1 distance of (cx, cy, w, h).
+        giou: Weight of -GIoU.
     """
 
     cls: float = 2.0
@@ -63,10 +63,10 @@ def match_costs(
     Args:
         logits: [L, B, Q, C].
         boxes: [L, B, Q, 4], (cx, cy, w, h).
-        labels: int64 [n] of each image.
-        target_boxes: [n, 4] of each image, (cx, cy, w, h).
-        classification: which class cost.
-        weights: of the terms.
+        labels: Labels of the objects, int64 [n], one tensor an image.
+        target_boxes: Boxes (cx, cy, w, h) of the objects [n, 4], one tensor an image.
+        classification: Which class cost.
+        weights: What the terms are multiplied by.
 
     Returns:
         float32 [L, B, Q, N] for N objects in the image that has most; an image's own n come first.
@@ -98,7 +98,7 @@ def assign(costs: dict[str, Tensor], counts: list[int]) -> dict[str, Assignment]
 
     Args:
         costs: [L, B, Q, N] under the name that an error calls them by; L and Q may differ.
-        counts: n of each image.
+        counts: Numbers of objects, one an image.
 
     Returns:
         An assignment for each of the costs, on their device.

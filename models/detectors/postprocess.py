@@ -31,7 +31,7 @@ def top_scores(logits: Tensor, boxes: Tensor, k: int) -> Detections:
     Args:
         logits: [B, Q, C].
         boxes: [B, Q, 4], (cx, cy, w, h).
-        k: how many; all Q * C where that is fewer.
+        k: How many; all Q * C where that is fewer.
     """
     num_classes = logits.shape[-1]
     scores = logits.float().sigmoid().flatten(1)

@@ -16,12 +16,10 @@ from models.detectors.batching import pad
 from models.detectors.conventions import Convention
 from models.detectors.conventions import convention as convention_of
 from models.detectors.features import Features
-from models.detectors.fpn import FPN, Extra
 from models.layers.mask_paste import paste
+from models.necks import FPN, Extra, Neck
 
 Size = tuple[int, int]
-# Every level then has twice the cells of the next one.
-DIVISOR = 32
 
 
 class Candidates(NamedTuple):
@@ -37,27 +35,32 @@ class Candidates(NamedTuple):
 
 
 class PyramidDetector(nn.Module):
-    """Backbone and feature pyramid; a subclass adds the heads.
+    """Backbone and neck; a subclass adds the heads.
 
     Args:
         backbone: timm's name of a network with `features_only`, ours included.
         num_classes: Labels are 0 to `num_classes - 1`.
-        num_maps: How many of the backbone's maps, counted from the coarsest, go to the pyramid.
-        extra: The pyramid's coarser levels (see `FPN`).
+        num_maps: How many of the backbone's maps, counted from the coarsest, go to the neck.
+        extra: The neck's coarser levels (see `FPN`).
+        neck: Builds the neck, from what `models.necks` says.
         options: Further arguments of `timm.create_model`.
         pretrained: Whether the backbone starts from timm's weights.
-        fpn_chans: Channels of the pyramid and of the convolutions of the heads.
+        fpn_chans: Channels of the levels and of the convolutions of the heads.
         output_norm: Layer norm on the backbone's maps, as the published ConvNeXt detectors have.
         frozen_norm: Whether batch norms of the backbone are constants.
         frozen_stages: How many of timm's maps are made by layers that do not train (see `Features`): 2 for the stem and
             first stage of a ResNet, 0 for none.
         convention: One of `CONVENTIONS`, by name, or a changed one.
         score_threshold: Least score of a detection.
-        nms_threshold: Of two boxes of a class that overlap more (IoU), the lower-scored one is dropped.
+        nms_threshold: Overlap (IoU) of two boxes of a class above which the lower-scored one is dropped.
         max_detections: Detections per image, at most.
 
+    Attributes:
+        strides: Pixels of the image per cell, of each level.
+
     Raises:
-        ValueError: Unknown convention, no class, thresholds outside of [0, 1], or strides that do not double.
+        ValueError: Unknown convention, no class, thresholds outside of [0, 1], strides that do not double, or a neck
+            with fewer levels than maps.
     """
 
     has_masks = False
@@ -68,16 +71,17 @@ class PyramidDetector(nn.Module):
         num_classes: int,
         num_maps: int,
         extra: Extra,
-        options: dict[str, Any] | None,
-        pretrained: bool,
-        fpn_chans: int,
-        output_norm: bool,
-        frozen_norm: bool,
-        frozen_stages: int,
-        convention: str | Convention,
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
+        neck: Neck = FPN,
+        options: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        fpn_chans: int = 256,
+        output_norm: bool = False,
+        frozen_norm: bool = True,
+        frozen_stages: int = 2,
+        convention: str | Convention = "detectron2",
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -86,17 +90,22 @@ class PyramidDetector(nn.Module):
             raise ValueError(f"thresholds lie between 0 and 1: not {score_threshold=}, {nms_threshold=}")
         self.convention = convention_of(convention)
         self.num_classes = num_classes
+        self.fpn_chans = fpn_chans
         self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
         self.backbone = Features(
             backbone, options, pretrained, range(-num_maps, 0), frozen_norm=frozen_norm, frozen_stages=frozen_stages
         )
-        self.neck = FPN(self.backbone.channels, fpn_chans, extra, input_norm=output_norm)
         self.strides = list(self.backbone.strides)
-        if self.strides[-1] > DIVISOR or any(2 * a != b for a, b in pairwise(self.strides)):
+        if any(2 * a != b for a, b in pairwise(self.strides)):
+            raise ValueError(f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling")
+        self.neck = neck(self.backbone.channels, fpn_chans, extra, output_norm)
+        num_levels = getattr(self.neck, "num_levels", None)
+        if not isinstance(num_levels, int) or num_levels < num_maps:
             raise ValueError(
-                f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling, at most {DIVISOR}"
+                f"a neck states num_levels, here at least {num_maps}, one for each map: {type(self.neck).__name__} "
+                f"states {num_levels}"
             )
-        for _ in range(1 if extra == "pool" else 2):
+        while len(self.strides) < num_levels:
             self.strides.append(2 * self.strides[-1])
 
     def levels(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[Size]]:
@@ -110,7 +119,9 @@ class PyramidDetector(nn.Module):
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         batch, padding = pad(list(images))
-        margin = (0, -batch.shape[-1] % DIVISOR, 0, -batch.shape[-2] % DIVISOR)
+        # Every map then has twice the cells of the next one.
+        divisor = self.backbone.size_divisor
+        margin = (0, -batch.shape[-1] % divisor, 0, -batch.shape[-2] % divisor)
         batch, padding = F.pad(batch, margin), F.pad(padding, margin, value=True)
         return self.neck([feature for feature, _ in self.backbone(batch, padding)]), sizes
 
@@ -158,10 +169,10 @@ def detections(
     """Detections of every image as a detector returns them.
 
     Args:
-        found: Of each image, best first, in pixels of the input image.
+        found: Candidates, one record an image, best first, in pixels of the input image.
         sizes: Height and width of each input image.
         targets: May say the `original_size` of an image, to which boxes and masks are then scaled.
-        masks: Of each image, probabilities in each box [N, S, S].
+        masks: Probabilities in each box [N, S, S], one tensor an image.
 
     Returns:
         `boxes` [N, 4], `labels` [N], `scores` [N], and `masks` bool [N, H, W] where there are some.

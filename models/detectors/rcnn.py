@@ -40,12 +40,12 @@ class RCNN(PyramidDetector):
         num_classes: Labels are 0 to `num_classes - 1`.
         stages: What tells the stages apart, in order.
         masks: Whether there are mask heads.
-        box_head, class_agnostic, box_loss, fc_dim: Of every stage, see `RoIStage`.
+        box_head, class_agnostic, box_loss, fc_dim: The same for every stage, see `RoIStage`.
         rpn_beta, rpn_inside_only, proposals: See `RPN`.
         zero_is_background: Labels are numbers from 1 on, such as COCO's raw category ids, and 0 is never used; the
             classifier then has `num_classes` logits and not one more, as torchvision's checkpoints have.
-        options, pretrained, fpn_chans, output_norm, frozen_norm, frozen_stages, convention, score_threshold,
-            nms_threshold, max_detections: See `PyramidDetector`.
+        convention: See `PyramidDetector`.
+        **kwargs: Further arguments of `PyramidDetector`.
 
     Raises:
         ValueError: See `PyramidDetector`.
@@ -65,53 +65,38 @@ class RCNN(PyramidDetector):
         rpn_inside_only: bool = False,
         proposals: int | None = None,
         zero_is_background: bool = False,
-        options: dict[str, Any] | None = None,
-        pretrained: bool = False,
-        fpn_chans: int = 256,
-        output_norm: bool = False,
-        frozen_norm: bool = True,
-        frozen_stages: int = 2,
         convention: str | Convention = "mmdet",
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            num_classes,
-            POOLED_LEVELS,
-            "pool",
-            options,
-            pretrained,
-            fpn_chans,
-            output_norm,
-            frozen_norm,
-            frozen_stages,
-            convention,
-            score_threshold,
-            nms_threshold,
-            max_detections,
-        )
+        super().__init__(backbone, num_classes, num_maps=POOLED_LEVELS, extra="pool", convention=convention, **kwargs)
         self.has_masks = masks
         # Label of the first class that is not background.
         self.first_label = int(zero_is_background)
         if num_classes <= self.first_label:
             raise ValueError(f"num_classes counts the unused label 0 too, so it is at least 2, not {num_classes}")
-        self.rpn = RPN(fpn_chans, self.strides, self.convention, rpn_beta, rpn_inside_only, proposals)
+        self.rpn = RPN(
+            self.fpn_chans,
+            self.strides,
+            self.convention,
+            self.backbone.size_divisor,
+            beta=rpn_beta,
+            inside_only=rpn_inside_only,
+            proposals=proposals,
+        )
         low_quality = masks and len(stages) == 1 and self.convention.mask_low_quality
         self.roi_heads = nn.ModuleList(
             RoIStage(
-                fpn_chans,
+                self.fpn_chans,
                 num_classes - self.first_label,
                 self.strides[:POOLED_LEVELS],
                 self.convention,
                 stage,
-                fc_dim,
-                box_head,
-                class_agnostic,
-                box_loss,
-                masks,
-                low_quality,
+                fc_dim=fc_dim,
+                box_head=box_head,
+                class_agnostic=class_agnostic,
+                box_loss=box_loss,
+                masks=masks,
+                low_quality=low_quality,
             )
             for stage in stages
         )
@@ -164,7 +149,7 @@ class RCNN(PyramidDetector):
         Args:
             levels: Maps [B, C, h_i, w_i].
             sizes: Height and width of every image.
-            proposals: Of each image [n, 4].
+            proposals: Boxes [n, 4], one tensor an image.
             targets: With labels that count classes from 0.
         """
         losses: dict[str, Tensor] = {}
@@ -202,7 +187,7 @@ class RCNN(PyramidDetector):
         Args:
             levels: Maps [B, C, h_i, w_i].
             sizes: Height and width of every image.
-            proposals: Of each image [n, 4].
+            proposals: Boxes [n, 4], one tensor an image.
 
         Returns:
             For each image, best first, in pixels of the input image.
@@ -229,7 +214,7 @@ class RCNN(PyramidDetector):
 
         Args:
             levels: Maps [B, C, h_i, w_i].
-            found: Of each image, in pixels of the input image.
+            found: Candidates, one record an image, in pixels of the input image.
 
         Returns:
             For each image [n, 28, 28].
@@ -272,7 +257,7 @@ class FasterRCNN(RCNN):
     Args:
         backbone: See `RCNN`.
         num_classes: See `RCNN`.
-        kwargs: Further arguments of `RCNN`.
+        **kwargs: Further arguments of `RCNN`.
     """
 
     def __init__(self, backbone: str, num_classes: int, **kwargs: Any) -> None:
@@ -285,7 +270,7 @@ class MaskRCNN(RCNN):
     Args:
         backbone: See `RCNN`.
         num_classes: See `RCNN`.
-        kwargs: Further arguments of `RCNN`.
+        **kwargs: Further arguments of `RCNN`.
     """
 
     def __init__(self, backbone: str, num_classes: int, **kwargs: Any) -> None:
@@ -300,7 +285,7 @@ class CascadeMaskRCNN(RCNN):
         num_classes: See `RCNN`.
         box_head, box_loss: See `RoIStage`.
         rpn_beta, rpn_inside_only, proposals: See `RPN`.
-        kwargs: Further arguments of `RCNN`.
+        **kwargs: Further arguments of `RCNN`.
     """
 
     def __init__(

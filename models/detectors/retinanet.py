@@ -72,8 +72,8 @@ class RetinaNet(PyramidDetector):
         backbone: timm's name of a network with at least three maps, strides 8 to 32 the last ones.
         num_classes: Labels are 0 to `num_classes - 1`.
         num_convs: Convolutions of each tower of the head.
-        options, pretrained, fpn_chans, output_norm, frozen_norm, frozen_stages, convention, score_threshold,
-            nms_threshold, max_detections: See `PyramidDetector`.
+        convention: See `PyramidDetector`.
+        **kwargs: Further arguments of `PyramidDetector`.
 
     Attributes:
         positives: Moving average of the number of positive anchors of a batch; with detectron2's convention only.
@@ -87,34 +87,18 @@ class RetinaNet(PyramidDetector):
         backbone: str,
         num_classes: int,
         num_convs: int = 4,
-        options: dict[str, Any] | None = None,
-        pretrained: bool = False,
-        fpn_chans: int = 256,
-        output_norm: bool = False,
-        frozen_norm: bool = True,
-        frozen_stages: int = 2,
         convention: str | Convention = "detectron2",
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             backbone,
             num_classes,
-            3,
-            "conv_on_backbone" if convention_of(convention).p6_on_backbone else "conv_on_pyramid",
-            options,
-            pretrained,
-            fpn_chans,
-            output_norm,
-            frozen_norm,
-            frozen_stages,
-            convention,
-            score_threshold,
-            nms_threshold,
-            max_detections,
+            num_maps=3,
+            extra="conv_on_backbone" if convention_of(convention).p6_on_backbone else "conv_on_pyramid",
+            convention=convention,
+            **kwargs,
         )
-        self.head = RetinaNetHead(fpn_chans, num_classes, num_convs)
+        self.head = RetinaNetHead(self.fpn_chans, num_classes, num_convs)
         if self.convention.retinanet_divisor == "average":
             self.register_buffer("positives", torch.tensor(START))
 
@@ -198,9 +182,9 @@ class RetinaNet(PyramidDetector):
         """Detections of an image, best first, in pixels of the input image.
 
         Args:
-            logits: Of every level [n, num_classes].
-            deltas: Of every level [n, 4].
-            boxes: Anchors of every level [n, 4].
+            logits: Class logits [n, num_classes], one tensor a level.
+            deltas: Moves of the anchors [n, 4], one tensor a level.
+            boxes: Anchors [n, 4], one tensor a level.
             size: Height and width of the image.
         """
         found = []

@@ -36,7 +36,7 @@ class StageOptions:
     Args:
         threshold: Least overlap (IoU) of a positive region with its object.
         stds: What the deltas are divided by.
-        weight: Of the losses.
+        weight: What the losses are multiplied by.
     """
 
     threshold: float = 0.5
@@ -85,13 +85,13 @@ class RoIStage(nn.Module):
     Args:
         in_chans: Channels of the levels and of the convolutions.
         num_classes: Without background.
-        strides: Of the levels that are pooled, a factor of two between neighbours.
+        strides: Pixels of the image per cell of the levels that are pooled, each twice the one before.
         convention: Whose rules.
         options: Overlap, scale of the deltas, weight.
         fc_dim: Width of the linear layers.
         box_head: `2fc`: two linear layers; `4conv1fc`: four convolutions with batch norm, one linear layer.
         class_agnostic: See `BoxPredictor`.
-        box_loss: `l1`: of deltas (smooth, see `Convention`); `giou`: of boxes, with weight 10.
+        box_loss: `l1`: distance of deltas (smooth, see `Convention`); `giou`: overlap of boxes, with weight 10.
         masks: Whether there is a mask head.
         low_quality: Whether an object takes the proposals that overlap it most although they overlap another more.
 
@@ -147,7 +147,7 @@ class RoIStage(nn.Module):
 
         Args:
             levels: Maps [B, C, h_i, w_i], those of `strides` first.
-            boxes: Of each image [n, 4].
+            boxes: Regions [n, 4], one tensor an image.
             size: Height and width of the result.
 
         Returns:
@@ -173,7 +173,7 @@ class RoIStage(nn.Module):
         """Regions to train on: the proposals and the objects' own boxes, matched and sampled.
 
         Args:
-            proposals: Of each image [n, 4].
+            proposals: Boxes [n, 4], one tensor an image.
             targets: With `boxes` and `labels`.
 
         Returns:
@@ -205,7 +205,7 @@ class RoIStage(nn.Module):
         Args:
             logits: [R, K + 1].
             deltas: [R, K or 1, 4].
-            regions: Of each image, R together.
+            regions: Regions, one record an image, R together.
             targets: With `boxes`.
 
         Returns:
@@ -236,8 +236,8 @@ class RoIStage(nn.Module):
         """Mean cross-entropy per pixel of the masks of positive regions, of their own class; weighted.
 
         Args:
-            levels: See `pool`.
-            regions: Of each image.
+            levels: Maps [B, C, h_i, w_i].
+            regions: Regions, one record an image.
             targets: With `masks` [n, h, w].
         """
         positive = [image.boxes[: len(image.objects)] for image in regions]
@@ -262,7 +262,7 @@ class RoIStage(nn.Module):
         """Boxes for the next stage: moved by the deltas of their class and clipped.
 
         Args:
-            boxes: Of each image [n, 4], R together.
+            boxes: Regions [n, 4], one tensor an image, R together.
             classes: [R], without background.
             deltas: [R, K or 1, 4].
             sizes: Height and width of every image.

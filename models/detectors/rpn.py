@@ -16,7 +16,7 @@ from models.detectors.anchors import RATIOS, anchors, flatten_outputs
 from models.detectors.assignment import IGNORED, LowQuality, match, sample
 from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
-from models.detectors.pyramid_detector import DIVISOR, Size
+from models.detectors.pyramid_detector import Size
 
 # Sides of the square anchor, in cells of its level: 32 pixels at stride 4.
 CELLS = 8
@@ -29,9 +29,10 @@ class RPN(nn.Module):
 
     Args:
         in_chans: Channels of the levels.
-        strides: Of the levels, in pixels.
+        strides: Pixels of the image per cell, one a level.
         convention: Whose rules.
-        beta: Of the smooth L1 loss of boxes; None for the convention's.
+        size_divisor: Number up to whose multiples images are padded.
+        beta: Width of the quadratic part of the smooth L1 loss of boxes; None for the convention's.
         inside_only: Whether anchors that reach over the edge of their image are left out of the loss.
         proposals: Proposals per training image; None for the convention's.
     """
@@ -41,6 +42,7 @@ class RPN(nn.Module):
         in_chans: int,
         strides: Sequence[int],
         convention: Convention,
+        size_divisor: int,
         beta: float | None = None,
         inside_only: bool = False,
         proposals: int | None = None,
@@ -49,6 +51,7 @@ class RPN(nn.Module):
         self.head = RPNHead(in_chans, len(RATIOS))
         self.strides = list(strides)
         self.convention = convention
+        self.size_divisor = size_divisor
         self.beta = convention.rpn_beta if beta is None else beta
         self.inside_only = inside_only
         trained, tested = convention.proposals_after
@@ -85,8 +88,8 @@ class RPN(nn.Module):
         """The best anchors of each level, moved, without those that overlap much.
 
         Args:
-            logits: Of each level [B, n].
-            deltas: Of each level [B, n, 4].
+            logits: Scores before a sigmoid [B, n], one tensor a level.
+            deltas: Moves of the anchors [B, n, 4], one tensor a level.
             boxes: Anchors of each level [n, 4].
             sizes: Height and width of every image.
 
@@ -159,6 +162,7 @@ class RPN(nn.Module):
             limit = boxes.new_tensor([width, height])
             return (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] < limit).all(1)
         if self.convention.ignores_padding:
-            limit = boxes.new_tensor([width + -width % DIVISOR, height + -height % DIVISOR])
+            divisor = self.size_divisor
+            limit = boxes.new_tensor([width + -width % divisor, height + -height % divisor])
             return ((boxes[:, :2] + boxes[:, 2:]) / 2 < limit).all(1)
         return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)

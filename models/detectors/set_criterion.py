@@ -49,12 +49,12 @@ class LossWeights:
     """What each term of the loss is multiplied by.
 
     Args:
-        ce: classification.
+        ce: Classification.
         l1: L1 distance of boxes.
         giou: 1 - GIoU of boxes.
         vector: L1 distance of mask codes.
-        mask: focal loss of masks.
-        dice: dice loss of masks.
+        mask: Focal loss of masks.
+        dice: Dice loss of masks.
     """
 
     ce: float = 2.0
@@ -75,13 +75,13 @@ class SetCriterion(nn.Module):
         num_classes: K; labels are 0 to K - 1.
         classification: `focal`: independent sigmoids, focal loss summed over queries and classes; `softmax`: K + 1
             logits, the last of which is "no object", and their cross-entropy, a weighted mean over queries.
-        costs: of the matching.
-        weights: of the terms.
-        no_object_weight: of an unmatched query in the cross-entropy.
-        alpha: weight of positives in the focal loss; of negatives it is 1 - alpha.
+        costs: Weights of the terms of the matching.
+        weights: Weights of the terms of the loss.
+        no_object_weight: Weight of an unmatched query in the cross-entropy.
+        alpha: Weight of positives in the focal loss; negatives have 1 - alpha.
         vector_reduction: `mean` over the matches of the process and the coefficients, or `sum`, divided by the number
             of objects: about V times as much.
-        vector_start: first decoder layer whose mask codes are trained.
+        vector_start: First decoder layer whose mask codes are trained.
 
     Raises:
         ValueError: An unknown choice, or numbers out of range.
@@ -119,9 +119,9 @@ class SetCriterion(nn.Module):
         """The weighted losses, whose sum is differentiated.
 
         Args:
-            predictions: of L decoder layers.
-            targets: of the B images.
-            proposals: of the encoder (two-stage), one layer; an object is to be found there whatever its class, so
+            predictions: Predictions of L decoder layers.
+            targets: Objects of the B images.
+            proposals: The encoder's (two-stage), one layer; an object is to be found there whatever its class, so
                 that all labels are 0.
 
         Returns:

@@ -17,6 +17,7 @@ from models.detectors.postprocess import Detections, top_scores
 from models.detectors.predictions import Predictions
 from models.detectors.set_criterion import LossWeights, SetCriterion
 from models.layers.mlp import MLP
+from models.layers.xavier import xavier_matrices
 
 # Predicted factors on the squared distances of a head: on both at once, on x and y, on x, y and their product.
 GAUSSIAN_SCALES: Mapping[str, int] = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}
@@ -60,9 +61,7 @@ class GaussianPrior(nn.Module):
         self.scales = nn.ModuleList(
             nn.Linear(hidden_dim, factors * num_heads) for _ in range(num_layers * (factors > 0))
         )
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier_matrices(self)
         for layer in self.scales.children():
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
@@ -111,10 +110,10 @@ class SMCA(DETR):
         num_queries: Q.
         gaussian_scale: See `GaussianPrior`.
         smooth: See `GaussianPrior`.
-        options: All other arguments of `DETR`.
+        **options: Further arguments of `DETR`.
 
     Raises:
-        ValueError: As of `DETR` and `GaussianPrior`.
+        ValueError: See `DETR` and `GaussianPrior`.
     """
 
     def __init__(

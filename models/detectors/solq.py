@@ -3,6 +3,7 @@
 Reference: "SOLQ: Segmenting Objects by Learning Queries", NeurIPS 2021, arXiv 2106.02351.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ class SOLQ(DeformableDETR):
         mask_size: Side in pixels of the square that a mask is cropped to before it is encoded.
         vector_hidden_dim: Width inside the head.
         hidden_dim: Width of the transformer.
-        refine: As in Deformable DETR.
-        **options: Of `DeformableDETR`.
+        refine: Whether each decoder layer corrects the boxes of the one before; see `DeformableDETR`.
+        **options: Further arguments of `DeformableDETR`.
 
     Raises:
-        ValueError: As `DeformableDETR`, or more coefficients than the mask has pixels.
+        ValueError: See `DeformableDETR`; or more coefficients than the mask has pixels.
     """
 
     has_masks = True
@@ -77,16 +78,24 @@ class SOLQ(DeformableDETR):
             codes.append(self.mask_code.encode(self.mask_code.crop(masks, target["boxes"])))
         return [each._replace(vectors=code) for each, code in zip(relative, codes, strict=True)]
 
-    def result(self, best: Detections, i: int, size: tuple[int, int], predictions: Predictions) -> dict[str, Tensor]:
-        """Boxes, labels, scores and bool masks [N, H, W] of image i."""
-        found = super().result(best, i, size, predictions)
+    def results(
+        self,
+        found: Detections,
+        predictions: Predictions,
+        images: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Boxes, labels, scores and bool masks [N, H, W] of each image."""
         assert predictions.vectors is not None
-        queries, boxes = best.queries[i], found["boxes"]
+        results = super().results(found, predictions, images, sizes)
+        for result, vectors, queries, size in zip(results, predictions.vectors[-1], found.queries, sizes, strict=True):
+            result["masks"] = self._masks(vectors, queries, result["boxes"], size)
+        return results
+
+    def _masks(self, vectors: Tensor, queries: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Masks of the detections of an image, from the vectors of all its queries and the query of each detection."""
         if not has_values(queries):
-            return found | {"masks": self._masks(predictions.vectors[-1, i, queries], boxes, size)}
+            return paste(self.mask_code.masks(vectors[queries]), boxes, size)
         once, place = queries.unique(return_inverse=True)
         first = torch.zeros_like(once).scatter_(0, place, torch.arange(len(place), device=place.device))
-        return found | {"masks": self._masks(predictions.vectors[-1, i, once], boxes[first], size)[place]}
-
-    def _masks(self, vectors: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        return paste(self.mask_code.masks(vectors), boxes, size)
+        return paste(self.mask_code.masks(vectors[once]), boxes[first], size)[place]

@@ -65,7 +65,8 @@ def whole(
         "out.init_reference": queries.references,
         "out.inter_references": references,
     }
-    predictions, proposals = network.predict(images, padding, all_layers=True)
+    decoded = network.decode(network.encode(images, padding))
+    predictions, proposals = network.predictions(decoded, all_layers=True), decoded.proposals
     last = len(predictions.logits) - 1
     leaves = {}
     for i in range(last + 1):

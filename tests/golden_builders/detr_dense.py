@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.detectors.batching import pad
 from models.detectors.dense_transformer import Attention, DecoderLayer, EncoderLayer
 from models.detectors.detr import DETR, Decoded
 from models.detectors.detr_segmentation import MaskAttention, MaskHead, binary_masks
@@ -150,11 +151,11 @@ def whole(
     case: Case, network: DETR, criterion: SetCriterion, official: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], Decoded]:
     """Predictions, losses and gradients of a network whose weights are loaded."""
-    # Without dropout and with frozen norms training differs from evaluation in one thing: all layers have their heads.
+    # Without dropout and with frozen norms training does not differ from evaluation.
     assert case.config["dropout"] == 0
     network.train()
-    decoded = network.decode(images_of(case))
-    predictions = network.predictions(decoded)
+    decoded = network.decode(network.encode(*pad(images_of(case))))
+    predictions = network.predictions(decoded, all_layers=True)
     targets = [SetTarget(*each) for each in zip(per_image(case, "labels"), per_image(case, "boxes"), strict=True)]
     losses = criterion(predictions, targets)
     total = torch.stack(list(losses.values())).sum()
@@ -180,10 +181,10 @@ def detr_forward(case: Case) -> dict[str, Tensor]:
     load(network, detr.to_ours(case.state))
     results, decoded = whole(case, network, criterion_of(case.config, "softmax"), detr.to_official)
     return results | {
-        "out.src": decoded.projected,
-        "out.mask": decoded.padding.float(),
-        "out.pos": network.encode_position(decoded.padding),
-        "out.memory": decoded.memory,
+        "out.src": decoded.encoded.projected,
+        "out.mask": decoded.encoded.padding.float(),
+        "out.pos": network.position(decoded.encoded.padding),
+        "out.memory": decoded.encoded.memory_map(),
     }
 
 
@@ -199,8 +200,8 @@ def smca_forward(case: Case) -> dict[str, Tensor]:
         initial
         | results
         | {
-            "out.memory": decoded.memory.flatten(2).permute(2, 0, 1),
-            "out.points": decoded.centres.expand(len(decoded.memory), -1, -1),
+            "out.memory": swap(decoded.encoded.memory.tokens),
+            "out.points": decoded.centres.expand(len(decoded.encoded.memory.tokens), -1, -1),
         }
     )
 

@@ -29,7 +29,7 @@ def giga_macs(network: DeformableDETR, height: int, width: int) -> float:
     """Multiply-adds in billions as the official modules spend them: heads of all layers, and refining boxes twice."""
     image = torch.empty(1, 3, height, width, device="meta")
     with torch.no_grad(), flop_counter() as counter:
-        predictions, _ = network.eval().predict(image, image[:, 0].bool(), all_layers=True)
+        predictions = network.eval().predict(image, image[:, 0].bool(), all_layers=True)
     layers, _, queries, _ = predictions.boxes.shape
     head = sum(p.numel() for p in network.bbox_embed[0].parameters() if p.dim() > 1)
     return (counter.get_total_flops() / 2 + (layers * queries * head if network.refine else 0)) / 1e9
@@ -87,17 +87,6 @@ def test_an_evaluation_runs_the_heads_of_the_last_layer() -> None:
         assert calls.count("bbox_embed") == boxes
 
 
-def test_last_layer_of_an_evaluation_is_that_of_training() -> None:
-    for options in VARIANTS.values():
-        network = small(**options).eval()
-        batch = pad(images())
-        every, _ = network.predict(*batch, all_layers=True)
-        last, _ = network.predict(*batch, all_layers=False)
-        assert len(every.logits) == 2
-        torch.testing.assert_close(last.logits, every.logits[-1:])
-        torch.testing.assert_close(last.boxes, every.boxes[-1:])
-
-
 def test_first_values_are_the_published_ones() -> None:
     for options in VARIANTS.values():
         network = small(**options)
@@ -137,7 +126,7 @@ def test_proposals_come_from_tokens_of_the_image() -> None:
     torch.testing.assert_close(middle[:2], centres[0, 44])
     torch.testing.assert_close(middle[2:], torch.full((2,), 0.05))
     few = small(refine=True, two_stage=True, num_queries=10_000)
-    predictions, _ = few.predict(*pad(images()), all_layers=False)
+    predictions = few.predict(*pad(images()), all_layers=False)
     assert predictions.logits.shape[2] == memory.tokens.shape[1]
 
 
@@ -181,7 +170,7 @@ def test_autocast_keeps_boxes_and_losses_exact() -> None:
     network = small(refine=True, two_stage=True).train()
     with torch.autocast("cpu", torch.bfloat16):
         losses = network(images(), targets())
-        predictions, _ = network.predict(*pad(images()), all_layers=True)
+        predictions = network.predict(*pad(images()), all_layers=True)
     assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
     assert predictions.boxes.dtype == predictions.logits.dtype == torch.float32
 
@@ -209,10 +198,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
 
-
-def test_training_needs_targets() -> None:
-    with pytest.raises(ValueError, match="DeformableDETR needs targets in training"):
-        small().train()(images())
 
 
 def test_padding_of_the_batch_changes_no_reference() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.compute import flop_counter, parameter_count
+from models.detectors.batching import pad
 from models.detectors.dense_transformer import Attention, DenseTransformer
 from models.detectors.detr import DETR
 from models.detectors.matching import MatchCosts
@@ -47,7 +48,7 @@ def test_evaluation_spares_the_heads_of_inner_layers() -> None:
 
 def multiply_adds(network: DETR, size: tuple[int, int]) -> float:
     with torch.no_grad(), flop_counter() as counter:
-        network.predictions(network.decode([torch.empty(3, *size, device="meta")]))
+        network.predict(*pad([torch.empty(3, *size, device="meta")]), all_layers=network.training)
     return counter.get_total_flops() / 2e9
 
 
@@ -107,11 +108,11 @@ def test_padding_is_not_seen() -> None:
     x, position, queries = torch.randn(1, 16, 4, 5), torch.randn(1, 16, 4, 5), torch.randn(3, 16)
     padding = torch.zeros(1, 4, 5, dtype=torch.bool)
     padding[:, 3:], padding[:, :, 3:] = True, True
-    states, memory = transformer(x, position, padding, queries)
+    memory = transformer.encode(x, position, padding)
     alone = slice(0, 3)
-    cut = transformer(x[..., alone, alone], position[..., alone, alone], padding[..., alone, alone], queries)
-    torch.testing.assert_close(states, cut[0])
-    torch.testing.assert_close(memory[..., alone, alone], cut[1])
+    cut = transformer.encode(*(each[..., alone, alone] for each in (x, position, padding)))
+    torch.testing.assert_close(transformer.decode(memory, queries), transformer.decode(cut, queries))
+    torch.testing.assert_close(memory.tokens[~memory.padding], cut.tokens[0])
 
 
 def test_attention_is_the_weighted_mean_of_the_values() -> None:
@@ -150,10 +151,10 @@ def test_attention_maps_are_distributions_over_the_image(network: DETR) -> None:
 def test_the_network_compiles_as_one_graph(network: DETR) -> None:
     network.eval()
     compiled = torch.compile(
-        lambda images: network.predictions(network.decode(images)), backend="eager", fullgraph=True
+        lambda images: network.predict(*pad(images), all_layers=False), backend="eager", fullgraph=True
     )
     with torch.no_grad():
-        expected, actual = network.predictions(network.decode(images())), compiled(images())
+        expected, actual = network.predict(*pad(images()), all_layers=False), compiled(images())
     torch.testing.assert_close(actual.logits, expected.logits)
     torch.testing.assert_close(actual.boxes, expected.boxes)
 
@@ -185,8 +186,3 @@ def test_losses_are_weighted_as_published() -> None:
         5,
         2,
     )
-
-
-def test_training_needs_targets() -> None:
-    with pytest.raises(ValueError, match="DETR needs targets in training"):
-        small().train()(images())

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.detectors.batching import pad
 from models.detectors.detr_segmentation import DETRSegmentation, binary_masks
 from tests.models.detectors.dense_networks import images, small, targets
 
@@ -27,14 +28,14 @@ def test_masks_are_trained_with_the_detector_or_alone(freeze_detector: bool) -> 
 def test_every_detection_has_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     network = segmentation(True).eval()
     with torch.no_grad():
-        assert network.masks(network.detector.decode(images())).shape == (2, 6, 32, 40)
+        decoded = network.decode(network.encode(*pad(images())))
+        assert network.masks(decoded).shape == (2, 6, 32, 40)
         # Freshly initialised, all queries have much the same mask.
         masks = torch.randn(2, 6, 32, 40)
         monkeypatch.setattr(network, "masks", lambda decoded: masks)
         first, second = network(images(), [{"original_size": (100, 150)}, {}])
         alone = network.detector(images())
-        decoded = network.detector.decode(images())
-        found = network.detector.detections(network.detector.predictions(decoded))
+        found = network.detector.detections(network.detector.predictions(decoded, all_layers=False))
     assert first["masks"].shape == (6, 100, 150)
     assert second["masks"].shape == (6, 48, 64)
     assert second["masks"].dtype == torch.bool

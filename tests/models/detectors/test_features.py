@@ -14,6 +14,7 @@ def test_maps_come_with_their_padding() -> None:
     features = Features("narrow_resnet", NARROW)
     assert features.channels == [64, 128, 256]
     assert features.strides == [8, 16, 32]
+    assert features.size_divisor == 32
     maps = features(*pad([torch.rand(3, 64, 96), torch.rand(3, 40, 32)]))
     for (x, padding), channels, stride in zip(maps, features.channels, features.strides, strict=True):
         assert x.shape == (2, channels, 64 // stride, 96 // stride)
@@ -51,6 +52,7 @@ def test_norms_and_stages_may_train() -> None:
 def test_dilation_keeps_the_resolution() -> None:
     features = Features("narrow_resnet", NARROW | {"output_stride": 16}, levels=[-1])
     assert features.strides == [16]
+    assert features.size_divisor == 16
     ((x, _),) = features(*pad([torch.rand(3, 64, 64)]))
     assert x.shape[-2:] == (4, 4)
 

@@ -124,7 +124,8 @@ def test_detections_follow_the_contract(name: str) -> None:
     sizes = [(61, 90), (192, 100)]
     with torch.no_grad():
         plain = network(images())
-        scaled = network(images(), [{}, {"original_size": sizes[1]}])
+        # Of a target an evaluation reads nothing else.
+        scaled = network(images(), [target([], (61, 90)), target([], (96, 50)) | {"original_size": sizes[1]}])
     assert torch.equal(plain[0]["boxes"], scaled[0]["boxes"])
     torch.testing.assert_close(plain[1]["boxes"] * 2, scaled[1]["boxes"])
     for found, size in zip(scaled, sizes, strict=True):
@@ -141,6 +142,17 @@ def test_detections_follow_the_contract(name: str) -> None:
         if network.has_masks:
             assert found["masks"].shape == (number, *size)
             assert found["masks"].dtype == torch.bool
+
+
+@torch.no_grad()
+def test_images_are_padded_to_multiples_of_what_the_backbone_states() -> None:
+    network = NETWORKS["retinanet"]().eval()
+    seen: list[Tensor] = []
+    network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.levels(images())
+    network.backbone.size_divisor = 64
+    network.levels(images())
+    assert [tuple(batch.shape[-2:]) for batch in seen] == [(96, 96), (128, 128)]
 
 
 @pytest.mark.parametrize("name", ["mask", "retinanet", "fcos"])

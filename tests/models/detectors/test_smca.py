@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.detectors.batching import pad
 from models.detectors.smca import GAUSSIAN_SCALES, SMCA, GaussianPrior
 from tests.models.detectors.dense_networks import SMALL, images, smca
 
@@ -74,8 +75,8 @@ def test_boxes_are_around_the_centre() -> None:
     with torch.no_grad():
         network.bbox_embed.layers[-1].weight.zero_()
         network.bbox_embed.layers[-1].bias.zero_()
-    decoded = network.decode(images())
-    boxes = network.predictions(decoded).boxes
+    decoded = network.decode(network.encode(*pad(images())))
+    boxes = network.predictions(decoded, all_layers=True).boxes
     assert decoded.centres is not None
     torch.testing.assert_close(boxes[..., :2], decoded.centres.sigmoid().expand(2, 2, -1, -1))
     torch.testing.assert_close(boxes[..., 2:], torch.full((2, 2, 6, 2), 0.5))

@@ -63,13 +63,14 @@ def test_masks_of_exact_predictions_are_the_objects() -> None:
     logits = torch.full((1, 1, 2, 5), -9.0)
     logits[0, 0, 0, 3], logits[0, 0, 0, 2], logits[0, 0, 1, 1] = 3.0, 1.0, 2.0
     predictions = Predictions(logits, target.boxes[None, None], target.vectors[None, None])
-    (found,) = network.detections(predictions, [(64, 80)])
+    best = network.detections(predictions)
+    (found,) = network.results(best, predictions, images()[:1], [(64, 80)])
     torch.testing.assert_close(found["boxes"], boxes[[0, 1, 0]])
     assert found["labels"].tolist() == [3, 1, 2]
     assert found["masks"].dtype == torch.bool
     for mask, disc in zip(found["masks"], discs[[0, 1, 0]], strict=True):
         assert (mask & disc).sum() / (mask | disc).sum() > 0.95
-    (twice,) = network.detections(predictions, [(128, 160)])
+    (twice,) = network.results(best, predictions, images()[:1], [(128, 160)])
     assert twice["masks"].shape == (3, 128, 160)
     assert (twice["masks"][:, ::2, ::2] == found["masks"]).float().mean() > 0.98
 

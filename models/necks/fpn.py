@@ -25,6 +25,9 @@ class FPN(nn.Module):
         extra: Coarser levels. `pool`: one, every second pixel of the last; two of strided convolutions, the first
             `conv_on_backbone` or `conv_on_pyramid`, on the coarsest map of either.
         input_norm: Layer norm over the channels of each map first, as the published ConvNeXt detectors have.
+
+    Attributes:
+        num_levels: How many levels come out.
     """
 
     def __init__(self, in_chans: Sequence[int], out_chans: int, extra: Extra, input_norm: bool = False) -> None:
@@ -37,6 +40,7 @@ class FPN(nn.Module):
             convolutions.use_P5 = extra == "conv_on_pyramid"
         self.fpn = FeaturePyramidNetwork(list(in_chans), out_chans, extra_blocks=convolutions)
         self.pools = extra == "pool"
+        self.num_levels = len(in_chans) + (1 if self.pools else 2)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps [B, in_chans[i], h_i, w_i] to levels [B, out_chans, ...], finest first, the extra ones last."""

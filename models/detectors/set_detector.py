@@ -1,0 +1,107 @@
+"""What the detection transformers share: objects as a set, one query each, without anchors and without suppression.
+
+Reference: "End-to-End Object Detection with Transformers", ECCV 2020, arXiv 2005.12872.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.detectors.batching import output_sizes, pad
+from models.detectors.postprocess import Detections, to_pixels
+from models.detectors.predictions import Predictions
+from models.detectors.set_criterion import SetCriterion, SetTarget, relative_targets
+
+Target = dict[str, Any]
+
+
+class SetDetector(nn.Module, ABC):
+    """A detector of DETR's family, in steps that have the same names in all of them.
+
+        padded images -> encode -> encoded -> decode -> decoded -> predictions
+        predictions -> losses (training, with `set_targets`), or detections -> results (evaluation)
+
+    Attributes:
+        num_classes: K; labels are 0 to K - 1.
+        has_masks: Whether there are masks among the results.
+        criterion: Losses of predictions.
+    """
+
+    has_masks = False
+    num_classes: int
+    criterion: SetCriterion
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            images: B normalised images [3, h, w] of any sizes.
+            targets: In training of each image `boxes` [n, 4], xyxy in pixels, `labels` [n], int64, of 0 to K - 1, and
+                `masks` [n, h, w], bool, where the network has masks. In evaluation optional, and read for
+                `original_size` (height, width) alone, in whose pixels the results then are.
+
+        Returns:
+            Weighted losses by name, to be added up; or for each image `boxes` [N, 4], xyxy in pixels of the original
+            image, if its size was given, else of the input, `labels` [N] and `scores` [N], best first, and where the
+            network has masks `masks` [N, H, W], bool.
+
+        Raises:
+            ValueError: Training without targets, or without the masks that the network needs.
+        """
+        decoded = self.decode(self.encode(*pad(images)))
+        predictions = self.predictions(decoded, all_layers=self.training)
+        if not self.training:
+            return self.results(self.detections(predictions), predictions, images, output_sizes(images, targets))
+        if targets is None:
+            raise ValueError(f"{type(self).__name__} needs targets in training")
+        return self.losses(decoded, predictions, self.set_targets(targets, images))
+
+    @abstractmethod
+    def encode(self, images: Tensor, padding: Tensor) -> Any:
+        """Everything up to the encoder, of images [B, 3, H, W] with this padding [B, H, W]."""
+
+    @abstractmethod
+    def decode(self, encoded: Any) -> Any:
+        """Everything up to the decoder, of what `encode` made."""
+
+    @abstractmethod
+    def predictions(self, decoded: Any, all_layers: bool) -> Predictions:
+        """What the heads make of what `decode` made: after all decoder layers, as training needs, or after the last."""
+
+    @abstractmethod
+    def detections(self, predictions: Predictions) -> Detections:
+        """The scored and labelled detections in the predictions of the last layer."""
+
+    def predict(self, images: Tensor, padding: Tensor, all_layers: bool) -> Predictions:
+        """`predictions` of images [B, 3, H, W] with this padding [B, H, W]."""
+        return self.predictions(self.decode(self.encode(images, padding)), all_layers)
+
+    def set_targets(self, targets: list[Target], images: list[Tensor]) -> list[SetTarget]:
+        """What the criterion compares predictions with; arguments as of `forward`."""
+        return relative_targets(targets, images)
+
+    def losses(self, decoded: Any, predictions: Predictions, targets: list[SetTarget]) -> dict[str, Tensor]:
+        """Weighted losses of the predictions of all layers."""
+        return self.criterion(predictions, targets)
+
+    def results(
+        self,
+        found: Detections,
+        predictions: Predictions,
+        images: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """The detections of each image as `forward` returns them.
+
+        Args:
+            found: Detections in the B images.
+            predictions: Predictions that they were chosen from.
+            images: [3, h, w] each, before padding.
+            sizes: Height and width of each, in whose pixels the results are.
+        """
+        return [
+            {"boxes": to_pixels(boxes, size), "labels": labels, "scores": scores}
+            for boxes, labels, scores, size in zip(found.boxes, found.labels, found.scores, sizes, strict=True)
+        ]

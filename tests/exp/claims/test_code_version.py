@@ -24,6 +24,7 @@ CONFIGS = {
     "ladder": "configs/classification/ladder_cifar10.yaml",
     "detr": "configs/detection/detr_digits.yaml",
 }
+METRIC = "test/of_everything"
 Versions = Callable[[], dict[str, Version]]
 
 
@@ -67,7 +68,7 @@ def versions(tree: Path, configs: dict[str, Any]) -> Versions:
 
     def read() -> dict[str, Version]:
         sources = Sources(lambda top: tree / top if top in OURS else find_sources(top), registering_module)
-        return {name: code_version(config, sources) for name, config in configs.items()}
+        return {name: code_version(config, [METRIC], sources) for name, config in configs.items()}
 
     return read
 
@@ -131,23 +132,34 @@ def test_a_new_file_that_nobody_imports_changes_nothing(tree: Path, versions: Ve
         file.unlink()
 
 
-def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions) -> None:
-    fit = tree / "exp/fit.py"
-    text = fit.read_text()
-    fit.write_text(f"from callbacks.reports.new import New\n{text}")
-    (tree / "callbacks/reports").mkdir(exist_ok=True)
-    (tree / "drawing").mkdir(exist_ok=True)
+def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions, configs: dict[str, Any]) -> None:
+    for folder in ("callbacks/reports", "drawing"):
+        (tree / folder).mkdir(exist_ok=True)
     report, drawing = tree / "callbacks/reports/new.py", tree / "drawing/new.py"
-    report.write_text("import drawing.new\nclass New:\n    pass\n")
+    report.write_text("import drawing.new\n\n\nclass New:\n    pass\n")
     drawing.write_text("GREY = 0.5\n")
-    everything = set(CONFIGS)
+    configs["named"] = configs["ranet"] | {"trainer": {"callbacks": [{"class_path": "callbacks.reports.new.New"}]}}
     assert stale(versions, drawing, statement) == set()
     assert stale(versions, report, statement) == set()
-    # Until it logs: then it makes a metric, which a claim may compare.
-    assert stale(versions, report, lambda text: f"{text}    def f(self, m): m.log('val/new', 1.0)\n") == everything
-    fit.write_text(text)
+    # Until it logs what a claim is about.
+    logs = "\n    def metrics(self):\n        return {%s: 1.0}\n"
+    assert stale(versions, report, lambda text: text + logs % "'other'") == set()
+    assert stale(versions, report, lambda text: text + logs % "f'of_{what}'") == set(configs)
+    del configs["named"]
     report.unlink()
     drawing.unlink()
+
+
+def test_a_report_counts_for_the_metric_that_chooses_the_checkpoint(
+    tree: Path, versions: Versions, configs: dict[str, Any]
+) -> None:
+    (tree / "callbacks/reports").mkdir(exist_ok=True)
+    report = tree / "callbacks/reports/new.py"
+    report.write_text("class New:\n    def metrics(self):\n        return {'chosen': 1.0}\n")
+    configs["monitored"] = configs["ranet"] | {"checkpoint": {"monitor": "val/chosen"}}
+    assert stale(versions, report, statement) == {"monitored"}
+    del configs["monitored"]
+    report.unlink()
 
 
 def test_a_callback_that_a_config_names_counts(tree: Path, versions: Versions, configs: dict[str, Any]) -> None:

@@ -90,7 +90,9 @@ def changes(old: dict[str, Any], new: Version) -> list[str]:
     if "modules" not in old:
         return ["its code was recorded by whole packages, as was done once"]
     before, now = old["modules"], new["modules"]
-    modules = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    # What is nearest to the numbers comes first.
+    modules = sorted(changed, key=lambda name: (name.startswith(("callbacks", "exp")), name))
     lines = [f"the code of {_listed(modules)}"] if modules else []
     before, now = old["libraries"], new["libraries"]
     names = sorted(before.keys() | now.keys())

@@ -90,9 +90,9 @@ def read_module(name: str, path: Path) -> Module:
 
 
 def _hands_on(node: ast.stmt) -> bool:
-    """Whether a statement of a package only makes names of other modules its own."""
-    is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    return is_list or isinstance(node, (ast.Import, ast.ImportFrom))
+    """Whether a statement of a package only makes names of other modules its own, or says its version."""
+    is_label = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__")
+    return is_label or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 @dataclass(frozen=True)

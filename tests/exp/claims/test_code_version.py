@@ -186,6 +186,8 @@ def test_changes_are_told_in_words(configs: dict[str, Any]) -> None:
     ]
     old = {"modules": version["modules"] | {"exp.fit": "0"}, "libraries": version["libraries"] | {"torch": "1.0"}}
     assert changes(old, version) == ["the code of exp.fit", f"torch 1.0 -> {version['libraries']['torch']}"]
+    two = {"modules": {"exp.fit": "0", "models.compute": "0"}, "libraries": {}}
+    assert changes(two, {"modules": {}, "libraries": {}}) == ["the code of models.compute, exp.fit"]
     many = {"modules": {f"m{i}": "0" for i in range(7)}, "libraries": {}}
     assert changes(many, {"modules": {}, "libraries": {}}) == ["the code of m0, m1, m2, m3 and 3 more modules"]
 

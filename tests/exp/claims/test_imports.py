@@ -84,6 +84,7 @@ def test_the_own_statements_of_a_package_count_and_what_they_use(sources: Write)
     )
     assert list(found.digests([("zoo.fish", "")])) == ["zoo", "zoo.dogs", "zoo.fish"]
     assert list(found.digests([("zoo", "BEST")])) == ["zoo", "zoo.dogs"]
+    assert list(sources(zoo__init="__version__ = '2.0'", zoo__fish="x = 1").digests([("zoo.fish", "")])) == ["zoo.fish"]
 
 
 def test_a_command_that_lists_a_package_does_not_use_all_of_it(sources: Write) -> None:

@@ -68,9 +68,9 @@ def _train(cli: Cli, run: Run) -> None:
     place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, table.series))
     if run.checkpoint is None:
         for part, path in weight_files(cli).items():
-            told = start_from(cli, path, part).told()
-            if told and leads:
-                print(f"{path}: {told}")
+            message = start_from(cli, path, part).message()
+            if message and leads:
+                print(f"{path}: {message}")
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.

@@ -31,16 +31,16 @@ class Start:
     spare: Mapping[str, list[str]]
     classifier: list[str]
 
-    def told(self) -> str:
+    def message(self) -> str:
         """What starts afresh and what is left out, in one line; empty if there is nothing of the kind."""
-        told = []
+        parts = []
         if self.absent:
-            told.append(f"starting afresh: {_listed(self.absent)}")
+            parts.append(f"starting afresh: {_listed(self.absent)}")
         if self.spare:
-            told.append(f"left out: {_listed(self.spare)}")
+            parts.append(f"left out: {_listed(self.spare)}")
         if self.classifier:
-            told.append(f"another number of classes, so {', '.join(self.classifier)} start afresh")
-        return "; ".join(told)
+            parts.append(f"another number of classes, so {', '.join(self.classifier)} start afresh")
+        return "; ".join(parts)
 
 
 def weight_files(cli: Cli) -> dict[str, Path]:

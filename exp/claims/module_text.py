@@ -143,8 +143,8 @@ class _Reader:
         if note is not None and (text := note(node)):
             return text
         fields = [(field, getattr(node, field, None)) for field in node._fields if field not in ("ctx", "kind")]
-        told = [f"{field}={self.write(value)}" for field, value in fields if value is not None and value != []]
-        return f"{type(node).__name__}({','.join(told)})"
+        values = [f"{field}={self.write(value)}" for field, value in fields if value is not None and value != []]
+        return f"{type(node).__name__}({','.join(values)})"
 
     def _module(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         if ast.get_docstring(node, clean=False) is not None:

@@ -52,8 +52,8 @@ def test_imagenet_weights_start_a_training_and_are_no_segmenter(
     assert "hrnet_imagenet weights in our layout" in printed.out
     assert "left out: the layers of classification, classifier, downsamp_modules," in printed.err
     cli = Cli([ADPC, f"--weights={trunk}"], "fit")
-    told = start_from(cli, trunk).told()
-    assert told == "starting afresh: falloffs of masked convolutions (143 tensors), exits (78 tensors)"
+    message = start_from(cli, trunk).message()
+    assert message == "starting afresh: falloffs of masked convolutions (143 tensors), exits (78 tensors)"
     assert torch.equal(cli.model.network.backbone.conv2.weight, state["conv2.weight"])
     assert "an official layout; translate it" in refused(capsys, lambda: start_from(cli, official))
     message = refused(capsys, lambda: to_evaluate(Cli([ADPC, f"--weights={trunk}"], "validate")))
@@ -73,7 +73,7 @@ def test_a_run_with_every_path_open_starts_one_with_gates(tmp_path: Path, capsys
     torch.save({"state_dict": fixed.state_dict(), "global_step": 3}, best)
     dynamic = Cli([ROUTING, f"--weights={best}"], "fit")
     gates = sum(name.split(".")[3:4] == ["gate"] for name in dynamic.model.network.state_dict())
-    assert start_from(dynamic, best).told() == f"starting afresh: gates ({gates} tensors)"
+    assert start_from(dynamic, best).message() == f"starting afresh: gates ({gates} tensors)"
     message = refused(capsys, lambda: to_evaluate(Cli([ROUTING, f"--weights={best}"], "validate")))
     assert f"(missing: gates ({gates} tensors)); train it by `python -m exp fit --weights`" in message
     # With gates it is whole.
@@ -87,7 +87,7 @@ def test_left_over_weights_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     cli = Cli(command, "fit")
     spare = {f"backbone.stage4.1.fuse_layers.{i}.0.0.0.weight": torch.ones(1) for i in (1, 2)}
     save_file(cli.model.network.state_dict() | spare, weights)
-    assert start_from(cli, weights).told() == "left out: fusion into coarser branches (2 tensors)"
+    assert start_from(cli, weights).message() == "left out: fusion into coarser branches (2 tensors)"
     message = refused(capsys, lambda: to_evaluate(Cli(command, "validate")))
     assert "(without a place: fusion into coarser branches (2 tensors))" in message
 
@@ -104,10 +104,10 @@ def test_networks_whose_layout_is_the_official_one(tmp_path: Path, name: str) ->
     assert torch.equal(network.bn1.weight, source.bn1.weight)
 
 
-def test_what_is_told_is_one_line() -> None:
-    assert Start({}, {}, []).told() == ""
+def test_the_message_is_one_line() -> None:
+    assert Start({}, {}, []).message() == ""
     start = Start({"gates": ["a", "b"]}, {"memory": ["c"]}, ["head.weight", "head.bias"])
-    assert start.told() == (
+    assert start.message() == (
         "starting afresh: gates (2 tensors); left out: memory (1 tensors); "
         "another number of classes, so head.weight, head.bias start afresh"
     )
@@ -190,8 +190,8 @@ def test_what_starts_a_network_says_of_its_parts_holds_for_a_part(tmp_path: Path
     torch.save(state, tmp_path / "hrnet.pth")
     assert convert.main([str(tmp_path / "hrnet.pth"), str(tmp_path / "trunk.safetensors")]) == 0
     cli = Cli([POSE, "--model.init_args.network.init_args.stages=w18_small_v2"], "fit")
-    told = start_from(cli, tmp_path / "trunk.safetensors", BACKBONE).told()
-    assert told.startswith("left out: fusion into coarser branches (")
+    message = start_from(cli, tmp_path / "trunk.safetensors", BACKBONE).message()
+    assert message.startswith("left out: fusion into coarser branches (")
     assert torch.equal(cli.model.network.backbone.conv2.weight, state["conv2.weight"])
 
 
@@ -236,5 +236,5 @@ def test_fit_starts_from_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     torch.save(timm.create_model("convnext_atto", num_classes=7, **options).state_dict(), file)
     quick = ["--trainer.fast_dev_run=true", "--wandb=disabled", f"--runs={tmp_path}", f"--weights.network.head={file}"]
     assert fit.main(["--config=configs/quickstart.yaml", f"--model.network.options={options}", *quick]) == 0
-    told = "part.pth: another number of classes, so head.fc.weight, head.fc.bias start afresh"
-    assert told in capsys.readouterr().out
+    message = "part.pth: another number of classes, so head.fc.weight, head.fc.bias start afresh"
+    assert message in capsys.readouterr().out

@@ -109,6 +109,12 @@ def statement(text: str) -> str:
         ("models/classifiers/__init__.py", {"quickstart", "ranet", "ladder", "detr"}),
         ("models/__init__.py", {"quickstart", "ranet", "ladder", "detr"}),
         ("exp/profile.py", set()),
+        ("lightning_modules/pose_estimation.py", set()),
+        ("drawing/figures.py", set()),
+        ("callbacks/reports/classification.py", set()),
+        ("callbacks/reports/exit_curve.py", set()),
+        # It counts the multiply-adds that a finished run states.
+        ("callbacks/reports/cost.py", {"quickstart", "ranet", "ladder", "detr"}),
         ("exp/claims/report.py", set()),
     ],
 )
@@ -133,8 +139,6 @@ def test_a_new_file_that_nobody_imports_changes_nothing(tree: Path, versions: Ve
 
 
 def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions, configs: dict[str, Any]) -> None:
-    for folder in ("callbacks/reports", "drawing"):
-        (tree / folder).mkdir(exist_ok=True)
     report, drawing = tree / "callbacks/reports/new.py", tree / "drawing/new.py"
     report.write_text("import drawing.new\n\n\nclass New:\n    pass\n")
     drawing.write_text("GREY = 0.5\n")
@@ -153,7 +157,6 @@ def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions, c
 def test_a_report_counts_for_the_metric_that_chooses_the_checkpoint(
     tree: Path, versions: Versions, configs: dict[str, Any]
 ) -> None:
-    (tree / "callbacks/reports").mkdir(exist_ok=True)
     report = tree / "callbacks/reports/new.py"
     report.write_text("class New:\n    def metrics(self):\n        return {'chosen': 1.0}\n")
     configs["monitored"] = configs["ranet"] | {"checkpoint": {"monitor": "val/chosen"}}
@@ -199,12 +202,28 @@ def test_what_is_recorded_is_enough_to_ask_again(configs: dict[str, Any]) -> Non
     assert "models.backbones.convnext_ladder" in together["modules"]
 
 
-def test_the_shipped_claims_find_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def modules_of(name: str) -> dict[str, set[str]]:
+    """The modules that the arms of a shipped claim import."""
+    claim = read_claim(Path(f"configs/claims/{name}.yaml"))
+    configs = [f"--config={path}" for path in claim.configs]
+    arms = {arm.name: resolve([*configs, *arm.arguments()]) for arm in claim.arms.values()}
+    return {arm: set(code_version(config, claim.metrics())["modules"]) for arm, config in arms.items()}
+
+
+def test_arms_differ_in_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    claim = read_claim(Path("configs/claims/condconv.yaml"))
-    modules = {}
-    for name in ("static", "condconv"):
-        base = [f"--config={path}" for path in claim.configs]
-        modules[name] = code_version(resolve([*base, *claim.arms[name].arguments()]))["modules"].keys()
-    assert "models.backbones.separable" in modules["static"]
-    assert "models.layers.cond_conv" in modules["condconv"] - modules["static"]
+    arms = modules_of("condconv")
+    assert "models.backbones.separable" in arms["static"]
+    assert "models.layers.cond_conv" in arms["condconv"] - arms["static"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "report"), [("early_exit", "exit_curve"), ("adpc", "threshold_curve"), ("weight_ema", "")]
+)
+def test_claims_count_the_reports_that_log_their_metrics(
+    monkeypatch: pytest.MonkeyPatch, claim: str, report: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for modules in modules_of(claim).values():
+        curves = {name for name in modules if name.startswith("callbacks.reports") and name.endswith("_curve")}
+        assert curves == ({f"callbacks.reports.{report}"} if report else set())

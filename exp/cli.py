@@ -33,6 +33,9 @@ from exp.messages import explain, refusal
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
 
+# The part that `--weights FILE` is for.
+WHOLE = "network"
+
 _load_yaml = get_loader("yaml")
 
 
@@ -120,8 +123,9 @@ class Cli(LightningCLI):
         parser.add_argument("--test", type=bool, default=True, help="test the best checkpoint after fit")
         parser.add_argument(
             "--weights",
-            type=str | None,
-            help="start from these weights, of an exp checkpoint or one that `convert` wrote",
+            type=str | dict[str, str] | None,
+            help="start from these weights, of an exp checkpoint or one that `convert` wrote; --weights.PART=FILE: "
+            "weights of a part, such as teacher or network.backbone",
         )
         parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
         if self.command == "predict":
@@ -130,7 +134,11 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and keeps the resolved config as plain values."""
-        self.config = parser.parse_args(list(args))
+        rest, weights = _weights_of_parts(list(args))
+        self.config = parser.parse_args(rest)
+        if weights:
+            given = self.config.weights
+            self.config.weights = ({WHOLE: given} if isinstance(given, str) else given or {}) | weights
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
@@ -196,6 +204,23 @@ class Cli(LightningCLI):
     def config_text(self) -> str:
         """The resolved config as YAML."""
         return yaml.safe_dump(self.plain, sort_keys=False)
+
+
+def _weights_of_parts(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes each `--weights.PART=FILE` out of a command.
+
+    jsonargparse 4.53 reads the second of them as a dict in a dict, and forgets a path that a config gives.
+    """
+    rest: list[str] = []
+    weights: dict[str, str] = {}
+    left = iter(argv)
+    for argument in left:
+        if argument.startswith("--weights."):
+            part, equals, file = argument.removeprefix("--weights.").partition("=")
+            weights[part] = file if equals else next(left, "")
+        else:
+            rest.append(argument)
+    return rest, weights
 
 
 class _Resolved(Cli):

@@ -21,7 +21,7 @@ from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
-from exp.weights import start_from
+from exp.weights import start_from, weight_files
 
 
 def main(argv: list[str]) -> int:
@@ -34,8 +34,7 @@ def main(argv: list[str]) -> int:
         # What is missing is missed before there is a run directory.
         if isinstance(cli.datamodule, DataModule):
             cli.datamodule.setup("fit")
-        if cli.config.weights and not Path(cli.config.weights).is_file():
-            raise UsageError(f"--weights {cli.config.weights}: no such file")
+        weight_files(cli)
         run = _agree_on_run(cli)
         if run.finished:
             print(f"{run.path} is finished; nothing to do")
@@ -67,11 +66,11 @@ def _train(cli: Cli, run: Run) -> None:
     # Checkpoints stay last, so that what they save includes what every other callback did.
     trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), Length(run), cost]  # type: ignore[attr-defined]
     place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, table.series))
-    if cli.config.weights and run.checkpoint is None:
-        path = Path(cli.config.weights)
-        told = start_from(cli, path).told()
-        if told and leads:
-            print(f"{path}: {told}")
+    if run.checkpoint is None:
+        for part, path in weight_files(cli).items():
+            message = start_from(cli, path, part).message()
+            if message and leads:
+                print(f"{path}: {message}")
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.

@@ -1,14 +1,20 @@
-"""Weights without a run: of a converted official checkpoint, or of another run."""
+"""Weights without a run: of a converted official checkpoint, or of another run; for the whole network or a part."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from exp.cli import Cli, UsageError
+from torch import nn
+
+from exp.cli import WHOLE, Cli, UsageError
 from exp.convert import ConvertError, read
 from models import official
+from models.official import State
 
 
 @dataclass(frozen=True)
@@ -25,27 +31,45 @@ class Start:
     spare: Mapping[str, list[str]]
     classifier: list[str]
 
-    def told(self) -> str:
+    def message(self) -> str:
         """What starts afresh and what is left out, in one line; empty if there is nothing of the kind."""
-        told = []
+        parts = []
         if self.absent:
-            told.append(f"starting afresh: {_listed(self.absent)}")
+            parts.append(f"starting afresh: {_listed(self.absent)}")
         if self.spare:
-            told.append(f"left out: {_listed(self.spare)}")
+            parts.append(f"left out: {_listed(self.spare)}")
         if self.classifier:
-            told.append(f"another number of classes, so {', '.join(self.classifier)} start afresh")
-        return "; ".join(told)
+            parts.append(f"another number of classes, so {', '.join(self.classifier)} start afresh")
+        return "; ".join(parts)
 
 
-def start_from(cli: Cli, path: Path) -> Start:
-    """Puts weights into the command's network.
+def weight_files(cli: Cli) -> dict[str, Path]:
+    """The files that a command's weights come from, by the part that each is for; a part follows what it is a part of.
+
+    Raises:
+        UsageError: no such file, or no such part.
+    """
+    given = cli.config.weights
+    named = {WHOLE: given} if isinstance(given, str) else dict(given or {})
+    files = {part: Path(named[part]) for part in sorted(named)}
+    for part, path in files.items():
+        _find(cli, part)
+        if not path.is_file():
+            raise UsageError(f"{_option(part)} {path}: no such file")
+    return files
+
+
+def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
+    """Puts weights into the command's network, or into a part of its module.
 
     A classifier of another number of classes stays as it was initialised, and so do the parts that the network says a
     training may start without (`models.official.absent_parts`).
 
     Args:
         cli: the command.
-        path: an exp checkpoint, or what `convert` wrote.
+        path: an exp checkpoint, what `convert` wrote, or the weights of a network of timm's. For a part of a network it
+            may hold that part alone, or a whole network with a part of the same name.
+        part: attribute of the module, dotted: `network`, `teacher`, `network.backbone`.
 
     Returns:
         What stayed, and what was left out.
@@ -53,25 +77,33 @@ def start_from(cli: Cli, path: Path) -> Start:
     Raises:
         UsageError: the file does not fit, or is in an official layout.
     """
+    option = _option(part)
     if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file")
-    network = cli.model.network
+        raise UsageError(f"{option} {path}: no such file")
+    top, _, rest = part.partition(".")
+    _find(cli, part)
+    network = getattr(cli.model, top)
     try:
         checkpoint = read(path)
         # Of a run with averaged weights, what its evaluation used.
         state = official.unwrap(checkpoint, ema="averaging_state" in checkpoint)
     except (ConvertError, official.LayoutError) as error:
-        raise UsageError(f"--weights {path}: {error}") from error
-    absent, spare = official.absent_parts(network, state), official.spare_parts(network, state)
+        raise UsageError(f"{option} {path}: {error}") from error
+    behind: list[str] = []
+    fitted = state
+    if rest:
+        fitted, behind = _with_part(network, rest, state)
+    absent, spare = official.absent_parts(network, fitted), official.spare_parts(network, fitted)
     try:
-        stayed = official.load(network, state)
+        stayed = official.load(network, fitted)
     except official.LayoutError as error:
         # Asked only now: an official layout may be that of a network of timm's, which takes it as it is.
         if official.foreign(state):
             message = "an official layout; translate it with `python -m exp convert` first"
-            raise UsageError(f"--weights {path}: {message}") from error
-        raise UsageError(f"--weights {path}: {error}") from error
+            raise UsageError(f"{option} {path}: {message}") from error
+        raise UsageError(f"{option} {path}: {error}") from error
     expected = {name for names in absent.values() for name in names}
+    spare |= {"layers behind the feature maps": behind} if behind else {}
     return Start(absent, spare, [name for name in stayed if name not in expected])
 
 
@@ -84,14 +116,17 @@ def to_evaluate(cli: Cli) -> Path:
     Raises:
         UsageError: neither or both are given, or weights do not fit the whole network.
     """
-    checkpoint, weights = cli.config.ckpt_path, cli.config.weights
-    if (checkpoint is None) == (weights is None):
+    checkpoint, files = cli.config.ckpt_path, weight_files(cli)
+    if (checkpoint is None) == (not files):
         raise UsageError(
             f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights of `convert`"
         )
     if checkpoint is not None:
         return Path(checkpoint)
-    path = Path(weights)
+    if list(files) != [WHOLE]:
+        parts = ", ".join(map(_option, files))
+        raise UsageError(f"{cli.command} needs the whole network, by --weights FILE: {parts} only start a training")
+    path = files[WHOLE]
     start = start_from(cli, path)
     kinds = {"missing": start.absent, "without a place": start.spare}
     if strange := [f"{kind}: {_listed(parts)}" for kind, parts in kinds.items() if parts]:
@@ -105,6 +140,79 @@ def to_evaluate(cli: Cli) -> Path:
             "train it by `python -m exp fit --weights`, or set the network's num_classes"
         )
     return path
+
+
+def _option(part: str) -> str:
+    return "--weights" if part == WHOLE else f"--weights.{part}"
+
+
+def _find(cli: Cli, part: str) -> nn.Module:
+    """The module that a part is.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found: Any = cli.model
+    names = part.split(".")
+    for i, name in enumerate(names):
+        parent, found = found, getattr(found, name, None)
+        if not isinstance(found, nn.Module):
+            known = [".".join([*names[:i], child]) for child, _ in parent.named_children()]
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known) or 'none'}"
+            raise UsageError(f"{_option(part)}: there is no part '{part}'; {hint}")
+    return found
+
+
+def _with_part(network: nn.Module, part: str, state: State) -> tuple[State, list[str]]:
+    """The weights of a network as they are, with those of a part in their place.
+
+    Args:
+        network: the network.
+        part: where the part is in it, dotted.
+        state: weights of the part, or of a network that has such a part.
+
+    Returns:
+        The weights under the network's names, and the names of those that a feature extractor has no layers for.
+    """
+    own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+    state = own or state
+    module = network.get_submodule(part)
+    # What is nothing but a wrapping of one module takes what that module takes.
+    while len(inner := {name.partition(".")[0] for name in module.state_dict()}) == 1:
+        name = inner.pop()
+        child = getattr(module, name)
+        if not isinstance(child, nn.Module) or any(key.startswith(f"{name}.") for key in state):
+            break
+        module, part = child, f"{part}.{name}"
+    behind: list[str] = []
+    if hasattr(module, "feature_info"):
+        state, behind = _of_extractor(module, state)
+    names = module.state_dict()
+    # A frozen norm counts no batches.
+    state = {key: value for key, value in state.items() if key in names or not key.endswith(".num_batches_tracked")}
+    others = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{part}.")}
+    return others | {f"{part}.{key}": value for key, value in state.items()}, behind
+
+
+def _of_extractor(module: nn.Module, state: State) -> tuple[State, list[str]]:
+    """Weights of a classifier of timm's for the feature extractor that timm makes of it.
+
+    An extractor ends with the last feature map that it hands out, and may call `stages.0` `stages_0`.
+
+    Returns:
+        The weights under the extractor's names, and the names of those that belong to layers behind its end.
+    """
+    layers = {name.partition(".")[0] for name in module.state_dict()}
+    pattern = re.compile(f"({'|'.join(re.escape(layer).replace('_', '[._]') for layer in sorted(layers))})(\\..+)?")
+    fitted, behind = {}, []
+    for name, value in state.items():
+        if match := pattern.fullmatch(name):
+            layer = match[1] if match[1] in layers else match[1].replace(".", "_")
+            fitted[layer + (match[2] or "")] = value
+        else:
+            behind.append(name)
+    return fitted, behind
 
 
 def _listed(parts: Mapping[str, list[str]]) -> str:

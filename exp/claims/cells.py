@@ -202,7 +202,7 @@ def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path
                     "config": _plain(essence(config)),
                     # Where and on how many devices a run computes is no part of the essence; a claim may be about it.
                     "arm": _plain(arm.overrides),
-                    "code": code_version(config),
+                    "code": code_version(config, claim.metrics()),
                     "after": fingerprint({"parent": parent.identity}) if parent else None,
                 },
                 parent=parent,

@@ -12,6 +12,7 @@ from exp.claims.imports import Sources, Target
 # What every cell runs.
 COMMAND: Target = ("exp.fit", "main")
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
+SPLITS = ("train/", "val/", "test/")
 Version = dict[str, dict[str, str]]
 
 
@@ -30,15 +31,17 @@ def _installed() -> Sources:
     return Sources(registered=registering_module)
 
 
-def code_version(config: dict[str, Any], sources: Sources | None = None) -> Version:
+def code_version(config: dict[str, Any], metrics: Iterable[str] = (), sources: Sources | None = None) -> Version:
     """The version of the code that a config's result depends on: what its run imports, and nothing else.
 
     The run is `exp fit` and whatever the config names: classes and functions by their paths, networks by the names
     that they are registered with timm under. What these import counts, directly or not. A comment, a docstring or a
-    reformatted line changes nothing, nor does a module that only watches a run (see `exp.claims.imports`).
+    reformatted line changes nothing. Nor does a drawing or a report, also one that the config names: they only watch a
+    run. But a report that logs one of the metrics, or one that the config names, makes a part of the result.
 
     Args:
         config: resolved, as plain values.
+        metrics: what is asked of the result, such as `test/top1`.
         sources: the modules to read; by default those that are installed.
 
     Returns:
@@ -46,11 +49,13 @@ def code_version(config: dict[str, Any], sources: Sources | None = None) -> Vers
     """
     sources = sources or _installed()
     words = sorted(set(_words(config)))
-    named = [target for word in words if (target := sources.target(word))]
+    named = [target for word in words if (target := sources.target(word)) and not sources.is_report(target)]
     registered = [(home, "") for word in words if (home := sources.registered(word))]
+    names = {metric.partition("/")[2] for metric in (*metrics, *words) if metric.startswith(SPLITS)}
+    logging = [(report, "") for report in sources.reports_that_log(names)]
     tops = {path.partition(".")[0] for path in _class_paths(config)}
     return {
-        "modules": sources.digests([COMMAND, *named, *registered]),
+        "modules": sources.digests([COMMAND, *named, *registered, *logging]),
         "libraries": {name: _release(name) for name in sorted({*LIBRARIES, *tops}) if sources.find(name) is None},
     }
 
@@ -85,7 +90,9 @@ def changes(old: dict[str, Any], new: Version) -> list[str]:
     if "modules" not in old:
         return ["its code was recorded by whole packages, as was done once"]
     before, now = old["modules"], new["modules"]
-    modules = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    # What is nearest to the numbers comes first.
+    modules = sorted(changed, key=lambda name: (name.startswith(("callbacks", "exp")), name))
     lines = [f"the code of {_listed(modules)}"] if modules else []
     before, now = old["libraries"], new["libraries"]
     names = sorted(before.keys() | now.keys())

@@ -13,9 +13,11 @@ from exp.claims.module_text import EVERYTHING, NAME, Module, Target, joined, rea
 
 # Sources wherever they are installed; what else lies outside of the folders of libraries is the user's own.
 OURS = ("callbacks", "datamodules", "drawing", "exp", "lightning_modules", "models")
-# What only watches a run cannot change what it computes, so neither its text nor its imports count. A report that logs
-# is no mere onlooker: its values are metrics of the run, and may choose a checkpoint.
+# Where a command goes through all tasks, it lists what there is; a run has what its config names.
+COMMANDS = "exp"
+# What only watches a run cannot change what it computes, so neither its text nor its imports count ...
 DRAWINGS = "drawing"
+# ... but of a report whose metrics are asked for, both do.
 REPORTS = "callbacks.reports"
 
 
@@ -92,16 +94,28 @@ class Sources:
         waiting = [name for target in targets for name in self.owners(*target)]
         while waiting:
             name = waiting.pop()
-            if name in found or _within(name, DRAWINGS):
-                continue
-            parts = {name}
-            if _within(name, REPORTS):
-                parts = self._reports(name)
-                if not any(self.module(part).logs for part in parts):
-                    continue
-            found |= parts
-            waiting += [needed for part in parts for needed in self._needed(part)]
+            if name not in found and not _within(name, DRAWINGS):
+                found.add(name)
+                waiting += self._needed(name)
         return {name: digest for name in sorted(found) if (digest := self.module(name).digest)}
+
+    def is_report(self, target: Target) -> bool:
+        """Whether a name in a source is that of a report."""
+        return any(_within(name, REPORTS) for name in self.owners(*target))
+
+    def reports_that_log(self, metrics: Iterable[str]) -> set[str]:
+        """The modules of reports that may log one of some metrics, and of reports that are made of these.
+
+        Args:
+            metrics: names without the split, such as `top1_at_50`.
+        """
+        folder = self._path(REPORTS)
+        files = folder.glob("*.py") if folder and folder.is_dir() else []
+        reports = {f"{REPORTS}.{file.stem}" for file in files if file.stem != "__init__"}
+        found = {name for name in reports for metric in metrics if self.module(name).may_log(metric)}
+        while more := {name for name in reports - found if found & self._needed(name)}:
+            found |= more
+        return found
 
     def target(self, path: str) -> Target | None:
         """What a dotted path such as `models.segmenters.ADPC` means; None if it is no name in a source."""
@@ -143,21 +157,12 @@ class Sources:
             module = self.module(name)
             homes = filter(None, map(self.registered, module.words))
             targets = [*module.imports, *((home, "") for home in homes)]
+            if _within(name, COMMANDS):
+                targets = [(package, attribute.removesuffix(EVERYTHING)) for package, attribute in targets]
             # Whoever imports a module runs the packages around it first.
             around = {name.rpartition(".")[0]} - {""}
             self._needs[name] = frozenset(around.union(*(self.owners(*target) for target in targets)))
         return self._needs[name]
-
-    def _reports(self, name: str) -> set[str]:
-        """A report, and the others that it is made of."""
-        found: set[str] = set()
-        waiting = [name]
-        while waiting:
-            name = waiting.pop()
-            if name not in found and _within(name, REPORTS):
-                found.add(name)
-                waiting += self._needed(name)
-        return found
 
     def _look_for(self, name: str) -> Path | None:
         top, *rest = name.split(".")

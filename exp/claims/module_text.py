@@ -27,9 +27,10 @@ class Module:
             Empty if nothing is left.
         imports: what its text uses; of a package, what its own statements use.
         offers: of a package, the names that it imports from elsewhere.
-        defines: of a package, the names that it binds itself.
+        defines: the names that it binds itself.
         words: string constants that could be names.
-        logs: whether it calls a `log` or `log_dict` of something with a metric's name and value.
+        patterns: regular expressions of the texts that its f-strings can become.
+        logs: whether it has a method `metrics`, or calls a `log` or `log_dict` with a metric's name and value.
     """
 
     is_package: bool
@@ -38,7 +39,12 @@ class Module:
     offers: dict[str, Target]
     defines: frozenset[str]
     words: frozenset[str]
+    patterns: frozenset[str]
     logs: bool
+
+    def may_log(self, metric: str) -> bool:
+        """Whether it logs, and has a text that a metric's name without the split can be."""
+        return self.logs and (metric in self.words or any(re.fullmatch(each, metric) for each in self.patterns))
 
 
 def joined(target: Target, rest: str) -> Target:
@@ -57,13 +63,14 @@ def read_module(name: str, path: Path) -> Module:
     is_package = path.is_dir()
     file = path / "__init__.py" if is_package else path
     tree = ast.parse(file.read_text() if file.is_file() else "")
-    handing_on = [node for node in tree.body if is_package and _hands_on(node)]
-    tree.body = [node for node in tree.body if node not in handing_on]
+    own = [node for node in tree.body if not (is_package and _hands_on(node))]
     reader = _Reader(name if is_package else name.rpartition(".")[0])
-    for node in handing_on:
-        reader.write(node)
-    # Whether a package lists a name in `__all__` does not matter.
+    for node in tree.body:
+        if node not in own:
+            reader.write(node)
+    # Whether `__all__` lists a name does not matter.
     reader.uses, reader.words = {}, set()
+    tree.body = own
     essence = reader.write(tree)
     imports: set[Target] = set()
     for binding in reader.bindings:
@@ -77,14 +84,15 @@ def read_module(name: str, path: Path) -> Module:
         offers={binding.name: binding.offer(name) for binding in reader.bindings} if is_package else {},
         defines=frozenset(reader.defines),
         words=frozenset(reader.words),
+        patterns=frozenset(reader.patterns),
         logs=reader.logs,
     )
 
 
 def _hands_on(node: ast.stmt) -> bool:
-    """Whether a statement of a package only makes names of other modules its own."""
-    is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    return is_list or isinstance(node, (ast.Import, ast.ImportFrom))
+    """Whether a statement of a package only makes names of other modules its own, or says its version."""
+    is_label = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__")
+    return is_label or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ class _Reader:
         self.uses: dict[str, set[str]] = {}
         self.defines: set[str] = set()
         self.words: set[str] = set()
+        self.patterns: set[str] = set()
         self.logs = False
         self._runs = True
 
@@ -134,14 +143,15 @@ class _Reader:
         if note is not None and (text := note(node)):
             return text
         fields = [(field, getattr(node, field, None)) for field in node._fields if field not in ("ctx", "kind")]
-        told = [f"{field}={self.write(value)}" for field, value in fields if value is not None and value != []]
-        return f"{type(node).__name__}({','.join(told)})"
+        values = [f"{field}={self.write(value)}" for field, value in fields if value is not None and value != []]
+        return f"{type(node).__name__}({','.join(values)})"
 
     def _module(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         if ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
         if not isinstance(node, ast.Module):
             self.defines.add(node.name)
+            self.logs |= node.name == "metrics"
 
     _classdef = _functiondef = _asyncfunctiondef = _module
 
@@ -184,6 +194,12 @@ class _Reader:
     def _constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and NAME.match(node.value):
             self.words.add(node.value)
+
+    def _joinedstr(self, node: ast.JoinedStr) -> None:
+        parts = [str(part.value) if isinstance(part, ast.Constant) else "" for part in node.values]
+        # Without a letter of its own it could be anything.
+        if any(re.search("[a-z]", part) for part in parts):
+            self.patterns.add("".join(re.escape(part) if part else ".+" for part in parts))
 
     def _call(self, node: ast.Call) -> None:
         """Looks for `module.log(name, value)` and `module.log_dict(values)`."""

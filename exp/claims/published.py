@@ -27,10 +27,11 @@ def freshness(folder: Path) -> str:
     Args:
         folder: `<claim>/results.json` below it.
     """
-    told = {file.parent.name: outdated(json.loads(file.read_text())) for file in sorted(folder.glob("*/results.json"))}
-    lines = [f"{name}: {'; '.join(changed) or 'as published'}" for name, changed in told.items()]
-    stale = sum(bool(changed) for changed in told.values())
-    return "\n".join([*lines, f"{stale} of {len(told)} results would be measured again"])
+    files = sorted(folder.glob("*/results.json"))
+    changed = {file.parent.name: outdated(json.loads(file.read_text())) for file in files}
+    lines = [f"{name}: {'; '.join(reasons) or 'as published'}" for name, reasons in changed.items()]
+    stale = sum(map(bool, changed.values()))
+    return "\n".join([*lines, f"{stale} of {len(changed)} results would be measured again"])
 
 
 def outdated(result: dict[str, Any]) -> list[str]:
@@ -39,11 +40,11 @@ def outdated(result: dict[str, Any]) -> list[str]:
     Args:
         result: what `results.json` holds.
     """
-    told = []
+    reasons = []
     try:
         arms = {name: arm.overrides for name, arm in read_claim(Path(result["file"])).arms.items()}
-        told += [f"the arm {name}" for name, arm in result["arms"].items() if arms.get(name) != arm["overrides"]]
+        reasons += [f"the arm {name}" for name, arm in result["arms"].items() if arms.get(name) != arm["overrides"]]
     except ClaimError as error:
-        told.append(str(error))
-    told += [path for path, digest in result.get("configs", {}).items() if config_digest(Path(path)) != digest]
-    return told + changes(result["code"], version_now(result["code"]))
+        reasons.append(str(error))
+    reasons += [path for path, digest in result.get("configs", {}).items() if config_digest(Path(path)) != digest]
+    return reasons + changes(result["code"], version_now(result["code"]))

@@ -24,6 +24,7 @@ CONFIGS = {
     "ladder": "configs/classification/ladder_cifar10.yaml",
     "detr": "configs/detection/detr_digits.yaml",
 }
+METRIC = "test/of_everything"
 Versions = Callable[[], dict[str, Version]]
 
 
@@ -67,7 +68,7 @@ def versions(tree: Path, configs: dict[str, Any]) -> Versions:
 
     def read() -> dict[str, Version]:
         sources = Sources(lambda top: tree / top if top in OURS else find_sources(top), registering_module)
-        return {name: code_version(config, sources) for name, config in configs.items()}
+        return {name: code_version(config, [METRIC], sources) for name, config in configs.items()}
 
     return read
 
@@ -108,6 +109,12 @@ def statement(text: str) -> str:
         ("models/classifiers/__init__.py", {"quickstart", "ranet", "ladder", "detr"}),
         ("models/__init__.py", {"quickstart", "ranet", "ladder", "detr"}),
         ("exp/profile.py", set()),
+        ("lightning_modules/pose_estimation.py", set()),
+        ("drawing/figures.py", set()),
+        ("callbacks/reports/classification.py", set()),
+        ("callbacks/reports/exit_curve.py", set()),
+        # It counts the multiply-adds that a finished run states.
+        ("callbacks/reports/cost.py", {"quickstart", "ranet", "ladder", "detr"}),
         ("exp/claims/report.py", set()),
     ],
 )
@@ -131,23 +138,31 @@ def test_a_new_file_that_nobody_imports_changes_nothing(tree: Path, versions: Ve
         file.unlink()
 
 
-def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions) -> None:
-    fit = tree / "exp/fit.py"
-    text = fit.read_text()
-    fit.write_text(f"from callbacks.reports.new import New\n{text}")
-    (tree / "callbacks/reports").mkdir(exist_ok=True)
-    (tree / "drawing").mkdir(exist_ok=True)
+def test_a_drawing_and_a_report_change_nothing(tree: Path, versions: Versions, configs: dict[str, Any]) -> None:
     report, drawing = tree / "callbacks/reports/new.py", tree / "drawing/new.py"
-    report.write_text("import drawing.new\nclass New:\n    pass\n")
+    report.write_text("import drawing.new\n\n\nclass New:\n    pass\n")
     drawing.write_text("GREY = 0.5\n")
-    everything = set(CONFIGS)
+    configs["named"] = configs["ranet"] | {"trainer": {"callbacks": [{"class_path": "callbacks.reports.new.New"}]}}
     assert stale(versions, drawing, statement) == set()
     assert stale(versions, report, statement) == set()
-    # Until it logs: then it makes a metric, which a claim may compare.
-    assert stale(versions, report, lambda text: f"{text}    def f(self, m): m.log('val/new', 1.0)\n") == everything
-    fit.write_text(text)
+    # Until it logs what a claim is about.
+    logs = "\n    def metrics(self):\n        return {%s: 1.0}\n"
+    assert stale(versions, report, lambda text: text + logs % "'other'") == set()
+    assert stale(versions, report, lambda text: text + logs % "f'of_{what}'") == set(configs)
+    del configs["named"]
     report.unlink()
     drawing.unlink()
+
+
+def test_a_report_counts_for_the_metric_that_chooses_the_checkpoint(
+    tree: Path, versions: Versions, configs: dict[str, Any]
+) -> None:
+    report = tree / "callbacks/reports/new.py"
+    report.write_text("class New:\n    def metrics(self):\n        return {'chosen': 1.0}\n")
+    configs["monitored"] = configs["ranet"] | {"checkpoint": {"monitor": "val/chosen"}}
+    assert stale(versions, report, statement) == {"monitored"}
+    del configs["monitored"]
+    report.unlink()
 
 
 def test_a_callback_that_a_config_names_counts(tree: Path, versions: Versions, configs: dict[str, Any]) -> None:
@@ -174,6 +189,8 @@ def test_changes_are_told_in_words(configs: dict[str, Any]) -> None:
     ]
     old = {"modules": version["modules"] | {"exp.fit": "0"}, "libraries": version["libraries"] | {"torch": "1.0"}}
     assert changes(old, version) == ["the code of exp.fit", f"torch 1.0 -> {version['libraries']['torch']}"]
+    two = {"modules": {"exp.fit": "0", "models.compute": "0"}, "libraries": {}}
+    assert changes(two, {"modules": {}, "libraries": {}}) == ["the code of models.compute, exp.fit"]
     many = {"modules": {f"m{i}": "0" for i in range(7)}, "libraries": {}}
     assert changes(many, {"modules": {}, "libraries": {}}) == ["the code of m0, m1, m2, m3 and 3 more modules"]
 
@@ -185,12 +202,28 @@ def test_what_is_recorded_is_enough_to_ask_again(configs: dict[str, Any]) -> Non
     assert "models.backbones.convnext_ladder" in together["modules"]
 
 
-def test_the_shipped_claims_find_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def modules_of(name: str) -> dict[str, set[str]]:
+    """The modules that the arms of a shipped claim import."""
+    claim = read_claim(Path(f"configs/claims/{name}.yaml"))
+    configs = [f"--config={path}" for path in claim.configs]
+    arms = {arm.name: resolve([*configs, *arm.arguments()]) for arm in claim.arms.values()}
+    return {arm: set(code_version(config, claim.metrics())["modules"]) for arm, config in arms.items()}
+
+
+def test_arms_differ_in_their_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    claim = read_claim(Path("configs/claims/condconv.yaml"))
-    modules = {}
-    for name in ("static", "condconv"):
-        base = [f"--config={path}" for path in claim.configs]
-        modules[name] = code_version(resolve([*base, *claim.arms[name].arguments()]))["modules"].keys()
-    assert "models.backbones.separable" in modules["static"]
-    assert "models.layers.cond_conv" in modules["condconv"] - modules["static"]
+    arms = modules_of("condconv")
+    assert "models.backbones.separable" in arms["static"]
+    assert "models.layers.cond_conv" in arms["condconv"] - arms["static"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "report"), [("early_exit", "exit_curve"), ("adpc", "threshold_curve"), ("weight_ema", "")]
+)
+def test_claims_count_the_reports_that_log_their_metrics(
+    monkeypatch: pytest.MonkeyPatch, claim: str, report: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for modules in modules_of(claim).values():
+        curves = {name for name in modules if name.startswith("callbacks.reports") and name.endswith("_curve")}
+        assert curves == ({f"callbacks.reports.{report}"} if report else set())

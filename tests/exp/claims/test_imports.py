@@ -84,6 +84,14 @@ def test_the_own_statements_of_a_package_count_and_what_they_use(sources: Write)
     )
     assert list(found.digests([("zoo.fish", "")])) == ["zoo", "zoo.dogs", "zoo.fish"]
     assert list(found.digests([("zoo", "BEST")])) == ["zoo", "zoo.dogs"]
+    assert list(sources(zoo__init="__version__ = '2.0'", zoo__fish="x = 1").digests([("zoo.fish", "")])) == ["zoo.fish"]
+
+
+def test_a_command_that_lists_a_package_does_not_use_all_of_it(sources: Write) -> None:
+    text = "import zoo\nfor name in zoo.__all__: getattr(zoo, name)"
+    found = sources(**ZOO, exp__fit=text, me=text)
+    assert list(found.digests([("exp.fit", "")])) == ["exp.fit"]
+    assert list(found.digests([("me", "")])) == ["me", "zoo.cats", "zoo.dogs"]
 
 
 def test_packages_that_hand_on_in_a_circle_end(sources: Write) -> None:
@@ -99,23 +107,54 @@ def test_a_network_named_as_timm_knows_it_counts(sources: Write) -> None:
 
 
 REPORTS = {
-    "callbacks__reports__base": "from zoo.dogs import Dog\nclass Report: pass",
-    "callbacks__reports__table": "from callbacks.reports.base import Report\nimport drawing.bars, math\nmath.log(2)",
+    "callbacks__reports__init": "import pkgutil\nfrom callbacks.reports.base import Report\nkinds = [Report]",
+    "callbacks__reports__base": "class Report:\n    def metrics(self): task.log(f'{split}/{name}', 1)",
+    "callbacks__reports__exits": """
+        from callbacks.reports.base import Report
+        from zoo.dogs import Dog
+        import drawing.bars
+        class Exits(Report):
+            def metrics(self): return {f'top1_at_{percent}': 1, 'auc': 2}
+        """,
+    "callbacks__reports__all_exits": "from callbacks.reports.exits import Exits",
+    "callbacks__reports__table": "from zoo.cats import Cat\nrow = ['top1_at_50', 'auc']",
     "drawing__bars": "import zoo.cats",
-    "me": "from callbacks.reports.table import Table\nimport drawing.bars",
+    "me": "import drawing.bars",
 }
 
 
-def test_what_only_watches_a_run_does_not_count(sources: Write) -> None:
+@pytest.mark.parametrize("metric", ["top1_at_50", "auc"])
+def test_a_report_that_logs_a_metric_is_found_and_those_made_of_it(sources: Write, metric: str) -> None:
+    found = sources(**ZOO, **REPORTS)
+    assert found.reports_that_log([metric]) == {"callbacks.reports.exits", "callbacks.reports.all_exits"}
+    assert list(found.digests([("callbacks.reports.exits", "")])) == [
+        "callbacks.reports",
+        "callbacks.reports.base",
+        "callbacks.reports.exits",
+        "zoo.dogs",
+    ]
+
+
+def test_other_metrics_are_of_no_report(sources: Write) -> None:
+    found = sources(**ZOO, **REPORTS)
+    assert found.reports_that_log(["top1", "loss", "top1_at", "auc_anytime"]) == set()
+    assert sources(**ZOO).reports_that_log(["top1"]) == set()
+
+
+def test_a_drawing_does_not_count_nor_what_it_imports(sources: Write) -> None:
     assert list(sources(**ZOO, **REPORTS).digests([("me", "")])) == ["me"]
 
 
-@pytest.mark.parametrize("text", ["pl_module.log('val/share', 1)", "self.log_dict(values)"])
-def test_a_report_that_logs_counts_with_all_that_it_is_made_of(sources: Write, text: str) -> None:
-    texts = ZOO | REPORTS
-    texts["callbacks__reports__table"] += f"\n{text}"
-    expected = ["callbacks.reports.base", "callbacks.reports.table", "me", "zoo.dogs"]
-    assert list(sources(**texts).digests([("me", "")])) == expected
+@pytest.mark.parametrize("text", ["module.log('auc', 1)", "module.log_dict({'auc': 1})", "def metrics(self): 'auc'"])
+def test_ways_to_log(sources: Write, text: str) -> None:
+    assert sources(callbacks__reports__one=text + "; 'auc'").reports_that_log(["auc"]) == {"callbacks.reports.one"}
+    assert sources(callbacks__reports__one="math.log(2); 'auc'").reports_that_log(["auc"]) == set()
+
+
+def test_reports_are_known_by_their_place(sources: Write) -> None:
+    found = sources(**REPORTS, callbacks__init="from callbacks.reports.exits import Exits", callbacks__ema="")
+    assert found.is_report(("callbacks", "Exits"))
+    assert not found.is_report(("callbacks", "ema"))
 
 
 def test_the_hash_is_of_what_the_text_does(sources: Write) -> None:

@@ -55,7 +55,7 @@ def test_what_has_changed_is_named(result: dict[str, Any]) -> None:
         file.write("\ntest: false\n")
     result["code"]["modules"]["exp.fit"] = "of an older file"
     result["code"]["modules"]["models.gone"] = "of a file that is no more"
-    assert outdated(result) == ["the arm fast", "config.yaml", "the code of exp.fit, models.gone"]
+    assert outdated(result) == ["the arm fast", "config.yaml", "the code of models.gone, exp.fit"]
     Path("claim.yaml").unlink()
     assert outdated(result)[0].startswith("claim.yaml: no such claim file")
 

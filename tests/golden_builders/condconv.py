@@ -18,7 +18,7 @@ from models.official import load
 from models.official.condconv import to_official, to_ours
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -13,7 +13,7 @@ from lightning_modules.segmentation_metrics import Tally, scores
 from models.segmenters.inference import Predict, multi_scale, resize, sliding_window
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

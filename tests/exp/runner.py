@@ -19,6 +19,9 @@ import torch
 import exp.fit  # noqa: F401  imported once here, so that a forked copy starts at once
 from exp.claims import executors
 
+# Seconds for what takes a few on a machine that has nothing else to do.
+PATIENCE = 240.0
+
 SMALL = [
     "--trainer.max_epochs=3",
     "--trainer.accelerator=cpu",

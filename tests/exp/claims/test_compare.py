@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exp.runner import Ended, fork_cells, run
+from tests.exp.runner import PATIENCE, Ended, fork_cells, run
 
 ROOT = Path(__file__).parents[3]
 CLAIM = f"""\
@@ -41,8 +41,6 @@ expect:
   - macs(fast) <= macs(slow)
   - "'val/loss'(fast) < 'val/loss'(slow)"
 """
-# Seconds for what takes a few on a machine that has nothing else to do.
-PATIENCE = 120
 COMMAND = [sys.executable, "-m", "exp", "compare", "--config", "claim.yaml", "--wandb=disabled"]
 
 

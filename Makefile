@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+GOLDEN := $(BIN)/python -m pytest -q -n 2 tests/test_golden.py tests/test_golden_sensitivity.py
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-golden lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m exp fit --config configs/quickstart.yaml
@@ -14,6 +15,12 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -m "not slurm"
+
+# The recorded vectors with the instructions of other processors, and so with other orders of summation.
+test-golden: $(READY)
+	MKL_CBWR=COMPATIBLE $(GOLDEN)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(GOLDEN)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(GOLDEN)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,15 +5,22 @@ from __future__ import annotations
 import multiprocessing.forkserver
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import torch
 
 import exp.fit  # noqa: F401  imported once here, so that a forked copy starts at once
+from exp.claims import executors
+
+# Seconds for what takes a few on a machine that has nothing else to do.
+PATIENCE = 240.0
 
 SMALL = [
     "--trainer.max_epochs=3",
@@ -49,37 +56,87 @@ class Ended:
 def run(command: str, argv: list[str], folder: Path, sabotage: Callable[[], None] | None = None) -> Ended:
     """Runs `python -m exp COMMAND ARGV` in a forked process whose working directory is `folder`."""
     log = folder / "output.txt"
+
+    def prepare() -> None:
+        os.chdir(folder)
+        write_to(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+        if sabotage is not None:
+            sabotage()
+
+    _, status = os.waitpid(fork([command, *argv], prepare), 0)
+    return Ended(os.waitstatus_to_exitcode(status), log.read_text())
+
+
+def fork(argv: list[str], prepare: Callable[[], None]) -> int:
+    """Runs `python -m exp ARGV`, after `prepare`, in a forked copy of this process; returns its id."""
     sys.stdout.flush()
     pid = os.fork()
-    if pid == 0:
-        code = 70
-        try:
-            os.chdir(folder)
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-            sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-            torch.set_num_threads(1)
-            # A fork server that other tests have started is not this process's child and cannot be asked for workers.
-            server = multiprocessing.forkserver._forkserver
-            server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
-            if sabotage is not None:
-                sabotage()
-            from exp.__main__ import main
+    if pid:
+        return pid
+    code = 70
+    try:
+        prepare()
+        torch.set_num_threads(1)
+        # A fork server that other tests have started is not this process's child and cannot be asked for workers.
+        server = multiprocessing.forkserver._forkserver
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+        from exp.__main__ import main
 
-            code = main([command, *argv])
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    return Ended(os.waitstatus_to_exitcode(status), log.read_text())
+        code = main(argv)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def write_to(descriptor: int) -> None:
+    """Lets this process print there."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+
+
+class ForkedCell:
+    """Stands for `subprocess.Popen` where `compare` starts its cells: a copy of this process has all imported."""
+
+    def __init__(
+        self,
+        command: list[str],
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: int,
+        env: dict[str, str],
+        start_new_session: bool,
+        preexec_fn: Callable[[], None],
+    ) -> None:
+        def prepare() -> None:
+            os.setsid()
+            preexec_fn()
+            # What the command does about signals is its own.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ.update(env)
+            write_to(stdout.fileno())
+
+        assert command[:3] == [sys.executable, "-m", "exp"]
+        self.pid = fork(command[3:], prepare)
+
+    def poll(self) -> int | None:
+        """The exit code, once it has ended."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def fork_cells() -> None:
+    """Sabotage of `compare`: cells are copies of its process, for a fresh one takes longer to import than to train."""
+    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT", "TimeoutExpired")}
+    executors.subprocess = SimpleNamespace(Popen=ForkedCell, **names)
 
 
 def die() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exp.runner import SMALL, run
+from tests.exp.runner import PATIENCE, SMALL, run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = [*SMALL, "--model.network.drop_path_rate=0", "--experiment=run"]
@@ -29,7 +29,7 @@ def start(folder: Path, argv: list[str]) -> subprocess.Popen[str]:
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Waits until the table has a row of this step."""
     table = folder / "runs/run/0/metrics.csv"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if table.exists():
             with table.open() as file:

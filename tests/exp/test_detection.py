@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lightning_modules import Detection
-from tests.exp.runner import run
+from tests.exp.runner import PATIENCE, run
 from tests.exp.test_resume import after, assert_same, contents
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), EXP_CACHE=str(folder / "cache"))
     argv = [*CONFIG, "--experiment=run", "--trainer.devices=2", "--trainer.strategy=ddp"]
     command = [sys.executable, "-m", "exp", "fit", *argv]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
 

@@ -18,7 +18,7 @@ from PIL import Image
 from datamodules import Digits
 from models.anytime import confidence, exit_costs
 from models.classifiers import DVT
-from tests.exp.runner import SMALL, run
+from tests.exp.runner import PATIENCE, SMALL, run
 
 ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {
@@ -215,7 +215,7 @@ def test_two_processes_solve_what_one_does(folder: Path, tmp_path: Path) -> None
     shutil.rmtree(results)
     command = [sys.executable, "-m", "exp", "validate", *arguments, "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
     two = {name: json.loads((results / name).read_text()) for name in one}
     assert two["metrics.json"] == pytest.approx(one["metrics.json"], abs=1e-5)

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from callbacks.route_pictures import RoutePictures
+from exp.predict_segmentation import deadline_for, write_segmentations
 from PIL import Image
 from rich.console import Console
 
-from callbacks.route_pictures import RoutePictures
 from datamodules import DigitStreets
 from exp.cli import UsageError
-from exp.predict_segmentation import deadline_for, write_segmentations
 from lightning_modules import Segmentation
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
 from models.compute import executed

@@ -19,7 +19,7 @@ from models.anytime import (
 )
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-6
 

@@ -19,7 +19,7 @@ from models.official.adpc import to_official, to_ours
 from models.segmenters.adpc import ADPC, unsure
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 VOID = 255

@@ -18,7 +18,7 @@ from models.official.condconv import to_official, to_ours
 from models.surgery import replace
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -20,7 +20,7 @@ from models.official import load
 from models.official.convnext import official_name, our_name, to_official, to_ours
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -19,7 +19,7 @@ from models.detectors.rpn import CELLS
 from models.official import detectron2, load, mmdet
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 # More than there are: every box is drawn.
@@ -110,13 +110,11 @@ def rcnn_loss(case: Case) -> dict[str, Tensor]:
     bits = (inputs["gt_masks"][:, None] >> torch.arange(7, -1, -1)) & 1
     masks = bits.flatten()[: math.prod(shape)].reshape(shape).bool()
     targets = [{"boxes": inputs["gt_boxes"], "labels": inputs["gt_labels"], "masks": masks}]
-    # oneDNN sums in an order in which a ReLU of the recorded mask head, 1e-7 from zero, falls on its other side.
-    with torch.backends.mkldnn.flags(enabled=False):
-        _, levels = pyramid(network, inputs["image"])
-        _, losses = network.rpn(levels, [size], targets)
-        losses |= network.losses(levels, [size], [inputs["proposals"]], targets)
-        total = torch.stack(list(losses.values())).sum()
-        total.backward()
+    _, levels = pyramid(network, inputs["image"])
+    _, losses = network.rpn(levels, [size], targets)
+    losses |= network.losses(levels, [size], [inputs["proposals"]], targets)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
     results = {"out.total": total, "out.loss_rpn_cls": losses["rpn_cls"], "out.loss_rpn_bbox": losses["rpn_box"]}
     cascade = len(network.roi_heads) > 1
     for i in range(len(network.roi_heads)):

@@ -18,7 +18,7 @@ from tests.golden_builders.solq_losses import PUBLISHED_TERMS, criterion_of, log
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 5e-5
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 # Gradients of whole networks were recorded in float32, which is 3e-5 from what float64 gives.
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from tests.golden_builders.solq_losses import (
 )
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -24,7 +24,7 @@ from models.official.drconv import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -19,7 +19,7 @@ from models.official import load
 from models.official.drnet import our_name, to_ours
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-4
 

@@ -17,7 +17,7 @@ from models.official.dvt import official_name, our_name, to_official, to_ours
 from tests.golden_builders.adaptive_inference import threshold_search
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 2e-5
 

@@ -20,7 +20,7 @@ from models.segmenters.dynamic_routing_cell import Cell
 from models.segmenters.dynamic_routing_flops import cell_costs, decoder_flops, gate_cost, paper_flops, stem_flops
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 2e-5
 MEGA = 1e6

@@ -15,7 +15,7 @@ from models.official.ranet import official_name, our_name, to_ours
 from tests.golden_builders.adaptive_inference import threshold_search
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -13,7 +13,7 @@ from datamodules.transforms import SegmentationPipeline
 from datamodules.transforms.segmentation import hrnet_augmentation
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 # Pixels through OpenCV; labels are equal.
 TOLERANCE = 1e-5

@@ -16,7 +16,7 @@ from lightning_modules.pose_metrics import PARTS, PCKh, heatmap_accuracy
 from models.pose.decoding import decode, mirror_back, peaks
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -13,7 +13,7 @@ from models.official.hrnet import to_ours
 from models.pose.hrnet_pose import HRNetPose
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -14,7 +14,7 @@ from models.layers.resize import resize
 from models.segmenters.inference import Predict, multi_scale, sliding_window
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

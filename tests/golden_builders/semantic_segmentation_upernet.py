@@ -14,7 +14,7 @@ from models.official.upernet import to_official, to_ours
 from models.segmenters.upernet import AUX_LEVEL, UperNet
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 # As published for the smallest backbone; `config.num_layers` is that of the layer-wise rule.

@@ -11,7 +11,7 @@ from models.detectors.features import Features
 from models.layers.position_encoding import sine_position_encoding
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

@@ -22,7 +22,7 @@ from datamodules.transforms.detection import fitted_size
 from datamodules.transforms.packed_masks import pack
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-6
 

@@ -26,7 +26,7 @@ from tests.golden_builders.solq_backbone import images_of
 from tests.golden_builders.solq_losses import coded_targets
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 5e-5
 # Filled by a case, see `vanishing`.

@@ -16,7 +16,7 @@ from models.layers.mask_code import MaskCode, zigzag
 from models.layers.mask_paste import paste
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.library.golden import Case
 
 TOLERANCE = 1e-5
 

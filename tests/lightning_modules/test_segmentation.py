@@ -295,9 +295,9 @@ def test_metrics_are_exact_over_processes(tmp_path: Path) -> None:
     processes = [context.Process(target=_on_process, args=(r, ranks, str(tmp_path), results)) for r in range(ranks)]
     for process in processes:
         process.start()
-    reports = [results.get(timeout=60) for _ in range(ranks)]
+    reports = [results.get(timeout=240) for _ in range(ranks)]
     for process in processes:
-        process.join(10)
+        process.join(60)
     data = Scenes(5)
     assert reports == [(5, confusion(data.images, data.labels).tolist(), [64 * 64 * CLASSES**2] * 2)] * ranks
 

@@ -15,6 +15,8 @@ CONTROL_PORT = 17100
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")
 HOSTS = Path("/etc/hosts")
 MARK = "# added by tests/slurm"
+# Seconds for what takes a few, or half a minute, on a machine that has nothing else to do.
+PATIENCE = 300.0
 
 CONFIG = """
 ClusterName=exp
@@ -108,12 +110,12 @@ class Cluster:
         self.run("mungekey", "--create", f"--keyfile={munge}/key")
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         self._start("munged", "--foreground", "--force", *(f"--{flag}={munge / name}" for flag, name in files.items()))
-        self.wait("munged's socket", (munge / "socket").exists, 20)
+        self.wait("munged's socket", (munge / "socket").exists)
         self._add_hosts()
         self._start("slurmctld", "-D", "-f", f"{self.folder}/slurm.conf")
         for name in NODES:
             self._start("slurmd", "-D", "-N", name, "-f", f"{self.folder}/slurm.conf")
-        self.wait("both nodes to be idle", self._idle, 60)
+        self.wait("both nodes to be idle", self._idle)
 
     def stop(self) -> None:
         """Ends all jobs and daemons, and gives the hosts file back as it was."""
@@ -138,9 +140,9 @@ class Cluster:
         """Cancels what is left of the jobs, without the patience of KillWait, and waits until it is gone."""
         self.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
         self.run("scancel", "--user=root", check=False)
-        self.wait("the jobs to end", lambda: not self.run("squeue", "--noheader").stdout.strip(), 60)
+        self.wait("the jobs to end", lambda: not self.run("squeue", "--noheader").stdout.strip())
 
-    def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Runs one of SLURM's programs to its end, and returns what it printed."""
         path = _program(command[0]) or command[0]
         done = subprocess.run(
@@ -167,7 +169,7 @@ class Cluster:
                 found.append(int(path.name))
         return sorted(found)
 
-    def wait(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
+    def wait(self, what: str, ready: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Waits until a condition holds.
 
         Raises:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import PATIENCE, Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 CLAIM = f"""\
@@ -49,12 +49,12 @@ def start(cluster: Cluster, folder: Path) -> subprocess.Popen[str]:
 def test_cells_are_jobs_that_outlive_the_command(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "claim.yaml").write_text(CLAIM)
     first = start(cluster, tmp_path)
-    cluster.wait("six jobs", lambda: len(cluster.run("squeue", "--noheader").stdout.splitlines()) == 6, 90)
+    cluster.wait("six jobs", lambda: len(cluster.run("squeue", "--noheader").stdout.splitlines()) == 6)
     first.send_signal(signal.SIGKILL)
     first.wait()
     jobs = {path: json.loads(path.read_text())["job"] for path in tmp_path.rglob("*.cell.json")}
     second = start(cluster, tmp_path)
-    output, _ = second.communicate(timeout=280)
+    output, _ = second.communicate(timeout=2 * PATIENCE)
     assert second.returncode == 0, output
     # The second command has waited for the jobs of the first and submitted none.
     assert {path: json.loads(path.read_text())["job"] for path in tmp_path.rglob("*.cell.json")} == jobs
@@ -70,12 +70,12 @@ def test_a_preempted_job_saves_and_goes_on(cluster: Cluster, tmp_path: Path) -> 
     (tmp_path / "claim.yaml").write_text(text)
     process = start(cluster, tmp_path)
     checkpoint = tmp_path / "runs/claims/claim/nodes/seed0/checkpoints/last.ckpt"
-    cluster.wait("a checkpoint", checkpoint.exists, 120)
+    cluster.wait("a checkpoint", checkpoint.exists)
     time.sleep(1)
     job = json.loads((tmp_path / "runs/claims/claim/nodes/seed0.cell.json").read_text())["job"]
     cluster.run("scancel", "--signal=USR2", job)
-    cluster.wait("the restart", lambda: cluster.job(int(job)).get("Restarts") == "1", 120)
-    output, _ = process.communicate(timeout=280)
+    cluster.wait("the restart", lambda: cluster.job(int(job)).get("Restarts") == "1")
+    output, _ = process.communicate(timeout=2 * PATIENCE)
     # One seed allows no verdict; the cells have finished all the same.
     assert process.returncode == 5, output
     log = (tmp_path / "runs/claims/claim/nodes/seed0.log").read_text()

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.exp.runner import PATIENCE, Ended, fork_cells, run
+
 ROOT = Path(__file__).parents[3]
 CLAIM = f"""\
 claim: A network that learns beats one that hardly does.
@@ -42,9 +44,8 @@ expect:
 COMMAND = [sys.executable, "-m", "exp", "compare", "--config", "claim.yaml", "--wandb=disabled"]
 
 
-def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*COMMAND, *options], cwd=folder, env=environment, capture_output=True, text=True)
+def compare(folder: Path, *options: str) -> Ended:
+    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder, fork_cells)
 
 
 def results(folder: Path) -> dict:
@@ -52,7 +53,7 @@ def results(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A claim that has been run from beginning to end."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "claim.yaml").write_text(CLAIM)
@@ -60,10 +61,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 
 
 def test_runs_every_cell_and_answers_every_expectation(
-    compared: tuple[Path, subprocess.CompletedProcess[str]],
+    compared: tuple[Path, Ended],
 ) -> None:
     folder, done = compared
-    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.code == 3, done.output
     result = results(folder)
     assert [(a["expect"], a["verdict"]) for a in result["expectations"]] == [
         ("fast > slow", "holds"),
@@ -82,10 +83,10 @@ def test_runs_every_cell_and_answers_every_expectation(
             assert result["arms"][arm]["values"][str(seed)] == pytest.approx(100 * float(last))
     # The second arm's network began where the first one's ended.
     assert result["arms"]["tuned"]["mean"] > result["arms"]["slow"]["mean"] + 20
-    assert re.search(r"does not hold +tuned < slow", done.stdout)
+    assert re.search(r"does not hold +tuned < slow", done.output)
 
 
-def test_report_and_pictures(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_report_and_pictures(compared: tuple[Path, Ended]) -> None:
     folder, _ = compared
     report = folder / "runs/claims/claim"
     text = (report / "report.md").read_text()
@@ -100,28 +101,28 @@ def test_report_and_pictures(compared: tuple[Path, subprocess.CompletedProcess[s
     assert around["arms"]["fast"]["0"]["throughput"] > 0
 
 
-def test_finished_cells_are_not_run_again(compared: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_finished_cells_are_not_run_again(compared: tuple[Path, Ended]) -> None:
     folder, _ = compared
     before = (folder / "runs/claims/claim/results.json").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
     again = compare(folder)
-    assert again.returncode == 3
-    assert "9 of 9 cells were finished before" in again.stdout
+    assert again.code == 3
+    assert "9 of 9 cells were finished before" in again.output
     assert (folder / "runs/claims/claim/results.json").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")} == times
 
 
 def test_another_config_runs_again_and_the_old_run_is_kept(
-    compared: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    compared: tuple[Path, Ended], tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(compared[0], folder)
     plan = compare(folder, "--dry-run", "--arms=fast", "--model.optimizer.lr=0.02")
-    assert "seed 1: to run again (model.init_args.optimizer.init_args.lr: 0.01 -> 0.02)" in plan.stdout
+    assert "seed 1: to run again (model.init_args.optimizer.init_args.lr: 0.01 -> 0.02)" in plan.output
     done = compare(folder, "--arms", "fast", "--seeds", "0", "--model.optimizer.lr=0.02")
-    assert done.returncode == 5, done.stdout
-    assert "1 seeds; a verdict needs at least 3" not in done.stdout
-    assert "not run: slow" in done.stdout
+    assert done.code == 5, done.output
+    assert "1 seeds; a verdict needs at least 3" not in done.output
+    assert "not run: slow" in done.output
     assert (folder / "runs/claims/claim/fast/stale/seed0-0/run.json").exists()
     assert results(folder)["seeds"] == [0]
     assert results(folder)["overrides"] == ["--model.optimizer.lr=0.02"]
@@ -129,7 +130,7 @@ def test_another_config_runs_again_and_the_old_run_is_kept(
 
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_results(
-    compared: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    compared: tuple[Path, Ended], tmp_path: Path
 ) -> None:
     folder, _ = compared
     (tmp_path / "claim.yaml").write_text(CLAIM)
@@ -141,7 +142,7 @@ def test_killed_at_random_it_ends_with_the_same_results(
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = compare(tmp_path, "--jobs=2")
-    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.code == 3, done.output
     assert (tmp_path / "runs/claims/claim/results.json").read_bytes() == (
         folder / "runs/claims/claim/results.json"
     ).read_bytes()
@@ -152,7 +153,7 @@ def test_a_failed_cell_stops_no_other_and_takes_its_verdicts(tmp_path: Path) -> 
     text = CLAIM.replace("lr: 0.01}", "lr: 1.0e30}").replace("trainer.max_epochs: 2", "trainer.max_epochs: 1")
     (tmp_path / "claim.yaml").write_text(text)
     done = compare(tmp_path, "--jobs=2", "--seeds", "1")
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.code == 1, done.output
     result = results(tmp_path)
     assert [(a["verdict"], a["reason"]) for a in result["expectations"]] == [
         ("no verdict", "without a result: fast seed 1"),
@@ -180,21 +181,22 @@ def test_what_no_arm_can_run_is_refused_before_anything_trains(
     assert old in CLAIM
     (tmp_path / "claim.yaml").write_text(CLAIM.replace(old, new))
     done = compare(tmp_path)
-    assert done.returncode == 2
-    assert f"claim.yaml, line {line}: " in done.stderr
-    assert message in done.stderr
+    assert done.code == 2
+    assert f"claim.yaml, line {line}: " in done.output
+    assert message in done.output
     assert not list(tmp_path.glob("runs/claims/claim/*/seed0"))
 
 
 def test_sigterm_lets_cells_save(tmp_path: Path) -> None:
+    """With processes as a person starts them."""
     (tmp_path / "claim.yaml").write_text(CLAIM.replace("trainer.max_epochs: 2", "trainer.max_epochs: 500"))
     process = subprocess.Popen([*COMMAND, "--arms", "slow"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "runs/claims/claim/slow/seed0/checkpoints/last.ckpt"
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not checkpoint.exists() and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert "run the same command again" in said
     assert "stopped by signal" in (tmp_path / "runs/claims/claim/slow/seed0.log").read_text()
@@ -212,6 +214,6 @@ def test_sigterm_lets_cells_save(tmp_path: Path) -> None:
 def test_mistakes_in_the_command(tmp_path: Path, options: list[str], message: str) -> None:
     (tmp_path / "claim.yaml").write_text(CLAIM)
     done = compare(tmp_path, *options)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.code == 2
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1

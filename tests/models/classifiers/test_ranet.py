@@ -19,8 +19,8 @@ from models.compute import parameter_count
 from models.official import LayoutError, load, system_of, systems
 from models.official.ranet import official_name, our_name, to_official, to_ours
 from tests.golden_builders.ranet import build
+from tests.library.golden import open_vector, section
 from tests.recipes import ROOT, built
-from tests.test_golden import read, section
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 SCRIPT: dict[str, Any] = {"growth_factors": (4, 2, 1, 1), "bottleneck_factors": (4, 2, 1, 1), "scales": (1, 2, 3, 3)}
@@ -189,8 +189,8 @@ def test_compaction_is_the_simulation(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", ["tiny_cifar", "tiny_imagenet"])
 def test_compaction_gives_the_recorded_logits(case: str) -> None:
-    metadata, tensors = read(ROOT / f"tests/golden/ranet/{case}.safetensors")
-    network = build(json.loads(metadata["config"])).eval()
+    vector = open_vector(ROOT / f"tests/golden/ranet/{case}.safetensors")
+    tensors, network = vector.tensors, build(json.loads(vector.config)).eval()
     load(network, to_ours(section(tensors, "state.")))
     every = [tensors[f"out.logits_eval_exit{exit + 1}"] for exit in range(network.num_exits)]
     # At the median but for the last digits, which may differ from the recorded ones.

@@ -54,7 +54,7 @@ class ExitThresholds:
         """Thresholds from validation samples; never from those that results are reported on.
 
         Args:
-            outcomes: Of the validation samples.
+            outcomes: What every exit says of the validation samples.
             costs: Multiply-adds up to each exit, rising.
             solver: `geometric`: exits are filled in the shares of `models.anytime.exit_distribution`, as published for
                 MSDNet and RANet; `pareto`: thresholds that no other found ones beat in accuracy and cost.
@@ -76,7 +76,7 @@ class ExitThresholds:
         """The thresholds for a budget: those that spend most of it, and not more, on the validation samples.
 
         Args:
-            share: Of the last exit's cost, in (0, 1].
+            share: What a sample may cost, as a share of the last exit's cost, in (0, 1].
 
         Raises:
             ValueError: A share outside of (0, 1], or below the first exit's.

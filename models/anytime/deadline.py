@@ -19,7 +19,7 @@ class Deadline:
     whole network runs twice first, to know.
 
     Args:
-        seconds: From the image to the logits of the exit.
+        seconds: Time from the image to the logits of the exit.
         wait: Waits until the device has done what it was given.
 
     Raises:

@@ -37,7 +37,7 @@ def iterate(network: MultiExit, images: Tensor) -> Iterator[Tensor]:
     """Runs a network exit by exit, for all images; what an exit needs runs when it is asked for.
 
     Args:
-        network: In any mode.
+        network: A network with exits, in any mode.
         images: [B, C, H, W].
 
     Yields:
@@ -71,7 +71,7 @@ def run(network: MultiExit, images: Tensor, policy: Policy, min_leaving: float =
     exit for every image and choosing afterwards, up to float noise. The network waits once per exit for the device.
 
     Args:
-        network: In evaluation mode.
+        network: A network with exits, in evaluation mode.
         images: [B, C, H, W].
         policy: When images leave.
         min_leaving: Share of the batch that has to be done before it is made smaller: moving the others costs time too.

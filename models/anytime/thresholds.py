@@ -147,7 +147,7 @@ def evaluate(outcomes: Outcomes, thresholds: Sequence[float] | Tensor, costs: Se
     """Each sample leaves at the first exit that is sure enough, and at the last one in any case.
 
     Args:
-        outcomes: Of the samples to judge on.
+        outcomes: What every exit says of the samples to judge on.
         thresholds: One for each exit, [E].
         costs: Multiply-adds up to each exit, everything before it included, [E].
 
@@ -182,7 +182,7 @@ def pareto_thresholds(outcomes: Outcomes, costs: Sequence[float]) -> Tensor:
     time, the price being what accuracy costs there. Everything met on the way competes, the plans too.
 
     Args:
-        outcomes: Of validation samples.
+        outcomes: What every exit says of the validation samples.
         costs: Multiply-adds up to each exit, [E].
 
     Returns:

@@ -126,7 +126,7 @@ class DVT(nn.Module):
     Args:
         host: `deit`: patch convolution, learned positions, biases on queries, keys and values; `t2t`: tokens-to-token,
             fixed sinusoids, no such biases.
-        num_classes: K.
+        num_classes: How many classes there are, K.
         in_chans: Channels of the images.
         image_size: Height and width of the images.
         grids: Tokens along each side, one number a stage, ascending.

@@ -29,7 +29,7 @@ class RANet(nn.Module):
     nothing of a later sub-network has run by then but its base feature.
 
     Args:
-        num_classes: K.
+        num_classes: How many classes there are, K.
         stem: `cifar`, which keeps the resolution of the images, or `imagenet`, which divides it by four.
         in_chans: Channels of the images.
         num_channels: Channels of a base feature of factor 1.
@@ -158,7 +158,7 @@ class RANet(nn.Module):
 
         Args:
             exit: Number of the exit, 0 .. num_exits - 1.
-            state: From `start` or from the exit before; maybe of fewer images than then.
+            state: What came from `start` or from the exit before; maybe of fewer images than then.
 
         Returns:
             Logits [b, K] and the state of the next exit.

@@ -36,7 +36,7 @@ class DRConv2d(nn.Module):
     shapes and gives the guide its gradient; see `masked_region_conv2d`. Both give the same output.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, dilation, groups, bias: As of `nn.Conv2d`.
+        in_channels, out_channels, kernel_size, stride, dilation, groups, bias: See `nn.Conv2d`.
         padding: Zeros on each side, or `same` for TensorFlow's: the output has ceil(H / stride) rows, and an odd zero
             goes to the bottom and to the right.
         num_regions: Regions, and thus kernels, of an image.
@@ -176,7 +176,7 @@ class ExpertMixture(nn.Module):
 
     Args:
         in_channels: Channels of the images.
-        shape: Of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
+        shape: Sizes of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
         num_regions: Kernels of an image.
         num_experts: Kernels that are mixed.
     """
@@ -206,7 +206,7 @@ class PoolConv(nn.Module):
 
     Args:
         in_channels: Channels of the images.
-        shape: Of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
+        shape: Sizes of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
         num_regions: Kernels of an image.
     """
 
@@ -246,7 +246,7 @@ def masked_region_conv2d(
         banks: [B, m, O, C / groups, kh, kw].
         regions: [B, H', W'], whole numbers below m.
         alpha: [B, m, H', W'], non-negative weights of the regions.
-        stride, padding, dilation, groups: As of `nn.Conv2d`.
+        stride, padding, dilation, groups: See `nn.Conv2d`.
         beta: Factor on the gradient of `alpha`.
         use_alpha: Whether the gradient of kernel j is weighted by `alpha_j` at all positions.
 
@@ -286,7 +286,7 @@ def gathered_region_conv2d(
         images: [B, C, H, W].
         banks: [B, m, O, C / groups, kh, kw].
         regions: [B, H', W'], whole numbers below m.
-        stride, padding, dilation, groups: As of `nn.Conv2d`.
+        stride, padding, dilation, groups: See `nn.Conv2d`.
 
     Returns:
         [B, O, H', W'].

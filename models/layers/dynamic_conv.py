@@ -74,7 +74,7 @@ class DynamicConv2d(KernelMixture):
     The parameter `weight` is [K, out_channels, in_channels / groups, kh, kw].
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As of a convolution.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: See `KernelMixture`.
         num_kernels: K.
         ratio, hidden_rule, temperature: See `KernelAttention`. Plain softmax (T = 1) trains badly in deep networks:
             start high and let `callbacks.Annealing` move it down.
@@ -118,7 +118,7 @@ class DynamicConv2d(KernelMixture):
 
         Args:
             conv: The convolution.
-            num_kernels, ratio, hidden_rule, temperature: As of the constructor.
+            num_kernels, ratio, hidden_rule, temperature: See the constructor.
             init: See `KernelMixture.init_like`.
         """
         layer = cls(

@@ -58,7 +58,7 @@ class ExitHead(nn.Module):
         """[B, in_chans, h, w] to [B, num_classes, h, w].
 
         Args:
-            x: In the layout of `at[0]` if it has one; h and w are divisible by 2 ** num_pools.
+            x: Maps in the layout of `at[0]` if it has one; h and w are divisible by 2 ** num_pools.
             at: Where maps are computed, at this resolution and at halves of it.
         """
         level = 0
@@ -91,7 +91,7 @@ class HRNetExits(nn.Module, ABC):
 
     Args:
         trunk: HRNet, with masked convolutions where later stages are to work on regions.
-        heads: Of each exit, cheapest first.
+        heads: The head of each exit, cheapest first.
         adaptive: Whether later stages are computed where earlier exits were unsure, or everywhere.
     """
 
@@ -131,7 +131,7 @@ class HRNetExits(nn.Module, ABC):
 
         Args:
             exit: 0 .. 3.
-            state: From `start` or from the exit before.
+            state: What came from `start` or from the exit before.
 
         Returns:
             Merged logits [B, K, H / 4, W / 4], and the state of the next exit.

@@ -26,10 +26,10 @@ class KernelMixture(nn.Module):
     """A convolution whose kernel is a linear combination of n kernels, `W(x) = sum_i r_i(x) W_i`, per image.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: As of a convolution; `same` padding
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: See `nn.Conv2d`; `same` padding
             is TensorFlow's (see `per_sample_conv2d`).
         bias: Whether there are n biases, mixed with the same coefficients.
-        num_kernels: n.
+        num_kernels: How many kernels there are, n.
 
     Raises:
         ValueError: Less than one kernel, or channels that the groups do not divide.

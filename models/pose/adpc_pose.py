@@ -23,7 +23,7 @@ class ADPCPose(HRNetExits):
     """HRNet's pose network with early exits, redesigned heads and confidence adaptivity.
 
     Args:
-        num_joints: J.
+        num_joints: How many joints a person has, J.
         stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         pooled_dim: Hidden channels of the redesigned heads; None for plain heads.

@@ -119,7 +119,7 @@ def executed_macs(network: CellGrid, gates: Tensor, size: tuple[int, int]) -> Te
 
     Args:
         network: The network.
-        gates: Of its forward pass [B, layers + 1, levels, 3], on the CPU.
+        gates: Gates of its forward pass [B, layers + 1, levels, 3], on the CPU.
         size: Height and width of the images, multiples of 32.
 
     Returns:
@@ -144,7 +144,7 @@ def paper_flops(network: CellGrid, gates: Tensor, size: tuple[int, int]) -> tupl
 
     Args:
         network: The network.
-        gates: Of a forward pass [B, layers + 1, levels, 3].
+        gates: Gates of a forward pass [B, layers + 1, levels, 3].
         size: Height and width of the images, multiples of 32.
 
     Returns:

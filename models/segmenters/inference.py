@@ -45,7 +45,7 @@ def windows(size: Sequence[int], crop: Sequence[int], stride: Sequence[int]) -> 
     Args:
         size: H, W of the image.
         crop: h, w of a window; cut to the image where that is smaller.
-        stride: From one window to the next, down and to the right.
+        stride: Steps from one window to the next, down and to the right.
 
     Raises:
         ValueError: A crop or stride that is not positive.
@@ -99,7 +99,7 @@ def multi_scale(
     Args:
         predict: Logits of a resized image or window.
         images: [B, 3, H, W], normalised.
-        scales: Of the long side, as multiples of `base`.
+        scales: Long sides to resize to, as multiples of `base`.
         flip: Whether each scale is run mirrored, too.
         average: `softmax`, as MMSegmentation: probabilities are averaged over scales and mirrored images. `exp_logits`,
             as HRNet for its Cityscapes tables: logits are averaged over mirrored images, their exponentials over
@@ -107,7 +107,7 @@ def multi_scale(
         base: Long side of an image of scale 1 in pixels; by default the image's.
         crop: Windows of resized images, see `windows`; None for whole images. With `exp_logits`, images of scale 1 and
             less are whole.
-        stride: By default as large as the crop.
+        stride: Steps between windows; by default as large as the crop.
 
     Returns:
         [B, C, H, W] of each exit: of `softmax` probabilities, of `exp_logits` positive scores.

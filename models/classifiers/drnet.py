@@ -95,7 +95,8 @@ class DRNet(nn.Module):
     output is a list of logits, cheapest first; `Classification` trains and reports each. In the joint phase the output
     is the logits of the resolution picked, in training by a Gumbel sample with a straight-through gradient.
 
-    The compute of the choice is recorded at `classifier`: `sum_j C_j h_j`, with C_j counted at construction.
+    The choice of the joint phase is noted in `models.decisions`, and its compute recorded at `classifier`:
+    `sum_j C_j h_j`, with C_j counted at construction.
     `callbacks.ComputeBudget` makes the paper's regulariser of it.
 
     In the joint phase `timm.models.group_parameters` sees the predictor as the layer below the classifier: a layer
@@ -122,9 +123,6 @@ class DRNet(nn.Module):
             published weights.
         resize_mode: See `models.layers.resize`; the published weights are `official`.
         in_chans: Channels of the images.
-
-    Attributes:
-        choice: [B] int64, the candidate of every image in the last forward of the joint phase; None before.
 
     Raises:
         ValueError: An option out of its range, a predictor of another number of candidates, or a host that does not
@@ -171,7 +169,6 @@ class DRNet(nn.Module):
             raise ValueError(f"the predictor scores {scored} candidates, but there are {len(self.candidates)}")
         self.phase, self.route, self.inference, self.resize_mode = phase, route, inference, resize_mode
         self.selection = GumbelSelection(temperature)
-        self.choice: Tensor | None = None
 
         self.costs = [count(host, (in_chans, *size)).macs for size in self.candidates]
         self.dense = max(self.costs)
@@ -193,11 +190,8 @@ class DRNet(nn.Module):
             self._record(scores.new_ones(len(images)))
             return self.classify(images, self.costs.index(self.dense))
         picked = self.selection(scores) if self.training else self._decide(scores)
-        choice = picked.detach().argmax(1)
         names = [f"{height} x {width} pixels" for height, width in self.candidates]
-        note(self, "choice", choice, "resolution", names, [cost / self.dense for cost in self.costs])
-        if not torch.compiler.is_compiling():
-            self.choice = choice
+        note(self, "choice", picked.argmax(1), "resolution", names, [cost / self.dense for cost in self.costs])
         self._record((picked * self.cost_shares).sum(1))
         if self.training and self.route == "mix":
             logits = torch.stack([self.classify(images, j) for j in range(len(self.candidates))], 1)

@@ -11,6 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from callbacks.annealing import Annealing, find_buffers
+from models.decisions import noted
 from models.layers.dynamic_conv import DynamicConv2d, KernelAttention
 from models.official import load
 from models.official.dynamic_conv import to_official, to_ours
@@ -69,7 +70,7 @@ def layer(case: Case) -> dict[str, Tensor]:
     images = case.inputs["x"].requires_grad_()
     y = convolution(images)
     (y * case.inputs["ct"]).sum().backward()
-    return {"out.y": y, "out.pi": convolution.coefficients, "out.grad_x": images.grad} | gradients(convolution)
+    return {"out.y": y, "out.pi": noted(convolution)[""].values, "out.grad_x": images.grad} | gradients(convolution)
 
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}

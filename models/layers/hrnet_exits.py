@@ -171,7 +171,7 @@ class HRNetExits(nn.Module, ABC):
         if size not in self._dense_macs:
             # Without regions nothing is recorded, so that what the last forward pass recorded stays.
             adaptive, self.adaptive = self.adaptive, False
-            self._dense_macs[size] = exit_costs(cast(Any, self), size)
+            self._dense_macs[size] = exit_costs(self, size)
             self.adaptive = adaptive
         return list(self._dense_macs[size])
 

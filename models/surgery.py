@@ -29,7 +29,7 @@ class Site:
     Args:
         name: Dotted name.
         kind: `pointwise` (1x1), `depthwise`, `grouped`, or `dense` for any other.
-        kernel_size: Of a square kernel; a pair of another one.
+        kernel_size: Side of a square kernel; height and width of another one.
         stage: Dotted name of its stage, or empty outside of the blocks.
         block: Dotted name of its block, or empty.
     """

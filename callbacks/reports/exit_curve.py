@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
-from callbacks.exit_thresholds import ExitThresholds, Solver
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.reports.report import Report
 from drawing.exits import exit_curve, exit_sheet
@@ -25,8 +24,10 @@ from lightning_modules.task import Batch
 from models.anytime import (
     CRITERIA,
     Evaluation,
+    ExitThresholds,
     MultiExit,
     Outcomes,
+    Solver,
     confidence,
     evaluate,
     exit_costs,

@@ -15,14 +15,13 @@ from rich.table import Column, Table
 from torch import Tensor, nn
 from typing_extensions import override
 
-from callbacks.exit_thresholds import ExitThresholds
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.predictions import Predictions, Source, title_of
 from drawing.figures import contact_sheet, readable, save
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
-from models.anytime import MultiExit, Policy, exit_costs, run
+from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
 
 TOP = 5
 ON_SHEET = 36

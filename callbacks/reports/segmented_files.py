@@ -22,8 +22,7 @@ from drawing.segmentation import blended, overlay
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Batch, Task
 from models import decisions
-from models.anytime import MultiExit
-from models.segmenters.inference import Deadline
+from models.anytime import Deadline, MultiExit
 
 ON_SHEET = 20
 # Classes that the printed table names.

@@ -18,7 +18,7 @@ class Bottleneck(nn.Sequential):
     Args:
         in_chans, out_chans: Channels of the maps that come in and go out.
         factor: Width between the convolutions, as a multiple of `out_chans`.
-        stride: Of the 3x3 convolution.
+        stride: Stride of the 3x3 convolution.
         pre_activation: Norm and ReLU before each convolution instead of after it.
     """
 

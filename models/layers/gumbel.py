@@ -19,7 +19,7 @@ def straight_through(scores: Tensor, noise: Tensor | float, temperature: Tensor 
     Args:
         scores: Unnormalised log-probabilities [B, m].
         noise: Gumbel noise [B, m].
-        temperature: Of the softmax; the one-hot sample does not depend on it.
+        temperature: Divisor of the softmax's scores; the one-hot sample does not depend on it.
 
     Returns:
         One-hot [B, m] with the gradient of the softmax, and the softmax [B, m].

@@ -15,7 +15,7 @@ class HRNetPose(nn.Module):
     """HRNet whose finest branch is read by one 1x1 convolution.
 
     Args:
-        num_joints: J.
+        num_joints: How many joints a person has, J.
         stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         bn_momentum: Share of a batch in the running statistics.

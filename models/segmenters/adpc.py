@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.anytime import iterate
 from models.anytime.confidence import check_criterion, confidence
 from models.layers.hrnet import HRNet, Stage, init_weights, plain_conv
 from models.layers.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
@@ -71,7 +72,7 @@ class ADPC(HRNetExits):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, in_chans, H, W], sides multiples of 32, to logits [B, K, H, W] of each exit, cheapest first."""
-        return [resize(logits, images.shape[-2:]) for logits in self.iterate(images)]
+        return [resize(logits, images.shape[-2:]) for logits in iterate(self, images)]
 
 
 def unsure(logits: Tensor, threshold: float, criterion: str = "max_prob") -> Tensor:

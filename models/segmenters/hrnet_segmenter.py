@@ -17,7 +17,7 @@ class HRNetSegmenter(nn.Module):
     """HRNet, its branches side by side at a quarter of the resolution, and two 1x1 convolutions.
 
     Args:
-        num_classes: K.
+        num_classes: How many classes there are, K.
         stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         bn_momentum: Share of a batch in the running statistics.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.anytime import iterate
 from models.anytime.confidence import confidence
 from models.layers.hrnet import HighResolutionModule, plain_conv
 from models.layers.hrnet_exits import ExitHead
@@ -105,7 +106,7 @@ def model(case: Case) -> dict[str, Tensor]:
     load(network, to_ours(case.state))
     images = case.inputs["image"]
     with torch.no_grad():
-        exits = list(network.iterate(images))
+        exits = list(iterate(network, images))
     results = {f"out.exit{i}": logits for i, logits in enumerate(exits, 1)}
     results["out.flops"] = torch.tensor(network.published_macs(images.shape[1:]))
     return results | masks(network, exits, case)
@@ -127,7 +128,7 @@ def masks(network: ADPC, exits: list[Tensor], case: Case) -> dict[str, Tensor]:
 def train_step(case: Case) -> dict[str, Tensor]:
     network = build(case.config).train()
     load(network, to_ours(case.state))
-    exits = list(network.iterate(case.inputs["image"]))
+    exits = list(iterate(network, case.inputs["image"]))
     results = {f"out.exit{i}": logits for i, logits in enumerate(exits, 1)}
     results |= losses(exits, case)
     results["out.loss_total"].backward()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.anytime import iterate
 from models.classifiers.drnet import DRNet
 from models.compute import count, executed
 from models.decisions import forget, note, noted
@@ -172,9 +173,9 @@ def test_an_exit_is_computed_where_the_one_before_was_not_sure() -> None:
     with torch.no_grad():
         network.train()(images)
         network.eval()
-        threshold = next(network.iterate(images)).softmax(1).amax(1).median().item()
+        threshold = next(iterate(network, images)).softmax(1).amax(1).median().item()
         network.thresholds = (threshold, 1.0, 1.0)
-        exits = network.iterate(images)
+        exits = iterate(network, images)
         first = next(exits)
         assert [decision.values.shape[1] for decision in noted(network).values()] == [1]
         list(exits)

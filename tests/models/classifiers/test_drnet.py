@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.compute import count, executed, expected, parameter_count, recorded, static_macs
-from models.layers.gumbel import straight_through
 from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms
 from models.official import LayoutError, load, system_of
@@ -90,31 +89,6 @@ def test_predictor_for_mobilenet_has_about_the_published_size() -> None:
     predictor = ResolutionPredictor(3, (24, 32, 64, 96, 192), "inverted")
     assert parameter_count(predictor) / 1e6 == pytest.approx(0.3, abs=0.05)
     assert predictor(photos(2)).shape == (2, 3)
-
-
-@pytest.mark.parametrize("size", [(20, 23), (9, 31), (16, 16)])
-def test_official_resize_has_no_half_pixel_shift(size: tuple[int, int]) -> None:
-    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    columns = resize(ramp, size, "official")[0, 0, 0]
-    torch.testing.assert_close(columns, (torch.arange(size[1]) * 16 / size[1]).clamp(max=15.0))
-
-
-def test_antialiased_resize_averages() -> None:
-    stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 1, 16, 16)
-    inside = resize(stripes, (4, 4), "antialiased")[0, 0, :, 1:-1]
-    assert (inside - 0.5).abs().max() < 0.1
-    assert (resize(stripes, (4, 4), "official") == 0).all()
-
-
-def test_straight_through_is_one_hot_with_the_gradient_of_the_softmax() -> None:
-    scores, noise = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
-    weights = torch.randn(4, 3)
-    hard, soft = straight_through(scores, noise, 0.5)
-    assert torch.equal(hard, F.one_hot((scores + noise).argmax(1), 3).float())
-    torch.testing.assert_close(soft, ((scores.log_softmax(1) + noise) / 0.5).softmax(1))
-    (through_hard,) = torch.autograd.grad((hard * weights).sum(), scores, retain_graph=True)
-    (through_soft,) = torch.autograd.grad((soft * weights).sum(), scores)
-    torch.testing.assert_close(through_hard, through_soft)
 
 
 def test_samples_follow_the_scores() -> None:

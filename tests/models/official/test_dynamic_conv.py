@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from models.layers.dynamic_conv import set_temperature
+from callbacks.annealing import find_buffers
 from models.official import LayoutError, load, system_of
 from models.official.dynamic_conv import to_official, to_ours
 
@@ -13,7 +13,8 @@ def network():
 
 def test_there_and_back():
     ours = network()
-    set_temperature(ours, 1.0)
+    for temperature in find_buffers(ours, "KernelAttention", "temperature"):
+        temperature.fill_(1)
     official = to_official(ours.state_dict())
     assert not [name for name in official if "temperature" in name]
     assert official["layer1.0.conv1.attention.fc1.weight"].shape == (17, 64, 1, 1)

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from models.official.layout import Layout, LayoutError, some, unwrap
+from models.official.layout import Layout, LayoutError, State, some, unwrap
 from models.official.loading import absent_parts, load, spare_parts
 
 
@@ -59,6 +59,7 @@ def foreign(state: Mapping[str, Tensor]) -> bool:
 __all__ = [
     "Layout",
     "LayoutError",
+    "State",
     "absent_parts",
     "foreign",
     "layout_of",

@@ -20,7 +20,8 @@ _NORMS = {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"}
 _NORMS_OF_SEPARABLE = {"conv_dw": "bn1", "conv_pw": "bn2"}
 
 
-_TIMM: Table = [Maybe([(f"*{kind}", SAME)]) for kind in BATCH_NORM]
+# Of a network or of a single layer.
+_TIMM: Table = [Maybe([(f"{beginning}{kind}", SAME)]) for kind in BATCH_NORM for beginning in ("*.", "")]
 _TENSORFLOW: Table = [Maybe([(f"*.{variable}", f"*.{ours}")]) for variable, ours in _VARIABLES.items()]
 
 

@@ -59,8 +59,6 @@ class Maybe:
 
 
 Table = Sequence[Row | Maybe]
-
-
 _Part = TypeVar("_Part", bound=Row | Maybe)
 
 
@@ -176,7 +174,11 @@ class Layout:
         fits = [names.fit(list(state), side) for names in tables]
         best = min(fits, key=lambda fit: len(fit.missing) + len(fit.unknown))
         refuse(best.missing, best.unknown, what)
-        return {best.renamed[name]: value for name, value in state.items()}
+        renamed = {best.renamed[name]: value for name, value in state.items()}
+        if len(renamed) < len(state):
+            twice = [name for name, new in best.renamed.items() if list(best.renamed.values()).count(new) > 1]
+            raise LayoutError(f"keys do not fit {what}: several for the same tensor, {some(twice)}")
+        return renamed
 
     @cached_property
     def _our_names(self) -> list[Names]:
@@ -228,7 +230,7 @@ _RAW = ("current_model_state", "model", "state_dict", "model_state_dict", "param
 _AVERAGED = ("model_ema", "state_dict_ema", "params_ema", "ema", "teacher")
 # What stands before every name. Compilation of a part puts its own in the middle.
 _WRAPPERS = ("module.", "model.", "network.")
-_COMPILED = "_orig_mod."
+_COMPILED = re.compile(r"(^|(?<=\.))_orig_mod\.")
 # What a training leaves beside weights: criteria, counters of profilers, numbers of epochs and of averages.
 _LEFTOVERS = re.compile(
     r"(loss|losses|criterion|criterions|metrics?|optimizers?|(lr_)?schedulers?)\..*"
@@ -238,8 +240,14 @@ _LEFTOVERS = re.compile(
 
 
 def bare(state: Mapping[str, Any]) -> tuple[State, list[str]]:
-    """Weights without what training code has put before their names, and the names of what is left out."""
-    weights = {str(name).replace(_COMPILED, ""): value for name, value in state.items()}
+    """Weights without what training code has put before their names, and the names of what is left out.
+
+    Raises:
+        LayoutError: Two of the names are then the same.
+    """
+    weights = {_COMPILED.sub("", str(name)): value for name, value in state.items()}
+    if len(weights) < len(state):
+        raise LayoutError(f"weights of a compiled network and of one that is not, under the same names ({some(state)})")
     left_out = []
     while True:
         leftovers = [

@@ -132,6 +132,16 @@ def test_wrappers_in_any_nesting(nesting: tuple[str, ...], entries: tuple[str, .
         assert same(unwrap(checkpoint), state)
 
 
+def test_names_that_become_the_same_are_refused() -> None:
+    compiled = {"conv.weight": torch.ones(1), "_orig_mod.conv.weight": torch.zeros(1)}
+    with pytest.raises(LayoutError, match="compiled network and of one that is not"):
+        unwrap(compiled)
+    routing = {"conv.routing_fn.weight": torch.ones(4, 2), "conv.routing_fn.bias": torch.ones(4)}
+    twice = {"conv.bias": torch.ones(4, 2), "conv.condconv_bias": torch.zeros(4, 2)}
+    with pytest.raises(LayoutError, match=r"several for the same tensor, conv\.bias, conv\.condconv_bias$"):
+        layout_of("condconv").to_ours(routing | twice)
+
+
 def test_a_wrapper_around_some_names_is_none() -> None:
     state = {"model.conv.weight": torch.ones(1), "head.weight": torch.ones(1)}
     assert same(unwrap(state), state)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import models.backbones  # noqa: F401  registers our networks with timm
-from models.backbones.hrnet import HRNet
 from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
 from models.classifiers.ranet import RANet
@@ -22,7 +21,6 @@ from models.detectors.rcnn import CascadeMaskRCNN, FasterRCNN, MaskRCNN
 from models.detectors.retinanet import RetinaNet
 from models.detectors.smca import SMCA
 from models.detectors.solq import SOLQ
-from models.layers.dynamic_conv import set_temperature
 from models.pose.hrnet_pose import HRNetPose
 from models.segmenters.adpc import ADPC
 from models.segmenters.dynamic_routing import DynamicRouting
@@ -75,13 +73,6 @@ _CONVNEXT_DETECTOR = _RESNET_DETECTOR | {
 }
 
 
-def _dynamic_conv() -> nn.Module:
-    network = timm.create_model("dy_resnet10", num_classes=4)
-    # The only temperature that the public layout knows.
-    set_temperature(network, 1.0)
-    return network
-
-
 def _drnet() -> nn.Module:
     options = {"layers": (1, 1, 1, 1), "channels": (4, 8, 8, 8)}
     host = timm.create_model("resnet50", num_classes=5, **options)
@@ -93,7 +84,7 @@ class _Trunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = HRNet(_STAGES)
+        self.backbone = HRNetSegmenter(5, _STAGES).backbone
 
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -128,7 +119,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "dvt/features": lambda: DVT(**_DVT, relation_reuse=False),
     "dvt/relations": lambda: DVT(**_DVT, feature_reuse=False),
     "dvt/no_reuse": lambda: DVT(**_DVT, host="t2t", feature_reuse=False, relation_reuse=False),
-    "dynamic_conv": _dynamic_conv,
+    "dynamic_conv": _timm("dy_resnet10", num_classes=4),
     "dynamic_routing": lambda: DynamicRouting(5, num_layers=5, width=4),
     "dynamic_routing/all": lambda: DynamicRouting(5, num_layers=3, width=4, route="all"),
     "hrnet/segmenter": lambda: HRNetSegmenter(5, _STAGES),
@@ -160,8 +151,10 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
 def weights(name: str) -> dict[str, Tensor]:
     """Weights of one of these networks, in which no two tensors are equal but those that are constant."""
     generator = torch.Generator().manual_seed(0)
-    constants = ("temperature", "num_batches_tracked", "positives")
-    return {
+    constants = ("num_batches_tracked", "positives")
+    state = {
         key: value.clone() if key.endswith(constants) else torch.randn(value.shape, generator=generator)
         for key, value in BUILD[name]().state_dict().items()
     }
+    # The only temperature that official layouts know.
+    return {key: torch.tensor(1.0) if key.endswith("temperature") else value for key, value in state.items()}

@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.anytime import MIN_LEAVING, MultiExit, Outcomes, Policy, exit_costs, run, solve_budget
+from models.anytime import MIN_LEAVING, ExitThresholds, MultiExit, Outcomes, Policy, exit_costs, run
 from models.classifiers import DVT, DRNet, RANet
 from models.compute import executed
 
@@ -92,7 +92,7 @@ def policy_for(network: nn.Module, size: tuple[int, int, int], batch: int, share
     network.eval()
     logits = [torch.cat(exit) for exit in zip(*(network(each) for each in batches), strict=True)]
     outcomes = Outcomes.from_logits(logits, torch.zeros(len(logits[0]), dtype=torch.long))
-    return solve_budget(outcomes, exit_costs(network, size), share=share)
+    return ExitThresholds.solve(outcomes, exit_costs(network, size)).policy(share)
 
 
 def measure(network: nn.Module, early: EarlyExit, batches: list[Tensor]) -> Savings:

@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.hrnet import HRNet
+from models.anytime import iterate
+from models.compute import executed_by_parts
+from models.layers.hrnet import HRNet
 from models.segmenters.adpc import ADPC
 
 POOLED_DIM = {"w18_small_v2": 64, "w48": 128}
@@ -90,16 +92,16 @@ def adaptivity(stages: str, size: tuple[int, int], repeats: int) -> None:
 
     def infer(adaptive: bool) -> None:
         network.adaptive = adaptive
-        for _ in network.iterate(images):
+        for _ in iterate(network, images):
             pass
 
     network.adaptive = False
-    every = network.executed_macs(images)[-1]
+    every = executed_macs(network, images)[-1]
     print(f"{stages}, {size[0]}x{size[1]}: {every / 2**30:.1f} x 2**30 multiply-adds with every pixel computed")
     for name, score in (scores | {"confidence": None}).items():
         for kept in KEPT:
             network.kept, network.score, network.adaptive = kept, score, True
-            spent = network.executed_macs(images)
+            spent = executed_macs(network, images)
             dense, adaptive = in_turns([lambda: infer(False), lambda: infer(True)], repeats)
             compute_saved, time_saved = 1 - spent[-1] / every, 1 - adaptive / dense
             ratio = f"{time_saved / compute_saved:.2f}" if compute_saved > 0.01 else "-"
@@ -110,6 +112,11 @@ def adaptivity(stages: str, size: tuple[int, int], repeats: int) -> None:
                 f"{time_saved:.1%} of the time ({dense:.3f} to {adaptive:.3f} s): ratio {ratio}",
                 flush=True,
             )
+
+
+def executed_macs(network: Benchmarked, images: Tensor) -> list[float]:
+    """Multiply-adds per image that ran up to each exit."""
+    return [macs for _, macs in executed_by_parts(iterate(network, images), len(images))]
 
 
 def trunks(stages: str, size: tuple[int, int], repeats: int) -> None:

@@ -19,8 +19,7 @@ from callbacks.exit_drawing import exit_sheet
 from callbacks.pictures import MOST_CLASSES, show
 from callbacks.region_drawing import region_overlay
 from models.classifiers.drnet import DRNet
-from models.layers.dr_conv import DRConv2d
-from models.layers.kernel_mixture import KernelMixture
+from models.decisions import noted
 
 IMAGES_PER_CHOICE = 8
 
@@ -67,28 +66,30 @@ class DynamicPictures(Callback):
             return
         label, classes = outputs["label"], outputs["logits"].shape[1]
         mixtures, region_layers = {}, {}
-        for name, module in network.named_modules():
-            if isinstance(module, KernelMixture) and _fits(module.coefficients, label):
-                mixtures[name] = module
-            elif isinstance(module, DRConv2d) and _fits(module.regions, label):
-                region_layers[name] = module
+        for name, decision in noted(network).items():
+            # Layers may have decided for another batch, as far as its size tells.
+            if len(decision.values) != len(label):
+                continue
+            if decision.kind == "mixture":
+                mixtures[name] = decision.values
+            elif decision.kind == "map":
+                region_layers[name] = decision.values
+            elif decision.kind == "choice":
+                columns = [outputs["index"], decision.values, label, outputs["logits"].argmax(1)]
+                self._choices.append(torch.stack(columns, 1))
         if mixtures and classes <= MOST_CLASSES:
             self._count(mixtures, F.one_hot(label, classes).float())
         if region_layers and trainer.is_global_zero:
             self._keep_regions(trainer, _evenly(region_layers, self.region_layers), label, batch["image"])
-        if isinstance(network, DRNet) and network.choice is not None and _fits(network.choice, label):
-            columns = [outputs["index"], network.choice, label, outputs["logits"].argmax(1)]
-            self._choices.append(torch.stack(columns, 1))
 
-    def _count(self, mixtures: dict[str, KernelMixture], member: Tensor) -> None:
-        for name, layer in mixtures.items():
-            assert layer.coefficients is not None
-            sums = member.T @ layer.coefficients.float()
+    def _count(self, mixtures: dict[str, Tensor], member: Tensor) -> None:
+        for name, coefficients in mixtures.items():
+            sums = member.T @ coefficients.float()
             self._coefficients[name] = self._coefficients[name] + sums if name in self._coefficients else sums
         samples = member.sum(0)[:, None]
         self._samples = samples if self._samples is None else self._samples + samples
 
-    def _keep_regions(self, trainer: Trainer, layers: dict[str, DRConv2d], label: Tensor, images: Tensor) -> None:
+    def _keep_regions(self, trainer: Trainer, layers: dict[str, Tensor], label: Tensor, images: Tensor) -> None:
         if len(self._images) >= self.images:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -99,9 +100,8 @@ class DynamicPictures(Callback):
                 self._shown[k] += 1
                 pixels = images[i].float().permute(1, 2, 0).cpu().numpy() * data.std + data.mean
                 self._images.append((255 * pixels).round().clip(0, 255).astype(np.uint8))
-                for name, layer in layers.items():
-                    assert layer.regions is not None
-                    self._regions.setdefault(name, []).append(layer.regions[i].cpu().numpy())
+                for name, regions in layers.items():
+                    self._regions.setdefault(name, []).append(regions[i].cpu().numpy())
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         if self.folder is None or trainer.sanity_checking:
@@ -210,12 +210,7 @@ class DynamicPictures(Callback):
             self._finish(trainer, pl_module, "val")
 
 
-def _fits(decisions: Tensor | None, label: Tensor) -> bool:
-    """Whether a layer decided for this very batch, as far as its size tells."""
-    return decisions is not None and len(decisions) == len(label)
-
-
-def _evenly(layers: dict[str, DRConv2d], most: int) -> dict[str, DRConv2d]:
+def _evenly(layers: dict[str, Tensor], most: int) -> dict[str, Tensor]:
     places = np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int).tolist()
     names = list(layers)
     return {names[place]: layers[names[place]] for place in places}

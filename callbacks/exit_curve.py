@@ -14,14 +14,15 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.drawing import save
 from callbacks.exit_drawing import exit_curve, exit_sheet
-from callbacks.exit_thresholds import ExitThresholds, Solver
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.pictures import show
 from models.anytime import (
     CRITERIA,
     Evaluation,
+    ExitThresholds,
     MultiExit,
     Outcomes,
+    Solver,
     confidence,
     evaluate,
     exit_costs,

@@ -18,6 +18,7 @@ from callbacks.drawing import save
 from callbacks.pictures import show
 from callbacks.route_drawing import RoutedImage, RouteUse, readable, route_sheet
 from lightning_modules.segmentation import Segmentation
+from models.decisions import noted
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_flops import executed_macs
 from models.segmenters.dynamic_routing_routes import TRANSFORMS, common_route
@@ -83,10 +84,9 @@ class RoutePictures(Callback):
         network = _network(pl_module)
         if network is None or trainer.sanity_checking:
             return
-        assert network.gates is not None
         height, width = (-(-side // DIVISOR) * DIVISOR for side in batch["image"].shape[-2:])
         # Indices are exact in float32, but not in what autocast may leave the gates in.
-        gates = network.gates.float().flatten(1)
+        gates = noted(network)[""].values.float().flatten(1)
         sizes = gates.new_tensor([height, width]).expand(len(gates), 2)
         self._rows.append(torch.cat([batch["index"].to(gates.dtype)[:, None], sizes, gates], 1))
 

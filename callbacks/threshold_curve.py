@@ -17,7 +17,7 @@ from callbacks.pictures import show
 from callbacks.segmentation_drawing import threshold_curve
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_metrics import SegmentationReport, Tally
-from models.backbones.hrnet_exits import HRNetExits
+from models.layers.hrnet_exits import HRNetExits
 
 # Of each exit before the last; empty for a network that computes every pixel.
 Thresholds = tuple[float, ...]

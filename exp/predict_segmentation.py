@@ -18,8 +18,7 @@ from callbacks.segmentation_drawing import blended, overlay
 from callbacks.segmentation_pictures import file_names, write_labels
 from exp.cli import Cli, UsageError
 from lightning_modules import Segmentation
-from models.anytime import MultiExit
-from models.segmenters.inference import Deadline
+from models.anytime import Deadline, MultiExit
 
 ON_SHEET = 20
 # Classes that the printed table names.

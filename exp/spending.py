@@ -14,11 +14,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from callbacks import Cost, ExitCurve
-from callbacks.exit_thresholds import ExitThresholds
 from exp.cli import Cli, UsageError
 from exp.evaluation import output_folder
 from exp.summary import millions
-from models.anytime import MultiExit, Policy, exit_costs, run
+from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
 
 
 def policy_for(cli: Cli, checkpoint: Path, content: dict[str, Any]) -> Policy | None:

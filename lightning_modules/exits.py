@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from models.compute import flop_counter
-from models.segmenters.inference import each_exit
+from models.anytime import each_exit
+from models.compute import executed_by_parts
 
 ExitWeights = list[float] | Literal["mean", "sum"]
 
@@ -37,17 +37,14 @@ def run_counted(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Spent
     """Runs a network for dense prediction exit by exit, and counts.
 
     Args:
-        network: In evaluation, not compiled (see `models.segmenters.inference.each_exit`).
+        network: In evaluation, not compiled (see `models.anytime.each_exit`).
         images: [B, C, H, W].
 
     Returns:
         What each exit returned, and the mean of what it took over the images.
     """
-    exits, executed = [], []
-    with flop_counter() as counter:
-        for maps, _ in each_exit(network, images):
-            exits.append(maps)
-            executed.append(counter.get_total_flops() / 2 / len(images))
+    counted = executed_by_parts(each_exit(network, images), len(images))
+    exits, executed = [maps for maps, _ in counted], [macs for _, macs in counted]
     published, dense = getattr(network, "published_macs", None), getattr(network, "dense_macs", None)
     size = images.shape[1:]
     return exits, Spent(executed, published(size) if published else [], dense(size) if dense else [])

@@ -17,14 +17,13 @@ from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cro
 from lightning_modules.segmentation_metrics import Absent, SegmentationReport, Tally, exit_suffixes
 from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWindow
 from lightning_modules.task import Task
-from models.anytime import MultiExit
+from models.anytime import Deadline, MultiExit, each_exit
 from models.compute import inference
+from models.decisions import forget, noted
+from models.layers.resize import resize
 from models.segmenters.inference import (
-    Deadline,
-    each_exit,
     multi_scale,
     padded,
-    resize,
     sliding_window,
     unpadded,
 )
@@ -257,14 +256,20 @@ class Segmentation(Task):
             image: [3, H, W], normalised.
             size: Height and width of what is returned.
         """
+        forget(self.network)
         with inference(self.network):
             exits = list(each_exit(self.network, padded(self.in_memory_order(image[None]))))
+        decision = noted(self.network).get("")
+        computed: Sequence[Tensor | None] = [None] * len(exits)
+        if decision is not None and decision.kind == "exit":
+            # The first exit is computed everywhere.
+            computed = [None, *decision.values.unbind(1)[1:]]
         looks = []
-        for logits, computed in exits:
+        for logits, where in zip(exits, computed, strict=True):
             probabilities, predicted = resize(unpadded(logits, image.shape[1:]), size)[0].softmax(0).max(0)
             share = None
-            if computed is not None:
-                share = resize(unpadded(computed[:, None], image.shape[1:]), size)[0, 0]
+            if where is not None:
+                share = resize(unpadded(where[:, None], image.shape[1:]), size)[0, 0]
             looks.append(ExitLook(predicted.to(torch.uint8), probabilities, share))
         return looks
 
@@ -289,7 +294,7 @@ class Segmentation(Task):
         images = padded(self.in_memory_order(images))
         # Predictions are timed, and counting takes time.
         if tally is None or self.compile_network:
-            exits = [logits for logits, _ in each_exit(self.network, images)]
+            exits = list(each_exit(self.network, images))
         else:
             exits, spent = run_counted(self.network, images)
             tally.spend(len(images), spent)

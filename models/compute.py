@@ -21,7 +21,7 @@ data to decide by, it does all its work:
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.backends import mha
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+Part = TypeVar("Part")
 
 _CONVOLUTION = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2d_forward", "convolution_overrideable")
 # A product of two matrices is how PyTorch runs a linear layer, functional ones (sliced weights) included.
@@ -122,12 +124,8 @@ def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_s
     Raises:
         NotCountable: The network's shapes depend on what is in the images, as those of non-maximum suppression do.
     """
-    reference = next(network.parameters(), None)
-    device = reference.device if reference is not None else torch.device("cpu")
-    dtype = reference.dtype if reference is not None else torch.float32
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            images = torch.empty(batch_size, *input_size, device=device, dtype=dtype)
+        with without_data(network, input_size, batch_size) as images:
             return _measure(network, (network_input(network, images),), batch_size)
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise NotCountable(
@@ -150,6 +148,20 @@ def executed(network: nn.Module, *inputs: Any) -> ComputeReport:
         Cost per image, the mean over the batch.
     """
     return _measure(network, inputs, len(inputs[0]))
+
+
+def executed_by_parts(parts: Iterable[Part], images: int) -> list[tuple[Part, float]]:
+    """Runs an inference that comes in parts, such as the exits of a network, and counts what has run by each.
+
+    Args:
+        parts: Each part is computed when it is asked for.
+        images: How many go through together.
+
+    Returns:
+        Each part, and the multiply-adds per image of the operators that ran up to it.
+    """
+    with flop_counter() as counter:
+        return [(part, counter.get_total_flops() / 2 / images) for part in parts]
 
 
 class LayerCompute:
@@ -222,6 +234,22 @@ def forget(network: nn.Module) -> None:
 def has_values(x: Tensor) -> bool:
     """Whether there is anything to decide by: meta tensors and those of `count` have a shape and no data."""
     return not (x.is_meta or isinstance(x, FakeTensor))
+
+
+@contextmanager
+def without_data(network: nn.Module, input_size: Sequence[int], batch_size: int = 1) -> Iterator[Tensor]:
+    """Images that have a shape and no data, where a network is: what runs on them computes and stores nothing.
+
+    Args:
+        network: Gives device and precision.
+        input_size: Channels, height, width.
+        batch_size: How many images.
+    """
+    reference = next(network.parameters(), None)
+    device = reference.device if reference is not None else torch.device("cpu")
+    dtype = reference.dtype if reference is not None else torch.float32
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield torch.empty(batch_size, *input_size, device=device, dtype=dtype)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""Early exit: how sure an exit is, thresholds for a budget, batches that shrink, accuracy against cost."""
+"""Early exit: how sure an exit is, thresholds for a budget, deadlines, batches that shrink, accuracy against cost."""
 
+from models.anytime.budgets import ExitThresholds, OperatingPoint, Solver
 from models.anytime.confidence import CRITERIA, confidence
 from models.anytime.curves import linear_auc, step_accuracy, step_auc
-from models.anytime.execution import MIN_LEAVING, MultiExit, compact, exit_costs, run
+from models.anytime.deadline import Deadline
+from models.anytime.execution import MIN_LEAVING, MultiExit, compact, each_exit, exit_costs, iterate, run
 from models.anytime.policy import ALWAYS, NEVER, Policy
 from models.anytime.thresholds import (
     PUBLISHED_RATIOS,
@@ -15,8 +17,6 @@ from models.anytime.thresholds import (
     geometric_thresholds,
     pareto_thresholds,
     shuffled,
-    solve_accuracy,
-    solve_budget,
 )
 
 __all__ = [
@@ -25,24 +25,28 @@ __all__ = [
     "MIN_LEAVING",
     "NEVER",
     "PUBLISHED_RATIOS",
+    "Deadline",
     "Evaluation",
+    "ExitThresholds",
     "MultiExit",
+    "OperatingPoint",
     "Outcomes",
     "Policy",
+    "Solver",
     "compact",
     "confidence",
+    "each_exit",
     "evaluate",
     "evaluate_exits",
     "exit_costs",
     "exit_distribution",
     "geometric_plans",
     "geometric_thresholds",
+    "iterate",
     "linear_auc",
     "pareto_thresholds",
     "run",
     "shuffled",
-    "solve_accuracy",
-    "solve_budget",
     "step_accuracy",
     "step_auc",
 ]

@@ -13,7 +13,7 @@ def step_accuracy(costs: Sequence[float], accuracy: Sequence[float], budgets: Se
 
     Args:
         costs, accuracy: Points of the curve in any order, [P].
-        budgets: In the unit of `costs`, [Q].
+        budgets: What may be spent, in the unit of `costs`, [Q].
 
     Returns:
         [Q].

@@ -1,15 +1,14 @@
 """Networks with several exits, and their real early exit: samples that are done leave the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from models.anytime.policy import Policy
-from models.compute import flop_counter, inference
+from models.compute import executed_by_parts, inference, without_data
 
 # Moving all images that stay costs a few percent of computing the layers up to the next exit for them (measured with
 # `benchmarks.adaptive`), so a batch is made smaller as soon as that many leave.
@@ -34,6 +33,36 @@ class MultiExit(Protocol):
         """The state before an exit to its logits [b, K] and the state before the next; runs no more than that needs."""
 
 
+def iterate(network: MultiExit, images: Tensor) -> Iterator[Tensor]:
+    """Runs a network exit by exit, for all images; what an exit needs runs when it is asked for.
+
+    Args:
+        network: A network with exits, in any mode.
+        images: [B, C, H, W].
+
+    Yields:
+        What each exit returns, cheapest first.
+    """
+    state = network.start(images)
+    for exit in range(network.num_exits):
+        output, state = network.advance(exit, state)
+        yield output
+
+
+def each_exit(network: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """As `iterate`, for any network: one without `MultiExit` runs at once.
+
+    Args:
+        network: Images to what an exit returns, or to a list of that; or a `MultiExit`.
+        images: [B, C, H, W].
+    """
+    if isinstance(network, MultiExit):
+        yield from iterate(network, images)
+    else:
+        output = network(images)
+        yield from output if isinstance(output, (list, tuple)) else [output]
+
+
 @torch.no_grad()
 def run(network: MultiExit, images: Tensor, policy: Policy, min_leaving: float = MIN_LEAVING) -> tuple[Tensor, Tensor]:
     """Classifies images, each by the first exit that is sure enough of it.
@@ -42,7 +71,7 @@ def run(network: MultiExit, images: Tensor, policy: Policy, min_leaving: float =
     exit for every image and choosing afterwards, up to float noise. The network waits once per exit for the device.
 
     Args:
-        network: In evaluation mode.
+        network: A network with exits, in evaluation mode.
         images: [B, C, H, W].
         policy: When images leave.
         min_leaving: Share of the batch that has to be done before it is made smaller: moving the others costs time too.
@@ -115,12 +144,5 @@ def exit_costs(network: MultiExit, image_size: Sequence[int] = (3, 224, 224)) ->
         One number for each exit, cheapest first.
     """
     assert isinstance(network, nn.Module)
-    reference = next(network.parameters())
-    costs = []
-    with FakeTensorMode(allow_non_fake_inputs=True), inference(network), flop_counter() as counter:
-        images = torch.empty(1, *image_size, device=reference.device, dtype=reference.dtype)
-        state = network.start(images)
-        for exit in range(network.num_exits):
-            _, state = network.advance(exit, state)
-            costs.append(counter.get_total_flops() / 2)
-    return costs
+    with without_data(network, image_size) as images, inference(network):
+        return [macs for _, macs in executed_by_parts(iterate(network, images), 1)]

@@ -7,13 +7,12 @@ References: "Multi-Scale Dense Networks for Resource Efficient Image Classificat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.anytime.confidence import confidence
-from models.anytime.policy import ALWAYS, NEVER, Policy
+from models.anytime.policy import ALWAYS, NEVER
 
 # p / 20 for p = 1 .. 39: the plans of the published curves, from mostly early to mostly late exits.
 PUBLISHED_RATIOS = [p * 1.0 / 20 for p in range(1, 40)]
@@ -148,7 +147,7 @@ def evaluate(outcomes: Outcomes, thresholds: Sequence[float] | Tensor, costs: Se
     """Each sample leaves at the first exit that is sure enough, and at the last one in any case.
 
     Args:
-        outcomes: Of the samples to judge on.
+        outcomes: What every exit says of the samples to judge on.
         thresholds: One for each exit, [E].
         costs: Multiply-adds up to each exit, everything before it included, [E].
 
@@ -176,74 +175,6 @@ def shuffled(exits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return exits[torch.randperm(len(exits), generator=generator).to(exits.device)]
 
 
-def solve_budget(
-    outcomes: Outcomes,
-    costs: Sequence[float],
-    *,
-    share: float | None = None,
-    macs: float | None = None,
-    solver: Literal["geometric", "pareto"] = "geometric",
-) -> Policy:
-    """Thresholds that spend a budget: the most that fit into it on these samples.
-
-    Args:
-        outcomes: Of validation samples; never of those that results are reported on.
-        costs: Multiply-adds up to each exit, [E].
-        share: Budget as a share of the last exit's cost, in (0, 1].
-        macs: Budget in multiply-adds instead.
-        solver: `geometric`: exits are filled in the shares of `exit_distribution`, as published for MSDNet and RANet;
-            `pareto`: thresholds that no other found ones beat in accuracy and cost.
-
-    Raises:
-        ValueError: A budget outside of (0, 1] or below the first exit's cost, both budgets or none, or no such solver.
-    """
-    if (share is None) == (macs is None):
-        raise ValueError("give the budget either as share, in (0, 1], or as macs")
-    if share is not None and not 0 < share <= 1:
-        raise ValueError(f"share={share} must be in (0, 1], of what the last exit costs")
-    _check_costs(outcomes, costs)
-    budget = share * costs[-1] if share is not None else macs
-    assert budget is not None
-    if not budget >= costs[0]:
-        raise ValueError(
-            f"a budget of {budget:.4g} multiply-adds does not reach the first exit: it must be at least "
-            f"{costs[0]:.4g}, a share of {costs[0] / costs[-1]:.3f}"
-        )
-    thresholds, _, cost = _candidates(outcomes, costs, solver)
-    # Costs are sums in another order than the budget: equal ones may differ in the last digit.
-    within = torch.where(cost <= budget * (1 + 1e-9), cost, -1.0)
-    return Policy(outcomes.criterion, tuple(thresholds[within.argmax()].tolist()))
-
-
-def solve_accuracy(
-    outcomes: Outcomes,
-    costs: Sequence[float],
-    accuracy: float,
-    solver: Literal["geometric", "pareto"] = "geometric",
-) -> Policy:
-    """The cheapest thresholds that reach an accuracy on these samples.
-
-    Args:
-        outcomes: Of validation samples; never of those that results are reported on.
-        costs: Multiply-adds up to each exit, [E].
-        accuracy: Share of the samples to classify rightly, in (0, 1].
-        solver: See `solve_budget`.
-
-    Raises:
-        ValueError: An accuracy outside of (0, 1] or that no thresholds reach, or no such solver.
-    """
-    if not 0 < accuracy <= 1:
-        raise ValueError(f"accuracy={accuracy} must be in (0, 1]")
-    _check_costs(outcomes, costs)
-    thresholds, reached, cost = _candidates(outcomes, costs, solver)
-    enough = reached >= accuracy - 1e-9
-    if not enough.any():
-        raise ValueError(
-            f"no thresholds reach an accuracy of {accuracy:.4f} on these samples: at most {reached.max():.4f}"
-        )
-    return Policy(outcomes.criterion, tuple(thresholds[torch.where(enough, cost, torch.inf).argmin()].tolist()))
-
-
 def pareto_thresholds(outcomes: Outcomes, costs: Sequence[float]) -> Tensor:
     """Thresholds of which none found is both cheaper and more accurate, by rising cost.
 
@@ -251,7 +182,7 @@ def pareto_thresholds(outcomes: Outcomes, costs: Sequence[float]) -> Tensor:
     time, the price being what accuracy costs there. Everything met on the way competes, the plans too.
 
     Args:
-        outcomes: Of validation samples.
+        outcomes: What every exit says of the validation samples.
         costs: Multiply-adds up to each exit, [E].
 
     Returns:
@@ -310,15 +241,6 @@ def _ascend(outcomes: Outcomes, start: Tensor, costs: Sequence[float], price: fl
         if torch.equal(before, thresholds):
             break
     return torch.stack(steps)
-
-
-def _candidates(outcomes: Outcomes, costs: Sequence[float], solver: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Thresholds [P, E], and their accuracy and cost [P]."""
-    if solver not in ("geometric", "pareto"):
-        raise ValueError(f"no threshold solver is called {solver!r}; there are: geometric, pareto")
-    geometric = solver == "geometric"
-    thresholds = geometric_plans(outcomes.confidence) if geometric else pareto_thresholds(outcomes, costs)
-    return thresholds, *_score(outcomes, thresholds, costs)
 
 
 def geometric_plans(confidence: Tensor) -> Tensor:

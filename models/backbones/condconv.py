@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from models.layers.cond_conv import CondConv2d
-from models.layers.replace import SQUEEZE_EXCITE, replace
+from models.surgery import SQUEEZE_EXCITE, replace
 
 
 def condconv(host: str, num_experts: int, selection: dict[str, Any], **kwargs: Any) -> nn.Module:
@@ -23,7 +23,7 @@ def condconv(host: str, num_experts: int, selection: dict[str, Any], **kwargs: A
     Args:
         host: Name of the static network.
         num_experts: n.
-        selection: What becomes dynamic, as arguments of `models.layers.replace.replace`.
+        selection: What becomes dynamic, as arguments of `models.surgery.replace`.
         kwargs: Arguments of the host.
     """
     network = timm.create_model(host, **kwargs)

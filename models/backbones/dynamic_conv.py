@@ -16,7 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from models.layers.dynamic_conv import DynamicConv2d
-from models.layers.replace import replace
+from models.surgery import replace
 
 
 def dynamic_conv(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from models.compute import count, has_values, record
 from models.decisions import note
+from models.layers.gumbel import GumbelSelection
+from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, touch, use_set
 
 Size = int | tuple[int, int]
@@ -24,85 +26,18 @@ Size = int | tuple[int, int]
 _SHORTCUT = ("downsample", "shortcut")
 
 
-def resize(images: Tensor, size: tuple[int, int], mode: Literal["antialiased", "official"] = "antialiased") -> Tensor:
-    """Bilinear resize.
-
-    Args:
-        images: [B, C, H, W].
-        size: height and width to resize to.
-        mode: `antialiased`: pixels are areas, and a smaller image averages over all that it covers. `official`: what
-            the published weights were evaluated with, MindSpore's default; the source coordinate of pixel i is
-            `i * in / out`, the neighbour beyond the edge is the edge, nothing is averaged.
-
-    Returns:
-        [B, C, *size].
-    """
-    if images.shape[-2:] == size:
-        return images
-    if mode == "antialiased":
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-    for dim, length in zip((-2, -1), size, strict=True):
-        last = images.shape[dim] - 1
-        source = torch.arange(length, device=images.device, dtype=torch.float32) * (images.shape[dim] / length)
-        low = source.floor().long().clamp(max=last)
-        weight = (source - low).to(images.dtype).view(-1, *[1] * (-1 - dim))
-        upper = images.index_select(dim, (low + 1).clamp(max=last))
-        images = torch.lerp(images.index_select(dim, low), upper, weight)
-    return images
-
-
-def gumbel_noise(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise `-ln(-ln u)` of uniform numbers in [0, 1), finite everywhere."""
-    return -torch.log(1e-10 - torch.log(uniform + 1e-10))
-
-
-def straight_through(scores: Tensor, noise: Tensor | float, temperature: Tensor | float) -> tuple[Tensor, Tensor]:
-    """One-hot sample forward, softmax backward.
-
-    Args:
-        scores: unnormalised log-probabilities [B, m].
-        noise: Gumbel noise [B, m].
-        temperature: of the softmax; the one-hot sample does not depend on it.
-
-    Returns:
-        One-hot [B, m] with the gradient of the softmax, and the softmax [B, m].
-    """
-    perturbed = scores.log_softmax(1) + noise
-    soft = (perturbed / temperature).softmax(1)
-    hard = F.one_hot(perturbed.argmax(1), scores.shape[1]).to(soft.dtype)
-    return hard + (soft - soft.detach()), soft
-
-
-class GumbelSelection(nn.Module):
-    """Draws one of m candidates from scores, with a gradient.
-
-    Args:
-        temperature: a buffer, so that `callbacks.Annealing` can change it while training goes on.
-    """
-
-    temperature: Tensor
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
-
-    def forward(self, scores: Tensor) -> Tensor:
-        """Scores [B, m] to one-hot samples [B, m]."""
-        return straight_through(scores, gumbel_noise(torch.rand_like(scores)), self.temperature)[0]
-
-
 class ResolutionPredictor(nn.Module):
     """Scores candidate resolutions; a classifier of as many classes.
 
     Args:
-        num_candidates: m.
-        widths: channels of the stages of one block each; every stage but the first halves height and width.
+        num_candidates: How many candidates there are, m.
+        widths: Channels of the stages of one block each; every stage but the first halves height and width.
         block: `basic`, ResNet's with its stem of stride 4, for ResNet hosts; `inverted`, MobileNetV2's with its stem
             of stride 2, for MobileNetV2. The paper gives no widths for the latter.
-        in_chans: channels of the images.
+        in_chans: Channels of the images.
 
     Raises:
-        ValueError: no stage, or an unknown block.
+        ValueError: No stage, or an unknown block.
     """
 
     def __init__(
@@ -160,37 +95,37 @@ class DRNet(nn.Module):
     output is a list of logits, cheapest first; `Classification` trains and reports each. In the joint phase the output
     is the logits of the resolution picked, in training by a Gumbel sample with a straight-through gradient.
 
-    The compute of the choice is recorded at `classifier`: `sum_j C_j h_j`, with C_j counted at construction.
+    The choice of the joint phase is noted in `models.decisions`, and its compute recorded at `classifier`:
+    `sum_j C_j h_j`, with C_j counted at construction.
     `callbacks.ComputeBudget` makes the paper's regulariser of it.
 
     In the joint phase `timm.models.group_parameters` sees the predictor as the layer below the classifier: a layer
     decay of 0.1 gives it a tenth of the learning rate, as published.
 
     Args:
-        host: the classifier, images -> logits, of any input size. It becomes part of this network, with its batch
+        host: The classifier, images -> logits, of any input size. It becomes part of this network, with its batch
             norms replaced by resolution-aware ones.
-        predictor: images -> scores of the candidates; by default the paper's for ResNet hosts.
-        candidates: resolutions to choose from, each a side or (height, width). Images of the batch's own size are
+        predictor: Images -> scores of the candidates; by default the paper's for ResNet hosts.
+        candidates: Resolutions to choose from, each a side or (height, width). Images of the batch's own size are
             taken as they are.
-        predictor_size: the resolution at which the predictor looks.
-        phase: `pretrain` the classifier at all resolutions, or train predictor and classifier in the `joint` phase.
-        route: how the joint phase trains. `split` runs each image at its own resolution only, so that the norms of a
+        predictor_size: The resolution at which the predictor looks.
+        phase: Whether to `pretrain` the classifier at all resolutions, or to train predictor and classifier in the
+            `joint` phase.
+        route: How the joint phase trains. `split` runs each image at its own resolution only, so that the norms of a
             resolution see the images that chose it (the paper's text). `mix` runs every image at every resolution and
             adds up the logits by the choice, which gives the scores of all candidates a gradient of their own.
-        temperature: of the Gumbel softmax; the buffer `selection.temperature`.
+        temperature: Divisor of the scores in the Gumbel softmax; the buffer `selection.temperature`.
         inference: `argmax` takes the candidate of the highest score; `gumbel` draws, as the published evaluation does;
             `shuffled` deals the argmax choices of a batch to its images at random: the baseline that spends as much.
-        resolution_bn: norms of every resolution's own; False leaves one set to all of them, the paper's ablation.
+        resolution_bn: Whether every resolution has norms of its own; False leaves one set to all of them, the paper's
+            ablation.
         shortcut_bn: `own` norms of every resolution on shortcuts, or the `first` resolution's for all, as in the
             published weights.
-        resize_mode: see `resize`; the published weights are `official`.
-        in_chans: channels of the images.
-
-    Attributes:
-        choice: [B] int64, the candidate of every image in the last forward of the joint phase; None before.
+        resize_mode: See `models.layers.resize`; the published weights are `official`.
+        in_chans: Channels of the images.
 
     Raises:
-        ValueError: an option out of its range, a predictor of another number of candidates, or a host that does not
+        ValueError: An option out of its range, a predictor of another number of candidates, or a host that does not
             say its number of classes or has no batch norm.
     """
 
@@ -234,7 +169,6 @@ class DRNet(nn.Module):
             raise ValueError(f"the predictor scores {scored} candidates, but there are {len(self.candidates)}")
         self.phase, self.route, self.inference, self.resize_mode = phase, route, inference, resize_mode
         self.selection = GumbelSelection(temperature)
-        self.choice: Tensor | None = None
 
         self.costs = [count(host, (in_chans, *size)).macs for size in self.candidates]
         self.dense = max(self.costs)
@@ -256,11 +190,8 @@ class DRNet(nn.Module):
             self._record(scores.new_ones(len(images)))
             return self.classify(images, self.costs.index(self.dense))
         picked = self.selection(scores) if self.training else self._decide(scores)
-        choice = picked.detach().argmax(1)
         names = [f"{height} x {width} pixels" for height, width in self.candidates]
-        note(self, "choice", choice, "resolution", names, [cost / self.dense for cost in self.costs])
-        if not torch.compiler.is_compiling():
-            self.choice = choice
+        note(self, "choice", picked.argmax(1), "resolution", names, [cost / self.dense for cost in self.costs])
         self._record((picked * self.cost_shares).sum(1))
         if self.training and self.route == "mix":
             logits = torch.stack([self.classify(images, j) for j in range(len(self.candidates))], 1)

@@ -18,6 +18,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from models.anytime import iterate
 from models.backbones.t2t_vit import TokensToTokens, sinusoid
 from models.classifiers.dvt_blocks import Block, FeatureReuse, RelationReuse
 
@@ -125,7 +126,7 @@ class DVT(nn.Module):
     Args:
         host: `deit`: patch convolution, learned positions, biases on queries, keys and values; `t2t`: tokens-to-token,
             fixed sinusoids, no such biases.
-        num_classes: K.
+        num_classes: How many classes there are, K.
         in_chans: Channels of the images.
         image_size: Height and width of the images.
         grids: Tokens along each side, one number a stage, ascending.
@@ -267,12 +268,7 @@ class DVT(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, in_chans, image_size, image_size] to the logits [B, K] of every exit, cheapest first."""
-        state = self.start(images)
-        exits = []
-        for exit in range(self.num_exits):
-            logits, state = self.advance(exit, state)
-            exits.append(logits)
-        return exits
+        return list(iterate(self, images))
 
     def get_classifier(self) -> nn.Module:
         """The last linear layers of all exits."""

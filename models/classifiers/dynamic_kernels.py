@@ -12,7 +12,7 @@ from models.classifiers.timm_classifier import timm_classifier
 from models.layers.cond_conv import CondConv2d
 from models.layers.dr_conv import DRConv2d
 from models.layers.dynamic_conv import DynamicConv2d
-from models.layers.replace import SQUEEZE_EXCITE, Kind, replace
+from models.surgery import SQUEEZE_EXCITE, Kind, replace
 
 LAYERS: dict[str, Any] = {"cond_conv": CondConv2d, "dynamic_conv": DynamicConv2d, "dr_conv": DRConv2d}
 
@@ -44,7 +44,7 @@ def dynamic_kernels(
         num_classes: K, the number of logits.
         layer: `cond_conv` (arXiv 1904.04971), `dynamic_conv` (arXiv 1912.03458) or `dr_conv` (arXiv 2003.12243).
         layer_options: options of the layer, e.g. `{num_experts: 8, routing: block}`; see the `like` of its class.
-        kinds: which convolutions become dynamic, here and below as in `models.layers.replace.replace`.
+        kinds: which convolutions become dynamic, here and below as in `models.surgery.replace`.
         kernel_sizes: sizes of square kernels.
         stages: indices of stages; negative ones count from the last.
         last_blocks: the last so many blocks.

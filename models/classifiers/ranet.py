@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from models.anytime import iterate
 from models.classifiers.ranet_blocks import DenseBlock, FusionBlock, features
 
 # Maps of these heights and widths become one pixel in a head: two strided convolutions, then 2x2 pooling.
@@ -28,7 +29,7 @@ class RANet(nn.Module):
     nothing of a later sub-network has run by then but its base feature.
 
     Args:
-        num_classes: K.
+        num_classes: How many classes there are, K.
         stem: `cifar`, which keeps the resolution of the images, or `imagenet`, which divides it by four.
         in_chans: Channels of the images.
         num_channels: Channels of a base feature of factor 1.
@@ -157,7 +158,7 @@ class RANet(nn.Module):
 
         Args:
             exit: Number of the exit, 0 .. num_exits - 1.
-            state: From `start` or from the exit before; maybe of fewer images than then.
+            state: What came from `start` or from the exit before; maybe of fewer images than then.
 
         Returns:
             Logits [b, K] and the state of the next exit.
@@ -182,11 +183,7 @@ class RANet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, in_chans, H, W] to the logits [B, K] of every exit, cheapest first."""
-        state, exits = self.start(images), []
-        for exit in range(self.num_exits):
-            logits, state = self.advance(exit, state)
-            exits.append(logits)
-        return exits
+        return list(iterate(self, images))
 
 
 def _base(stem: str, in_chans: int, widths: Sequence[int], scales: Sequence[int]) -> nn.ModuleList:

@@ -6,9 +6,10 @@ Reference: "Resolution Adaptive Networks for Efficient Inference", CVPR 2020, ar
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
+
+from models.layers.resize import resize
 
 
 class Bottleneck(nn.Sequential):
@@ -17,7 +18,7 @@ class Bottleneck(nn.Sequential):
     Args:
         in_chans, out_chans: Channels of the maps that come in and go out.
         factor: Width between the convolutions, as a multiple of `out_chans`.
-        stride: Of the 3x3 convolution.
+        stride: Stride of the 3x3 convolution.
         pre_activation: Norm and ReLU before each convolution instead of after it.
     """
 
@@ -70,7 +71,8 @@ class FusionLayer(nn.Module):
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
         """Maps [B, C, H, W] and [B, D, h, w] to [B, C + growth, H, W], or half of H and W."""
         new = self.own(x)
-        return torch.cat([resize(x, new), resize(self.low(low), new), new], 1)
+        size = new.shape[-2:]
+        return torch.cat([resize(x, size, "corners"), resize(self.low(low), size, "corners"), new], 1)
 
 
 class DenseBlock(nn.Module):
@@ -149,14 +151,8 @@ class FusionBlock(nn.Module):
             before, x = x, layer(x, low_feature)
         # A map that shrank no longer begins with the ones before it.
         emitted = [before, x] if self.down else [x]
-        x = torch.cat([x, resize(self.last(low[-1]), x)], 1)
+        x = torch.cat([x, resize(self.last(low[-1]), x.shape[-2:], "corners")], 1)
         return self.transition(x), emitted
-
-
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """A map at the height and width of another one, bilinear between the corners."""
-    size = like.shape[-2:]
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def features(maps: Sequence[Tensor], chans: Sequence[int]) -> list[Tensor]:

@@ -21,7 +21,7 @@ class Routing(nn.Linear):
 
     Args:
         in_channels: C.
-        num_experts: n.
+        num_experts: How many experts there are, n.
         gate: `sigmoid`, as published: the experts do not compete and the coefficients do not sum to one; `softmax`, of
             the paper's ablation.
         dropout: Rate of dropout on the pooled input.
@@ -73,7 +73,7 @@ class CondConv2d(KernelMixture):
     The parameter `weight` is [n, out_channels * in_channels / groups * kh * kw], as in published checkpoints.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As of a convolution.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: See `KernelMixture`.
         num_experts: n; 1 is a gated static convolution.
         routing: Whether the layer has a routing of its own (`layer`) or not (`block`).
         gate, routing_dropout: See `Routing`.
@@ -123,7 +123,7 @@ class CondConv2d(KernelMixture):
 
         Args:
             conv: The convolution.
-            num_experts, routing, gate, routing_dropout: As of the constructor.
+            num_experts, routing, gate, routing_dropout: See the constructor.
             init: See `KernelMixture.init_like`.
         """
         layer = cls(
@@ -131,6 +131,11 @@ class CondConv2d(KernelMixture):
         )
         layer.init_like(conv, init)
         return layer
+
+    def join(self, block: nn.Module) -> None:
+        """Shares the routing of its block, which gets one if it has none; a layer with one of its own keeps that."""
+        if self.routing_fn is None and not isinstance(getattr(block, "routing_fn", None), Routing):
+            share_routing(block)
 
     def reset_parameters(self) -> None:
         """Every expert as PyTorch initialises a convolution."""

@@ -33,10 +33,11 @@ class DRConv2d(nn.Module):
 
     Without gradients in evaluation mode every position is multiplied with its own kernel only; see
     `gathered_region_conv2d`. Otherwise all kernels are applied everywhere and one result is kept, which has static
-    shapes and gives the guide its gradient; see `masked_region_conv2d`. Both give the same output.
+    shapes and gives the guide its gradient; see `masked_region_conv2d`. Both give the same output. The
+    regions are noted in `models.decisions`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, dilation, groups, bias: As of `nn.Conv2d`.
+        in_channels, out_channels, kernel_size, stride, dilation, groups, bias: See `nn.Conv2d`.
         padding: Zeros on each side, or `same` for TensorFlow's: the output has ceil(H / stride) rows, and an odd zero
             goes to the bottom and to the right.
         num_regions: Regions, and thus kernels, of an image.
@@ -48,10 +49,6 @@ class DRConv2d(nn.Module):
         beta: Factor on the guide's gradient.
         use_alpha: Whether a kernel learns from all positions, each weighted by the softmax of its scores, instead of
             from the positions of its region.
-
-    Attributes:
-        regions: [B, H', W'] int64, the region of every position in the last forward pass outside of a compiled
-            graph; None before.
 
     Raises:
         ValueError: An unknown generator, guide or padding, numbers below one, or channels that groups do not divide.
@@ -103,7 +100,6 @@ class DRConv2d(nn.Module):
             shape_of_conv = (self.kernel_size, self.stride, self.padding, self.dilation)
             self.guide = nn.Conv2d(in_channels, num_regions, *shape_of_conv)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.regions: Tensor | None = None
 
     @classmethod
     def like(cls, conv: nn.Conv2d, **options: Any) -> "DRConv2d":
@@ -147,12 +143,9 @@ class DRConv2d(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         regions = scores.argmax(1)
         note(self, "map", regions, "region", [f"region {i}" for i in range(self.num_regions)])
-        compiling = torch.compiler.is_compiling()
-        if not compiling and has_values(regions):
-            self.regions = regions
         banks = self.generator(images)
         how = (self.stride, self.padding, self.dilation, self.groups)
-        if self.training or torch.is_grad_enabled() or compiling:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             out = masked_region_conv2d(padded, banks, regions, scores.softmax(1), *how, self.beta, self.use_alpha)
         else:
             out = gathered_region_conv2d(padded, banks, regions, *how)
@@ -176,7 +169,7 @@ class ExpertMixture(nn.Module):
 
     Args:
         in_channels: Channels of the images.
-        shape: Of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
+        shape: Sizes of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
         num_regions: Kernels of an image.
         num_experts: Kernels that are mixed.
     """
@@ -206,7 +199,7 @@ class PoolConv(nn.Module):
 
     Args:
         in_channels: Channels of the images.
-        shape: Of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
+        shape: Sizes of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
         num_regions: Kernels of an image.
     """
 
@@ -246,7 +239,7 @@ def masked_region_conv2d(
         banks: [B, m, O, C / groups, kh, kw].
         regions: [B, H', W'], whole numbers below m.
         alpha: [B, m, H', W'], non-negative weights of the regions.
-        stride, padding, dilation, groups: As of `nn.Conv2d`.
+        stride, padding, dilation, groups: See `nn.Conv2d`.
         beta: Factor on the gradient of `alpha`.
         use_alpha: Whether the gradient of kernel j is weighted by `alpha_j` at all positions.
 
@@ -286,7 +279,7 @@ def gathered_region_conv2d(
         images: [B, C, H, W].
         banks: [B, m, O, C / groups, kh, kw].
         regions: [B, H', W'], whole numbers below m.
-        stride, padding, dilation, groups: As of `nn.Conv2d`.
+        stride, padding, dilation, groups: See `nn.Conv2d`.
 
     Returns:
         [B, O, H', W'].

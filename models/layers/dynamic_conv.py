@@ -48,6 +48,8 @@ class KernelAttention(nn.Module):
             raise ValueError(f"hidden_rule is one of {', '.join(HIDDEN_RULES)}, not {hidden_rule!r}")
         if ratio <= 0:
             raise ValueError(f"the hidden width is a positive ratio of the channels, not {ratio}")
+        if not temperature > 0:
+            raise ValueError(f"a temperature is positive, not {temperature}")
         if hidden_rule == "paper":
             hidden = max(int(in_channels * ratio), 1)
         else:
@@ -57,7 +59,7 @@ class KernelAttention(nn.Module):
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.fc2.bias)
-        self.register_buffer("temperature", torch.tensor(float(_positive(temperature))))
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] to pi [B, K], in float32 under autocast too."""
@@ -72,10 +74,10 @@ class DynamicConv2d(KernelMixture):
     The parameter `weight` is [K, out_channels, in_channels / groups, kh, kw].
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As of a convolution.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: See `KernelMixture`.
         num_kernels: K.
         ratio, hidden_rule, temperature: See `KernelAttention`. Plain softmax (T = 1) trains badly in deep networks:
-            start high and let the temperature fall (see `set_temperature`).
+            start high and let `callbacks.Annealing` move it down.
 
     Raises:
         ValueError: Options that `KernelAttention` or `KernelMixture` refuses.
@@ -116,7 +118,7 @@ class DynamicConv2d(KernelMixture):
 
         Args:
             conv: The convolution.
-            num_kernels, ratio, hidden_rule, temperature: As of the constructor.
+            num_kernels, ratio, hidden_rule, temperature: See the constructor.
             init: See `KernelMixture.init_like`.
         """
         layer = cls(
@@ -135,56 +137,3 @@ class DynamicConv2d(KernelMixture):
     def forward(self, images: Tensor) -> Tensor:
         """[B, in_channels, H, W] to [B, out_channels, H', W']."""
         return self.convolve(images, self.attention(images))
-
-
-def set_temperature(network: nn.Module, temperature: float) -> int:
-    """Sets the temperature of every kernel attention in a network.
-
-    Args:
-        network: Any module.
-        temperature: T; the same on all processes, so compute it from the epoch.
-
-    Returns:
-        Number of attentions set.
-
-    Raises:
-        ValueError: A temperature that is not positive.
-    """
-    attentions = [module for module in network.modules() if isinstance(module, KernelAttention)]
-    for attention in attentions:
-        attention.temperature.fill_(_positive(temperature))
-    return len(attentions)
-
-
-def linear_temperature(epoch: float, start: float = 30.0, end: float = 1.0, epochs: float = 10.0) -> float:
-    """Temperature of the paper's schedule, a straight line to `end` over the first epochs.
-
-    Args:
-        epoch: Epochs trained so far, with a fraction when it changes at every step.
-        start: T at the beginning.
-        end: T from `epochs` on.
-        epochs: Length of the fall.
-    """
-    return end if epoch >= epochs else start + (end - start) * epoch / epochs
-
-
-def stepwise_temperature(epoch: int, start: int = 34, drop: int = 3) -> int:
-    """Temperature of the public implementation: `drop` less at every epoch until it is 1.
-
-    Args:
-        epoch: Epochs trained so far.
-        start: T in the first epoch.
-        drop: Fall of an epoch.
-
-    Raises:
-        ValueError: Steps that do not lead to 1.
-    """
-    if drop < 1 or start < 1 or (start - 1) % drop:
-        raise ValueError(f"the temperature falls to 1 by whole steps: start = 1 + n * drop, not {start} with {drop=}")
-    return max(start - drop * epoch, 1)
-
-
-def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"a temperature is positive, not {temperature}")
-    return temperature

@@ -12,7 +12,6 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from models.compute import has_values
 from models.decisions import note
 from models.layers.per_sample_conv import Padding, images_at_once, per_sample_conv2d
 
@@ -26,10 +25,10 @@ class KernelMixture(nn.Module):
     """A convolution whose kernel is a linear combination of n kernels, `W(x) = sum_i r_i(x) W_i`, per image.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: As of a convolution; `same` padding
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: See `nn.Conv2d`; `same` padding
             is TensorFlow's (see `per_sample_conv2d`).
         bias: Whether there are n biases, mixed with the same coefficients.
-        num_kernels: n.
+        num_kernels: How many kernels there are, n.
 
     Raises:
         ValueError: Less than one kernel, or channels that the groups do not divide.
@@ -61,8 +60,6 @@ class KernelMixture(nn.Module):
         self.kernel_shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(num_kernels, *self.kernel_shape))
         self.bias = nn.Parameter(torch.empty(num_kernels, out_channels)) if bias else None
-        self.coefficients: Tensor | None = None
-        """[B, n] of the last forward outside of a compiled graph, without gradient; for pictures and logs."""
 
     def convolve(self, images: Tensor, coefficients: Tensor) -> Tensor:
         """Mixes the kernels and convolves each image with its own.
@@ -75,9 +72,6 @@ class KernelMixture(nn.Module):
             [B, out_channels, H', W'].
         """
         note(self, "mixture", coefficients, "kernel", [f"kernel {i}" for i in range(self.num_kernels)])
-        # A compiled graph keeps no state on the side, and tensors without data show nothing.
-        if not torch.compiler.is_compiling() and has_values(coefficients):
-            self.coefficients = coefficients.detach()
         together = images_at_once(images, self.kernel_shape)
         if together >= len(images):
             return self._mix_and_convolve(images, coefficients)

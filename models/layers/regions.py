@@ -36,7 +36,7 @@ class Layout:
         batch: Images.
         size: Height and width of the maps.
         tiles: int64 [n, 3], image, row and column of each tile; None for whole images.
-        device: Of the maps.
+        device: Where the maps are.
     """
 
     def __init__(self, batch: int, size: tuple[int, int], tiles: Tensor | None, device: torch.device) -> None:
@@ -136,8 +136,8 @@ class Region:
 
         Args:
             x: Maps in the layout `source`.
-            source: Of the map that is read.
-            stride: Of the convolution.
+            source: Layout of the map that is read.
+            stride: Stride of the convolution.
             kernel: Its kernel size.
             padding: Its padding.
 
@@ -172,7 +172,7 @@ class Region:
 
         Args:
             x: Maps in the layout `source`.
-            source: Of the map that is read.
+            source: Layout of the map that is read.
             key: Names the sum.
             reads: Finds the rows that each pixel reads, int64 [p, k], and their weights [p, k].
 

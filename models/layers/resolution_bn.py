@@ -20,9 +20,9 @@ class ResolutionBatchNorm(nn.Module):
     leaves them alone.
 
     Args:
-        norm: the norm to copy, whatever it does besides normalising (timm's also activate).
-        num_sets: m.
-        pinned: always set 0, at every resolution; the others exist in the state dict and are not trained.
+        norm: The norm to copy, whatever it does besides normalising (timm's also activate).
+        num_sets: How many copies, m.
+        pinned: Whether it is always set 0, at every resolution; the others exist in the state dict and are not trained.
     """
 
     def __init__(self, norm: _BatchNorm, num_sets: int, pinned: bool = False) -> None:
@@ -48,12 +48,12 @@ def swap_batch_norms(network: nn.Module, num_sets: int, pinned: tuple[str, ...] 
     """Replaces every batch norm of a network, in place.
 
     Args:
-        network: any network with batch norms.
-        num_sets: sets of each.
-        pinned: parts of names; norms that have one of them in theirs use set 0 at every resolution.
+        network: Any network with batch norms.
+        num_sets: How many sets each gets.
+        pinned: Parts of names; norms that have one of them in theirs use set 0 at every resolution.
 
     Raises:
-        ValueError: the network has no batch norm, or none of the pinned ones.
+        ValueError: The network has no batch norm, or none of the pinned ones.
     """
     norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:

@@ -49,7 +49,7 @@ def trunk(masked: Contents = WEIGHT) -> Table:
 
 
 def head(official: str, ours: str, convs: int = 0, masked: Contents = WEIGHT_BIAS) -> list[Row]:
-    """Rows of an exit's head (`models.backbones.hrnet_exits.ExitHead`).
+    """Rows of an exit's head (`models.layers.hrnet_exits.ExitHead`).
 
     Args:
         official: Name of the sequence that it is there.

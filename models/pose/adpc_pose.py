@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.backbones.hrnet import COARSE_FUSION, HRNet, Stage, init_weights, plain_conv
-from models.backbones.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
+from models.anytime import iterate
+from models.layers.hrnet import COARSE_FUSION, HRNet, Stage, init_weights, plain_conv
+from models.layers.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
 from models.layers.masked_conv import MaskedConv2d, convolve
 from models.layers.regions import Region
 
@@ -22,8 +23,8 @@ class ADPCPose(HRNetExits):
     """HRNet's pose network with early exits, redesigned heads and confidence adaptivity.
 
     Args:
-        num_joints: J.
-        stages: A name in `models.backbones.hrnet.STAGES`, or its four rows.
+        num_joints: How many joints a person has, J.
+        stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         pooled_dim: Hidden channels of the redesigned heads; None for plain heads.
         low: A pixel whose largest heat of any joint is below this is background, and skipped.
@@ -92,4 +93,4 @@ class ADPCPose(HRNetExits):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, in_chans, H, W], sides multiples of 32, to the heat maps [B, J, H / 4, W / 4] of each exit."""
-        return list(self.iterate(images))
+        return list(iterate(self, images))

@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.backbones.hrnet import COARSE_FUSION, HRNet, Stage, init_weights
+from models.layers.hrnet import COARSE_FUSION, HRNet, Stage, init_weights
 
 
 class HRNetPose(nn.Module):
     """HRNet whose finest branch is read by one 1x1 convolution.
 
     Args:
-        num_joints: J.
-        stages: A name in `models.backbones.hrnet.STAGES`, or its four rows.
+        num_joints: How many joints a person has, J.
+        stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         bn_momentum: Share of a batch in the running statistics.
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.

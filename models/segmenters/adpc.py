@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.anytime import iterate
 from models.anytime.confidence import check_criterion, confidence
-from models.backbones.hrnet import HRNet, Stage, init_weights, plain_conv
-from models.backbones.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims, logits_at
+from models.layers.hrnet import HRNet, Stage, init_weights, plain_conv
+from models.layers.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
 from models.layers.masked_conv import MaskedConv2d
+from models.layers.resize import resize
 
 
 class ADPC(HRNetExits):
@@ -18,7 +20,7 @@ class ADPC(HRNetExits):
 
     Args:
         num_classes: K, at least 2.
-        stages: A name in `models.backbones.hrnet.STAGES`, or its four rows. The paper's W18 is `w18_small_v2`.
+        stages: A name in `models.layers.hrnet.STAGES`, or its four rows. The paper's W18 is `w18_small_v2`.
         in_chans: Channels of the images.
         pooled_dim: Hidden channels of the redesigned heads, published 64 for W18 and 128 for W48; None for plain heads.
         threshold: A pixel is computed further where the confidence is at most this: one number, or one for each of the
@@ -70,7 +72,7 @@ class ADPC(HRNetExits):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [B, in_chans, H, W], sides multiples of 32, to logits [B, K, H, W] of each exit, cheapest first."""
-        return [logits_at(logits, images.shape[-2:]) for logits in self.iterate(images)]
+        return [resize(logits, images.shape[-2:]) for logits in iterate(self, images)]
 
 
 def unsure(logits: Tensor, threshold: float, criterion: str = "max_prob") -> Tensor:

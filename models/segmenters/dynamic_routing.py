@@ -87,6 +87,9 @@ class DynamicRouting(nn.Module):
     before one closes and saves anything: with `budget: executed`, which is not the paper's, training records what an
     evaluation by these gates would run, with the gradient of E, and a target is one of executed compute.
 
+    How far a forward pass opens the transforms keep, up and down of each layer and level, the initial cell first, is
+    noted in `models.decisions`.
+
     Published sizes: 16 or 33 layers of width 64; Dynamic-A, B and C have small gates and are told apart by their
     budgets (weight, target) of (0.8, 0.1), (0.5, 0.1) and (0.5, 0.2); Dynamic-Raw has full gates and no budget.
 
@@ -101,10 +104,6 @@ class DynamicRouting(nn.Module):
         small_gate: Whether gates look at maps of a quarter of the height and width; images are then 128 pixels or more.
         drop_path_rate: Stochastic depth of the last layer at the end of the training; grows linearly from 0 at the
             first and, by an `Annealing` of `progress`, with the training.
-
-    Attributes:
-        gates: [B, layers + 1, 4, 3], how far the last forward pass had opened the transforms keep, up and down of each
-            layer and level, the initial cell first; zero where there is none. None before, and where it was compiled.
 
     Raises:
         ValueError: An option out of its range.
@@ -171,7 +170,6 @@ class DynamicRouting(nn.Module):
             layers.append(cells)
         self.layers = nn.ModuleList(layers)
         self.decoder = Decoder(width, num_classes)
-        self.gates: Tensor | None = None
 
         paths = [
             (layer * NUM_LEVELS + level) * len(TRANSFORMS) + TRANSFORMS.index(transform)
@@ -193,8 +191,6 @@ class DynamicRouting(nn.Module):
         height, width = images.shape[-2:]
         maps, gates = self.features(images)
         self._note(gates, (height + -height % DIVISOR, width + -width % DIVISOR))
-        if not torch.compiler.is_compiling():
-            self.gates = gates.detach()
         logits = F.interpolate(self.decoder(maps), scale_factor=4, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 

@@ -8,20 +8,32 @@ Reference: "Learning Dynamic Routing for Semantic Segmentation", arXiv 2003.1040
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.layers.soft_gate import all_closed
+from models.segmenters.dynamic_routing_cell import Cell
 from models.segmenters.dynamic_routing_routes import NUM_LEVELS, TRANSFORMS
-
-if TYPE_CHECKING:
-    from models.segmenters.dynamic_routing import DynamicRouting
 
 # Operations per element of a norm with its activation.
 _NORM, _ACT = 2, 1
+
+
+class CellGrid(Protocol):
+    """A network with a grid of cells between a stem and a decoder, as `models.segmenters.DynamicRouting`."""
+
+    num_layers: int
+    num_classes: int
+    width: int
+    stem_chans: int
+    layers: nn.ModuleList
+
+    def cells(self) -> Iterator[tuple[int, int, Cell]]:
+        """Each cell with its layer and level."""
 
 
 def cell_costs(chans: int, elementwise: bool) -> dict[str, float]:
@@ -55,7 +67,7 @@ def gate_cost(chans: int, num_paths: int, pixels: float, small: bool) -> float:
     return pixels / (16 if small else 1) * (chans / 2 * (chans + _NORM + _ACT) + chans / 2) + num_paths * chans / 2
 
 
-def cost_tables(network: DynamicRouting, elementwise: bool) -> tuple[Tensor, Tensor]:
+def cost_tables(network: CellGrid, elementwise: bool) -> tuple[Tensor, Tensor]:
     """Costs that the gates of a network decide over, per pixel of the image.
 
     The body of the initial cell and what leaves the last layer are not among them.
@@ -102,12 +114,12 @@ def route_taken(gates: Tensor) -> tuple[Tensor, Tensor]:
     return opened & cells[..., None], cells
 
 
-def executed_macs(network: DynamicRouting, gates: Tensor, size: tuple[int, int]) -> Tensor:
+def executed_macs(network: CellGrid, gates: Tensor, size: tuple[int, int]) -> Tensor:
     """Multiply-adds that an evaluation runs for each image, whatever its gates do not decide over included.
 
     Args:
         network: The network.
-        gates: Of its forward pass [B, layers + 1, levels, 3], on the CPU.
+        gates: Gates of its forward pass [B, layers + 1, levels, 3], on the CPU.
         size: Height and width of the images, multiples of 32.
 
     Returns:
@@ -127,12 +139,12 @@ def executed_macs(network: DynamicRouting, gates: Tensor, size: tuple[int, int])
     return decided + _stem_and_decoder_macs(network, size)
 
 
-def paper_flops(network: DynamicRouting, gates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def paper_flops(network: CellGrid, gates: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """FLOPs of the grid as the paper counts them, for comparison with its tables.
 
     Args:
         network: The network.
-        gates: Of a forward pass [B, layers + 1, levels, 3].
+        gates: Gates of a forward pass [B, layers + 1, levels, 3].
         size: Height and width of the images, multiples of 32.
 
     Returns:
@@ -171,7 +183,7 @@ def decoder_flops(width: int, num_classes: int, size: tuple[int, int]) -> float:
     return sum(levels) + pixels * 9 * width * num_classes
 
 
-def _stem_and_decoder_macs(network: DynamicRouting, size: tuple[int, int]) -> float:
+def _stem_and_decoder_macs(network: CellGrid, size: tuple[int, int]) -> float:
     stem, width = network.stem_chans, network.width
     # The first convolution has no padding.
     half, quarter = (size[0] // 2 - 1) * (size[1] // 2 - 1), size[0] * size[1] // 16

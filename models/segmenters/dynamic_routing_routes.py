@@ -76,8 +76,7 @@ def common_route(usage: Tensor, threshold: float = 0.5) -> list[Edge]:
     """The fixed network of the edges that most images take: Common-A of Dynamic-A, and so on.
 
     Args:
-        usage: Share of the images for which each edge is open [layers + 1, 4, 3]: the mean of `network.gates > 0` over
-            a data set.
+        usage: Share of the images for which each edge is open [layers + 1, 4, 3], over a data set.
         threshold: Share from which an edge is in the route.
 
     Returns:
@@ -94,7 +93,7 @@ def pruned(edges: Iterable[Edge], num_layers: int) -> set[Edge]:
     """Edges on some path from the initial cell to the decoder.
 
     Args:
-        edges: Of a route.
+        edges: The edges of a route.
         num_layers: Layers after the initial cell.
 
     Raises:

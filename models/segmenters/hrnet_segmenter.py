@@ -8,16 +8,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.backbones.hrnet import HRNet, Stage, concatenate, init_weights
-from models.backbones.hrnet_exits import ExitHead, logits_at
+from models.layers.hrnet import HRNet, Stage, concatenate, init_weights
+from models.layers.hrnet_exits import ExitHead
+from models.layers.resize import resize
 
 
 class HRNetSegmenter(nn.Module):
     """HRNet, its branches side by side at a quarter of the resolution, and two 1x1 convolutions.
 
     Args:
-        num_classes: K.
-        stages: A name in `models.backbones.hrnet.STAGES`, or its four rows.
+        num_classes: How many classes there are, K.
+        stages: A name in `models.layers.hrnet.STAGES`, or its four rows.
         in_chans: Channels of the images.
         bn_momentum: Share of a batch in the running statistics.
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.
@@ -50,4 +51,4 @@ class HRNetSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, in_chans, H, W], sides multiples of 32, to logits [B, K, H, W]."""
-        return logits_at(self.head(concatenate(self.backbone(images))), images.shape[-2:])
+        return resize(self.head(concatenate(self.backbone(images))), images.shape[-2:])

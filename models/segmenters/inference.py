@@ -1,33 +1,21 @@
-"""Evaluation of segmenters: exits one by one, windows of a large image, several scales and mirrored images.
+"""Evaluation of segmenters: padded images, windows of a large image, several scales and mirrored images.
 
 Reference: the evaluations of MMSegmentation 1.2 and of HRNet-Semantic-Segmentation (branch pytorch-v1.1).
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.anytime import MultiExit
+from models.layers.resize import resize
 
 # Images [B, 3, H, W] to scores [B, C, H, W] of each exit, cheapest first.
 Predict = Callable[[Tensor], list[Tensor]]
 Average = Literal["softmax", "exp_logits"]
 # What every network takes images in multiples of.
 DIVISOR = 32
-# What is left of the slowest run when a faster one follows; see `Deadline`.
-MEMORY = 0.9
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [B, C, h, w] to [B, C, *size], bilinear; as they are if they have that size."""
-    if maps.shape[-2:] == torch.Size(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def padded(images: Tensor) -> Tensor:
@@ -49,28 +37,6 @@ def unpadded(logits: Tensor, size: Sequence[int]) -> Tensor:
     return resize(logits.float(), (height + -height % DIVISOR, width + -width % DIVISOR))[..., :height, :width]
 
 
-def each_exit(network: nn.Module, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Runs a segmenter exit by exit; what an exit needs runs when it is asked for.
-
-    Args:
-        network: Images to logits, or to a list of them; or a `models.anytime.MultiExit`, whose state may be a dict that
-            says under `mask` where the exit before it was computed.
-        images: [B, 3, H, W], sides as the network takes them.
-
-    Yields:
-        Logits [B, C, h, w] of any resolution, and bool [B, h', w'], where the exit was computed; None for everywhere.
-    """
-    if isinstance(network, MultiExit):
-        state = network.start(images)
-        for exit in range(network.num_exits):
-            logits, state = network.advance(exit, state)
-            yield logits, state.get("mask") if isinstance(state, dict) else None
-    else:
-        output = network(images)
-        for logits in output if isinstance(output, (list, tuple)) else [output]:
-            yield logits, None
-
-
 def windows(size: Sequence[int], crop: Sequence[int], stride: Sequence[int]) -> list[tuple[slice, slice]]:
     """Rows and columns of the windows that cover an image, from top left to bottom right.
 
@@ -79,7 +45,7 @@ def windows(size: Sequence[int], crop: Sequence[int], stride: Sequence[int]) -> 
     Args:
         size: H, W of the image.
         crop: h, w of a window; cut to the image where that is smaller.
-        stride: From one window to the next, down and to the right.
+        stride: Steps from one window to the next, down and to the right.
 
     Raises:
         ValueError: A crop or stride that is not positive.
@@ -133,7 +99,7 @@ def multi_scale(
     Args:
         predict: Logits of a resized image or window.
         images: [B, 3, H, W], normalised.
-        scales: Of the long side, as multiples of `base`.
+        scales: Long sides to resize to, as multiples of `base`.
         flip: Whether each scale is run mirrored, too.
         average: `softmax`, as MMSegmentation: probabilities are averaged over scales and mirrored images. `exp_logits`,
             as HRNet for its Cityscapes tables: logits are averaged over mirrored images, their exponentials over
@@ -141,7 +107,7 @@ def multi_scale(
         base: Long side of an image of scale 1 in pixels; by default the image's.
         crop: Windows of resized images, see `windows`; None for whole images. With `exp_logits`, images of scale 1 and
             less are whole.
-        stride: By default as large as the crop.
+        stride: Steps between windows; by default as large as the crop.
 
     Returns:
         [B, C, H, W] of each exit: of `softmax` probabilities, of `exp_logits` positive scores.
@@ -184,61 +150,3 @@ def _scaled(size: Sequence[int], scale: float, base: int | None) -> tuple[int, i
     target = int((base or longest) * scale + 0.5)
     height, width = (int(side * target / longest + 0.5) for side in size)
     return height, width
-
-
-class Deadline:
-    """Runs the exits of a network for as long as the next one can be expected to be ready in time.
-
-    An exit is expected to take as long as the slowest of its recent runs on images of that size. For a new size, the
-    whole network runs twice first, to know.
-
-    Args:
-        seconds: From the image to the logits of the exit.
-        wait: Waits until the device has done what it was given.
-
-    Raises:
-        ValueError: Seconds that are not positive.
-    """
-
-    def __init__(self, seconds: float, wait: Callable[[], None]) -> None:
-        if not seconds > 0:
-            raise ValueError(f"a deadline is a time above 0, not {seconds:g} seconds")
-        self.seconds = seconds
-        self._wait = wait
-        self._expected: dict[tuple[int, ...], list[float]] = {}
-
-    def run(self, network: nn.Module, images: Tensor) -> tuple[Tensor, int, float]:
-        """The last exit that is ready in time; the first one if none is.
-
-        Args:
-            network: See `each_exit`.
-            images: [B, 3, H, W].
-
-        Returns:
-            Its logits [B, C, h, w], its number, and the seconds that it took.
-        """
-        size = tuple(images.shape)
-        if size not in self._expected:
-            # The first run of a shape also pays for choosing kernels and reserving memory.
-            self._measure(network, images)
-            self._expected[size] = self._measure(network, images)
-        expected = self._expected[size]
-        self._wait()
-        start = before = time.perf_counter()
-        for exit, reached in enumerate(each_exit(network, images)):
-            logits = reached[0]
-            self._wait()
-            now = time.perf_counter()
-            expected[exit] = max(now - before, MEMORY * expected[exit])
-            before = now
-            if exit + 1 == len(expected) or now - start + expected[exit + 1] > self.seconds:
-                break
-        return logits, exit, before - start
-
-    def _measure(self, network: nn.Module, images: Tensor) -> list[float]:
-        self._wait()
-        times = [time.perf_counter()]
-        for _ in each_exit(network, images):
-            self._wait()
-            times.append(time.perf_counter())
-        return [after - before for before, after in pairwise(times)]

@@ -13,7 +13,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from models.segmenters.inference import resize
+from models.layers.resize import resize
 
 NUM_LEVELS = 4
 # The auxiliary head reads the map of stride 16.
@@ -30,7 +30,7 @@ class UperHead(nn.Module):
     Args:
         in_chans: Channels of the feature maps, finest first.
         hidden_dim: Channels of every convolution.
-        num_classes: K.
+        num_classes: How many classes there are, K.
         pool_sizes: Sides of the grids that the coarsest map is averaged over.
         dropout: Probability that a channel is dropped before the classifier.
     """
@@ -76,7 +76,7 @@ class FCNHead(nn.Module):
     Args:
         in_chans: Channels of the feature map.
         hidden_dim: Channels of the convolution.
-        num_classes: K.
+        num_classes: How many classes there are, K.
         dropout: Probability that a channel is dropped before the classifier.
     """
 
@@ -99,7 +99,7 @@ class UperNet(nn.Module):
     the auxiliary head does not run.
 
     Args:
-        num_classes: K.
+        num_classes: How many classes there are, K.
         backbone: timm's name of a network with `features_only`, ours included, of four feature maps or more; the four
             coarsest are used. `convnext_*_dense` have the published norm on each of them.
         hidden_dim: Channels of the head.

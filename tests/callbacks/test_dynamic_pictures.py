@@ -20,6 +20,7 @@ from callbacks.dynamic_pictures import DynamicPictures
 from datamodules import Digits
 from lightning_modules import Classification
 from models.classifiers import DRNet, ResolutionPredictor, dynamic_kernels, timm_classifier
+from models.decisions import noted
 
 DRAWN = ("kernel_attention", "region_overlay", "choices_by_class", "exit_sheet")
 
@@ -91,7 +92,7 @@ def test_kernel_attention_is_the_mean_over_a_class(layer: str, drawn: Any, tmp_p
     with torch.no_grad():
         network.eval()(images)
     for name, mean in means.items():
-        coefficients = network.get_submodule(name).coefficients
+        coefficients = noted(network)[name].values
         for k in range(10):
             assert mean[k] == pytest.approx(coefficients[labels == k].mean(0).numpy(), abs=1e-5)
 
@@ -120,7 +121,7 @@ def test_regions_lie_over_the_images_that_have_them(drawn: Any, tmp_path: Path) 
     ):
         assert (num_regions, title) == (3, f"test: regions of {name}")
         assert len(shown) == len(regions) == 6
-        maps = network.get_submodule(name).regions
+        maps = noted(network)[name].values
         for i, image, region in zip(wanted, shown, regions, strict=True):
             assert np.array_equal(image, data.raw_image("test", i))
             assert np.array_equal(region, maps[i].numpy())
@@ -133,8 +134,7 @@ def test_resolutions_are_those_that_were_picked(drawn: Any, tmp_path: Path) -> N
     images, labels = split(data)
     with torch.no_grad():
         predicted = network.eval()(images).argmax(1)
-    choice = network.choice
-    assert choice is not None
+    choice = noted(network)[""].values
     ((counts, _, sizes, shares, _),) = drawn["choices_by_class"]
     assert sizes == ["8 x 8 pixels", "4 x 4 pixels"]
     assert shares == [1, network.costs[1] / network.costs[0]]

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.anytime import iterate
 from models.anytime.confidence import confidence
-from models.backbones.hrnet import HighResolutionModule, plain_conv
-from models.backbones.hrnet_exits import ExitHead, logits_at
+from models.layers.hrnet import HighResolutionModule, plain_conv
+from models.layers.hrnet_exits import ExitHead
 from models.layers.masked_conv import MaskedConv2d
 from models.layers.regions import Region, pyramid
+from models.layers.resize import resize
 from models.official import load
 from models.official.adpc import LAYOUT
 from models.segmenters.adpc import ADPC, unsure
@@ -104,7 +106,7 @@ def model(case: Case) -> dict[str, Tensor]:
     load(network, LAYOUT.to_ours(case.state))
     images = case.inputs["image"]
     with torch.no_grad():
-        exits = list(network.iterate(images))
+        exits = list(iterate(network, images))
     results = {f"out.exit{i}": logits for i, logits in enumerate(exits, 1)}
     results["out.flops"] = torch.tensor(network.published_macs(images.shape[1:]))
     return results | masks(network, exits, case)
@@ -126,7 +128,7 @@ def masks(network: ADPC, exits: list[Tensor], case: Case) -> dict[str, Tensor]:
 def train_step(case: Case) -> dict[str, Tensor]:
     network = build(case.config).train()
     load(network, LAYOUT.to_ours(case.state))
-    exits = list(network.iterate(case.inputs["image"]))
+    exits = list(iterate(network, case.inputs["image"]))
     results = {f"out.exit{i}": logits for i, logits in enumerate(exits, 1)}
     results |= losses(exits, case)
     results["out.loss_total"].backward()
@@ -153,7 +155,7 @@ def exit_loss(case: Case) -> dict[str, Tensor]:
 def losses(exits: list[Tensor], case: Case) -> dict[str, Tensor]:
     """Weighted cross entropy of each exit at the labels' resolution, and the weighted sum."""
     label, weight = case.inputs["label"], case.inputs["class_weight"]
-    each = [F.cross_entropy(logits_at(x, label.shape[-2:]), label, weight, ignore_index=VOID) for x in exits]
+    each = [F.cross_entropy(resize(x, label.shape[-2:]), label, weight, ignore_index=VOID) for x in exits]
     total = torch.stack([loss * share for loss, share in zip(each, case.config["ee_weights"], strict=True)]).sum()
     return {f"out.loss_exit{i}": loss for i, loss in enumerate(each, 1)} | {"out.loss_total": total}
 

@@ -12,10 +12,11 @@ from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from models.decisions import noted
 from models.layers.cond_conv import CondConv2d
-from models.layers.replace import replace
 from models.official import load
 from models.official.condconv import LAYOUT
+from models.surgery import replace
 
 if TYPE_CHECKING:
     from tests.test_golden import Case
@@ -54,7 +55,7 @@ def inverted_residual_block(case: Case) -> dict[str, Tensor]:
     trained = block.train()(case.inputs["x"])
     (trained * case.inputs["ct"]).sum().backward()
     return {
-        "out.routing_weights": block.get_submodule("conv_dw").coefficients,
+        "out.routing_weights": noted(block)["conv_dw"].values,
         "out.y_eval": evaluated,
         "out.y_train": trained,
         **{f"out.after.{name}": value for name, value in block.named_buffers()},

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.shufflenet_drconv import GuidedShuffleBlock, ShuffleNetDRConv
+from models.decisions import noted
 from models.layers.dr_conv import DRConv2d, gathered_region_conv2d, masked_region_conv2d
 from models.official import load
 from models.official.drconv import LAYOUT
@@ -55,8 +56,7 @@ def layer(case: Case) -> dict[str, Tensor]:
     y = conv.train()(x, scores)
     (y * case.inputs["ct"]).sum().backward()
     mask = scores.argmax(1)
-    assert conv.regions is not None
-    assert torch.equal(F.interpolate(mask[:, None].float(), y.shape[-2:])[:, 0].long(), conv.regions)
+    assert torch.equal(F.interpolate(mask[:, None].float(), y.shape[-2:])[:, 0].long(), noted(conv)[""].values)
     with torch.no_grad():
         torch.testing.assert_close(conv.eval()(x, scores), y)
     return {
@@ -88,7 +88,7 @@ def paper_layer(case: Case) -> dict[str, Tensor]:
     return {
         "out.y": y,
         "out.y_eval": evaluated,
-        "out.region": conv.regions,
+        "out.region": noted(conv)[""].values,
         "out.grad_x": x.grad,
         **gradients(conv, official_layer_name),
     }

@@ -11,7 +11,9 @@ from timm.models.resnet import Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
 from callbacks.compute_budget import budget_penalty
-from models.classifiers.drnet import DRNet, ResolutionPredictor, gumbel_noise, mix, resize, straight_through
+from models.classifiers.drnet import DRNet, ResolutionPredictor, mix
+from models.layers.gumbel import gumbel_noise, straight_through
+from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, use_set
 from models.official import load
 from models.official.drnet import LAYOUT

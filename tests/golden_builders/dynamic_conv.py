@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from models.layers.dynamic_conv import DynamicConv2d, KernelAttention, set_temperature, stepwise_temperature
-from models.layers.replace import replace
+from callbacks.annealing import Annealing, find_buffers
+from models.decisions import noted
+from models.layers.dynamic_conv import DynamicConv2d, KernelAttention
 from models.official import load
 from models.official.dynamic_conv import LAYOUT
+from models.surgery import replace
 
 if TYPE_CHECKING:
     from tests.test_golden import Case
@@ -37,8 +39,16 @@ def attention(case: Case) -> dict[str, Tensor]:
 
 def temperature_schedule(case: Case) -> dict[str, Tensor]:
     start = int(case.inputs["start"]) if "start" in case.inputs else case.config["start"]
-    epochs = range(case.config["calls"] + 1)
-    return {"out.temperature_before_epoch": torch.tensor([stepwise_temperature(epoch, start) for epoch in epochs])}
+    # Three less at every epoch, until it is one.
+    epochs, calls = range(1, (start - 1) // 3 + 1), case.config["calls"]
+    annealing = Annealing("temperature", start, 1, shape="steps", unit="epoch", milestones=epochs)
+    temperatures = [round(annealing.value(epoch, calls), 9) for epoch in range(calls + 1)]
+    return {"out.temperature_before_epoch": torch.tensor(temperatures).long()}
+
+
+def set_temperature(network: nn.Module, temperature: float) -> None:
+    for buffer in find_buffers(network, "KernelAttention", "temperature"):
+        buffer.fill_(temperature)
 
 
 def layer(case: Case) -> dict[str, Tensor]:
@@ -60,7 +70,7 @@ def layer(case: Case) -> dict[str, Tensor]:
     images = case.inputs["x"].requires_grad_()
     y = convolution(images)
     (y * case.inputs["ct"]).sum().backward()
-    return {"out.y": y, "out.pi": convolution.coefficients, "out.grad_x": images.grad} | gradients(convolution)
+    return {"out.y": y, "out.pi": noted(convolution)[""].values, "out.grad_x": images.grad} | gradients(convolution)
 
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}

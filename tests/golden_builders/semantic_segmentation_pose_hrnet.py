@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.backbones.hrnet import STAGES
+from models.layers.hrnet import STAGES
 from models.official import load
 from models.official.hrnet import LAYOUT
 from models.pose.hrnet_pose import HRNetPose

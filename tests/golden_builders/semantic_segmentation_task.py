@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_modules.segmentation_losses import Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import Tally, scores
-from models.segmenters.inference import Predict, multi_scale, resize, sliding_window
+from models.layers.resize import resize
+from models.segmenters.inference import Predict, multi_scale, sliding_window
 
 if TYPE_CHECKING:
     from tests.test_golden import Case

@@ -18,6 +18,7 @@ from models.anytime import (
     CRITERIA,
     NEVER,
     PUBLISHED_RATIOS,
+    ExitThresholds,
     Outcomes,
     Policy,
     confidence,
@@ -28,8 +29,6 @@ from models.anytime import (
     linear_auc,
     pareto_thresholds,
     shuffled,
-    solve_accuracy,
-    solve_budget,
     step_accuracy,
     step_auc,
 )
@@ -205,7 +204,7 @@ def test_broken_outcomes_are_refused() -> None:
 
 def test_random_exits_cost_the_same_and_know_less() -> None:
     validation, test = outcomes(2000), outcomes(2000, seed=1)
-    policy = solve_budget(validation, COSTS, share=0.5)
+    policy = ExitThresholds.solve(validation, COSTS).policy(0.5)
     judged = evaluate(test, policy.thresholds, COSTS)
     blind = evaluate_exits(test, shuffled(judged.exits, torch.Generator().manual_seed(0)), COSTS)
     assert blind.exit_shares.tolist() == judged.exit_shares.tolist()
@@ -223,26 +222,11 @@ def test_random_exits_cost_the_same_and_know_less() -> None:
 @pytest.mark.parametrize("share", [1 / 9, 0.2, 0.5, 0.9, 1.0])
 def test_budget_is_kept_and_spent(solver: str, share: float) -> None:
     validation = outcomes(1000)
-    policy = solve_budget(validation, COSTS, share=share, solver=solver)  # type: ignore[arg-type]
+    policy = ExitThresholds.solve(validation, COSTS, solver).policy(share)  # type: ignore[arg-type]
     judged = evaluate(validation, policy.thresholds, COSTS)
     assert judged.cost <= share * COSTS[-1] * (1 + 1e-9)
     if solver == "geometric":
         assert judged.cost >= (share - 0.01) * COSTS[-1]
-    assert policy == solve_budget(validation, COSTS, macs=share * COSTS[-1], solver=solver)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("solver", ["geometric", "pareto"])
-def test_target_accuracy_is_reached_at_the_least_cost(solver: str) -> None:
-    validation = outcomes(1000)
-    wanted = validation.accuracy[2].item()
-    policy = solve_accuracy(validation, COSTS, wanted, solver=solver)  # type: ignore[arg-type]
-    judged = evaluate(validation, policy.thresholds, COSTS)
-    assert judged.accuracy >= wanted - 1e-9
-    assert judged.cost < COSTS[2]
-    slightly_less = solve_budget(validation, COSTS, macs=judged.cost * 0.999, solver=solver)  # type: ignore[arg-type]
-    assert evaluate(validation, slightly_less.thresholds, COSTS).accuracy < wanted
-    with pytest.raises(ValueError, match="at most 0"):
-        solve_accuracy(validation, COSTS, 1.0, solver=solver)  # type: ignore[arg-type]
 
 
 @settings(max_examples=10, deadline=None)
@@ -250,11 +234,11 @@ def test_target_accuracy_is_reached_at_the_least_cost(solver: str) -> None:
 def test_pareto_is_never_worse_than_geometric(seed: int, exits: int, share: float) -> None:
     validation = outcomes(60, exits=exits, seed=seed)
     costs = [float(k) ** 2 + 1 for k in range(exits)]
-    budget = max(share * costs[-1], costs[0])
-    accuracies = [
-        evaluate(validation, solve_budget(validation, costs, macs=budget, solver=solver).thresholds, costs).accuracy
-        for solver in ("geometric", "pareto")
-    ]
+    budget = max(share, costs[0] / costs[-1])
+    accuracies = []
+    for solver in ("geometric", "pareto"):
+        policy = ExitThresholds.solve(validation, costs, solver).policy(budget)  # type: ignore[arg-type]
+        accuracies.append(evaluate(validation, policy.thresholds, costs).accuracy)
     assert accuracies[1] >= accuracies[0]
 
 
@@ -263,7 +247,7 @@ def test_pareto_avoids_an_exit_that_knows_nothing() -> None:
     prediction = known.prediction.clone()
     prediction[1] = (known.target + 1) % 10
     misled = Outcomes(known.confidence, prediction, known.target)
-    geometric, pareto = (solve_budget(misled, COSTS, share=0.5, solver=solver) for solver in ("geometric", "pareto"))
+    geometric, pareto = (ExitThresholds.solve(misled, COSTS, solver).policy(0.5) for solver in ("geometric", "pareto"))  # type: ignore[arg-type]
     judged = evaluate(misled, pareto.thresholds, COSTS)
     assert judged.accuracy > evaluate(misled, geometric.thresholds, COSTS).accuracy + 0.05
     assert judged.exit_shares[1] < 0.01
@@ -286,25 +270,12 @@ def test_pareto_front_against_every_pair_of_thresholds() -> None:
         assert mine == pytest.approx(best, abs=1e-9)
 
 
-def test_wrong_budgets_are_refused() -> None:
+def test_wrong_costs_are_refused() -> None:
     validation = outcomes()
-    for share in (0.0, -1.0, 1.01, float("nan")):
-        with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-            solve_budget(validation, COSTS, share=share)
-    with pytest.raises(ValueError, match=r"at least 1, a share of 0\.111"):
-        solve_budget(validation, COSTS, share=0.1)
-    with pytest.raises(ValueError, match="either"):
-        solve_budget(validation, COSTS)
-    with pytest.raises(ValueError, match="either"):
-        solve_budget(validation, COSTS, share=0.5, macs=3.0)
-    with pytest.raises(ValueError, match="there are: geometric, pareto"):
-        solve_budget(validation, COSTS, share=0.5, solver="genetic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must rise"):
-        solve_budget(validation, COSTS[::-1], share=0.5)
+        pareto_thresholds(validation, COSTS[::-1])
     with pytest.raises(ValueError, match="3 costs for 4 exits"):
-        solve_budget(validation, COSTS[:3], share=0.5)
-    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-        solve_accuracy(validation, COSTS, 75.0)
+        ExitThresholds.solve(validation, COSTS[:3])
 
 
 def test_curves_by_hand() -> None:

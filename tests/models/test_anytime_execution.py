@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.anytime import ALWAYS, CRITERIA, NEVER, MultiExit, Outcomes, Policy, exit_costs, run
-from models.compute import count
+from models.anytime import ALWAYS, CRITERIA, NEVER, MultiExit, Outcomes, Policy, each_exit, exit_costs, iterate, run
+from models.compute import count, executed_by_parts
 from tests.models.test_anytime import naive_exits
 
 
@@ -31,11 +31,7 @@ class Cascade(nn.Module):
         return self.heads[exit](pooled) * 3, {**state, "x": x}
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        state, logits = self.start(images), []
-        for exit in range(self.num_exits):
-            each, state = self.advance(exit, state)
-            logits.append(each)
-        return logits
+        return list(iterate(self, images))
 
 
 @pytest.fixture
@@ -109,6 +105,37 @@ def test_run_refuses_what_would_be_wrong(cascade: Cascade) -> None:
         Policy("max_prob", ())
     with pytest.raises(ValueError, match="threshold for each exit"):
         Policy("max_prob", (float("nan"),))
+
+
+def test_an_exit_runs_when_it_is_asked_for(cascade: Cascade) -> None:
+    images = torch.randn(2, 3, 4, 4)
+    expected = cascade(images)
+    cascade.ran.clear()
+    exits = each_exit(cascade, images)
+    first = next(exits)
+    assert cascade.ran == [2]
+    assert torch.equal(torch.stack([first, *exits]), torch.stack(expected))
+    assert cascade.ran == [2] * 4
+
+
+def test_a_network_without_exits_is_one_exit_and_a_list_is_several() -> None:
+    images = torch.randn(2, 3, 4, 4)
+    (only,) = each_exit(nn.Identity(), images)
+    assert only is images
+    assert [len(half) for half in each_exit(Halves(), images)] == [1, 1]
+
+
+class Halves(nn.Module):
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(images.split(1))
+
+
+def test_costs_of_a_real_inference_are_those_of_shapes(cascade: Cascade) -> None:
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        counted = executed_by_parts(each_exit(cascade, images), 5)
+    assert [macs for _, macs in counted] == exit_costs(cascade, (3, 8, 8))
+    assert torch.equal(torch.stack([logits for logits, _ in counted]), torch.stack(cascade(images)))
 
 
 def test_costs_add_up(cascade: Cascade) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.anytime import iterate
 from models.classifiers.drnet import DRNet
 from models.compute import count, executed
 from models.decisions import forget, note, noted
@@ -42,7 +43,8 @@ def test_the_last_forward_is_noted_until_it_is_forgotten(network: nn.Sequential)
         network(images)
         decisions = noted(network)
         assert list(decisions) == ["1"]
-        torch.testing.assert_close(decisions["1"].values, network[1].gate(network[0](images)).softmax(1))
+        gates = network[1].get_submodule("gate")(network[0](images)).softmax(1)
+        torch.testing.assert_close(decisions["1"].values, gates)
         assert not decisions["1"].values.requires_grad
     assert list(noted(network[1])) == [""]
     forget(network)
@@ -166,12 +168,14 @@ def test_the_common_route_makes_a_network() -> None:
 def test_an_exit_is_computed_where_the_one_before_was_not_sure() -> None:
     torch.manual_seed(0)
     stages = [[1, [1], [8]], [1, [1, 1], [4, 8]], [1, [1, 1, 1], [4, 8, 16]], [1, [1, 1, 1, 1], [4, 8, 16, 32]]]
-    network = ADPC(3, stages, pooled_dim=4, init_std=None).eval()  # type: ignore[arg-type]
+    network = ADPC(3, stages, pooled_dim=4, bn_momentum=1.0, init_std=None)  # type: ignore[arg-type]
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        threshold = next(network.iterate(images)).softmax(1).amax(1).median().item()
+        network.train()(images)
+        network.eval()
+        threshold = next(iterate(network, images)).softmax(1).amax(1).median().item()
         network.thresholds = (threshold, 1.0, 1.0)
-        exits = network.iterate(images)
+        exits = iterate(network, images)
         first = next(exits)
         assert [decision.values.shape[1] for decision in noted(network).values()] == [1]
         list(exits)

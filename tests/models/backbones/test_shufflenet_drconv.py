@@ -10,6 +10,7 @@ from torchvision.models import shufflenet_v2_x0_5
 
 from models.backbones.shufflenet_drconv import CHANNELS, GuidedShuffleBlock
 from models.compute import ComputeReport, count, executed
+from models.decisions import noted
 from models.layers.dr_conv import DRConv2d
 from models.official import load, systems
 from models.official.drconv import LAYOUT
@@ -92,7 +93,7 @@ def test_evaluation_equals_the_published_form() -> None:
     masking = network(images())
     assert masking.requires_grad
     torch.testing.assert_close(skipping, masking.detach(), rtol=1e-5, atol=1e-5)
-    assert network.stages[0][0].expand.conv.regions.unique().numel() > 1
+    assert noted(network.stages[0][0].expand.conv)[""].values.unique().numel() > 1
 
 
 def test_branches() -> None:
@@ -110,9 +111,9 @@ def test_one_guide_for_both_convolutions() -> None:
     x = torch.randn(2, 6, 9, 9)
     assert block(x).shape == (2, 16, 5, 5)
     regions = block.guide(x).argmax(1)
-    assert torch.equal(block.expand.conv.regions, regions)
+    assert torch.equal(noted(block.expand.conv)[""].values, regions)
     nearest = F.interpolate(regions[:, None].float(), (5, 5))[:, 0].long()
-    assert torch.equal(block.project.conv.regions, nearest)
+    assert torch.equal(noted(block.project.conv)[""].values, nearest)
 
 
 @pytest.mark.parametrize("num_regions", [0, 4])

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifiers.drnet import DRNet, ResolutionPredictor, resize, straight_through
+from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.compute import count, executed, expected, parameter_count, recorded, static_macs
+from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms
 from models.official import LayoutError, load, system_of
 from models.official.drnet import LAYOUT
@@ -90,31 +91,6 @@ def test_predictor_for_mobilenet_has_about_the_published_size() -> None:
     assert predictor(photos(2)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("size", [(20, 23), (9, 31), (16, 16)])
-def test_official_resize_has_no_half_pixel_shift(size: tuple[int, int]) -> None:
-    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    columns = resize(ramp, size, "official")[0, 0, 0]
-    torch.testing.assert_close(columns, (torch.arange(size[1]) * 16 / size[1]).clamp(max=15.0))
-
-
-def test_antialiased_resize_averages() -> None:
-    stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 1, 16, 16)
-    inside = resize(stripes, (4, 4))[0, 0, :, 1:-1]
-    assert (inside - 0.5).abs().max() < 0.1
-    assert (resize(stripes, (4, 4), "official") == 0).all()
-
-
-def test_straight_through_is_one_hot_with_the_gradient_of_the_softmax() -> None:
-    scores, noise = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
-    weights = torch.randn(4, 3)
-    hard, soft = straight_through(scores, noise, 0.5)
-    assert torch.equal(hard, F.one_hot((scores + noise).argmax(1), 3).float())
-    torch.testing.assert_close(soft, ((scores.log_softmax(1) + noise) / 0.5).softmax(1))
-    (through_hard,) = torch.autograd.grad((hard * weights).sum(), scores, retain_graph=True)
-    (through_soft,) = torch.autograd.grad((soft * weights).sum(), scores)
-    torch.testing.assert_close(through_hard, through_soft)
-
-
 def test_samples_follow_the_scores() -> None:
     network = tiny()
     torch.manual_seed(0)
@@ -183,7 +159,7 @@ def test_norms_of_a_resolution_see_only_its_images() -> None:
     network(images)
     stem = network.classifier.bn1
     for j, members in ((0, images[:4]), (2, images[4:11])):
-        features = network.classifier.conv1(resize(members, network.candidates[j]))
+        features = network.classifier.conv1(resize(members, network.candidates[j], "antialiased"))
         mean = features.mean((0, 2, 3))
         torch.testing.assert_close(stem.sets[j].running_mean, 0.1 * mean, rtol=1e-4, atol=1e-6)
     # A single image has no statistics worth counting.
@@ -196,7 +172,7 @@ def test_mix_counts_every_image_at_every_resolution() -> None:
     network, images = choosing(tiny(route="mix"), [0] * 6).train(), photos(6)
     network(images)
     for j, size in enumerate(network.candidates):
-        mean = network.classifier.conv1(resize(images, size)).mean((0, 2, 3))
+        mean = network.classifier.conv1(resize(images, size, "antialiased")).mean((0, 2, 3))
         torch.testing.assert_close(network.classifier.bn1.sets[j].running_mean, 0.1 * mean, rtol=1e-4, atol=1e-6)
 
 
@@ -308,7 +284,7 @@ def test_any_host_with_batch_norms(name: str) -> None:
     images = photos(2, 48)
     with torch.no_grad():
         torch.testing.assert_close(network.classify(images, 0), alone(images))
-        torch.testing.assert_close(network.classify(images, 1), alone(resize(images, (32, 32))))
+        torch.testing.assert_close(network.classify(images, 1), alone(resize(images, (32, 32), "antialiased")))
     assert not any(
         isinstance(module, nn.BatchNorm2d) and ".sets." not in name
         for name, module in network.classifier.named_modules()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import compute
+from models.decisions import noted
 from models.layers.cond_conv import CondConv2d, Routing, share_routing
 from models.layers.dynamic_conv import DynamicConv2d
 
@@ -42,7 +43,7 @@ def convolve(layer, x, kernel, bias):
 def test_output_is_the_mixture_of_the_experts_outputs(name, geometry):
     layer, x = build(name, geometry), images()
     out = layer(x)
-    r = layer.coefficients
+    r = noted(layer)[""].values
     assert r.std(0).max() > 1e-3  # it does depend on the image
     assert not r.requires_grad
     kernels = layer.weight.reshape(-1, *layer.kernel_shape)
@@ -78,11 +79,11 @@ def test_a_batch_is_its_images(name, geometry):
 def test_autocast_computes_coefficients_in_full_precision(name):
     layer, x = build(name, "dense"), images()
     expected = layer(x)
-    r = layer.coefficients
+    r = noted(layer)[""].values
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(x)
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(layer.coefficients, r)
+    torch.testing.assert_close(noted(layer)[""].values, r)
     torch.testing.assert_close(out.float(), expected, rtol=5e-2, atol=5e-2)
     out.float().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
@@ -106,7 +107,7 @@ def test_mixing_and_routing_are_counted(name):
     assert report.conv_macs == 8 * 6 * 9 * 5 * 4
     assert report.macs - report.conv_macs == 3 * weights + routing
     assert compute.executed(layer, images()).macs == report.macs
-    assert layer.coefficients.shape == (5, 3)
+    assert noted(layer)[""].values.shape == (5, 3)
     # Nothing without data is left behind by the count.
     compute.count(layer, (6, 9, 8))
     copy.deepcopy(layer)(images())
@@ -171,7 +172,7 @@ def test_a_block_shares_the_routing_of_its_input():
     r = block.routing_fn(x)
     expected = x + block.second(block.first(x, r).relu(), r)
     torch.testing.assert_close(block(x), expected)
-    torch.testing.assert_close(block.second.coefficients, r)
+    torch.testing.assert_close(noted(block.second)[""].values, r)
     assert block.second.handed is None  # no graph is kept
     assert {name.split(".")[0] for name in block.state_dict()} == {"first", "second", "routing_fn"}
 

@@ -1,4 +1,3 @@
-import copy
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,10 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from models.compute import count, executed
+from models.decisions import noted
 from models.layers.dr_conv import DRConv2d, gathered_region_conv2d, masked_region_conv2d
 from models.layers.per_sample_conv import per_sample_conv2d
-from models.layers.replace import replace
+from models.surgery import replace
 
 VARIANTS: list[dict[str, Any]] = [
     {"generator": "expert_mixture", "guide": "pointwise", "num_experts": 3},
@@ -62,8 +62,7 @@ def test_evaluation_equals_training(variant: dict[str, Any], geometry: dict[str,
     conv = layer(**variant, **geometry)
     trained = published(conv, images())
     assert trained.shape == static(geometry)(images()).shape
-    assert conv.regions is not None
-    assert len(conv.regions.unique()) > 1
+    assert len(noted(conv)[""].values.unique()) > 1
     torch.testing.assert_close(skipping(conv, images()), trained, rtol=1e-5, atol=1e-5)
 
 
@@ -202,10 +201,9 @@ class Training(nn.Module):
 def test_counting_needs_no_data(variant: dict[str, Any], device: str) -> None:
     conv = layer(kernel_size=3, padding=1, **variant)
     expected = executed(conv, images()).macs
-    maps = copy.deepcopy(conv.regions)
-    assert maps is not None
+    maps = noted(conv)[""].values.clone()
     assert count(conv.to(device), (4, 9, 8)).macs == expected
-    assert torch.equal(conv.regions, maps)
+    assert torch.equal(noted(conv)[""].values, maps)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -213,14 +211,13 @@ def test_counting_needs_no_data(variant: dict[str, Any], device: str) -> None:
 def test_autocast(variant: dict[str, Any], training: bool) -> None:
     conv = layer(kernel_size=3, padding=1, **variant)
     full = (published if training else skipping)(conv, images())
-    regions = conv.regions
-    assert regions is not None
+    regions = noted(conv)[""].values
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(training):
         half = conv(images())
         if training:
             half.float().square().sum().backward()
     assert half.dtype == torch.bfloat16
-    same = (conv.regions == regions)[:, None].expand_as(full)
+    same = (noted(conv)[""].values == regions)[:, None].expand_as(full)
     assert same.float().mean() > 0.95
     torch.testing.assert_close(half.float()[same], full[same], rtol=0.05, atol=0.05 * full.abs().max().item())
     if training:
@@ -237,22 +234,18 @@ def test_every_parameter_learns_in_either_mode(variant: dict[str, Any]) -> None:
 
 def test_regions_of_the_last_forward_pass() -> None:
     conv = layer(kernel_size=1, stride=2, guide="given")
-    assert conv.regions is None
+    assert not noted(conv)
     scores = torch.randn(3, 3, 9, 8, requires_grad=True)
     conv(images(), scores)
-    assert conv.regions is not None
-    assert not conv.regions.requires_grad
+    assert not noted(conv)[""].values.requires_grad
     # Of 9 rows the nearest neighbours of 5 are 0, 1, 3, 5 and 7.
-    assert torch.equal(conv.regions, scores.argmax(1)[:, [0, 1, 3, 5, 7]][:, :, ::2])
-    assert "regions" not in conv.state_dict()
-    assert torch.equal(copy.deepcopy(conv).regions, conv.regions)
+    assert torch.equal(noted(conv)[""].values, scores.argmax(1)[:, [0, 1, 3, 5, 7]][:, :, ::2])
 
 
 def test_ties_go_to_the_first_region() -> None:
     conv = layer(kernel_size=1, guide="given")
     conv(images(), torch.tensor([1.0, 2.0, 2.0]).view(1, 3, 1, 1).expand(3, -1, 9, 8))
-    assert conv.regions is not None
-    assert conv.regions.unique().tolist() == [1]
+    assert noted(conv)[""].values.unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=["code", "paper"])
@@ -283,7 +276,7 @@ def test_in_place_of_the_pointwise_convolutions_of_a_host() -> None:
     layers = [module for module in network.modules() if isinstance(module, DRConv2d)]
     assert len(layers) == len(names) == 4
     network(torch.randn(2, 3, 64, 64)).sum().backward()
-    assert [module.regions.shape for module in layers] == [(2, 2, 2)] * 4
+    assert [noted(module)[""].values.shape for module in layers] == [(2, 2, 2)] * 4
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -332,5 +325,5 @@ def test_learns_the_regions_of_two_filters() -> None:
             optimizer.step()
         losses[type(network).__name__] = loss.item()
     assert losses["DRConv2d"] < losses["Conv2d"] / 10
-    agreement = ((dynamic.regions == 1) == regions).float().mean().item()
+    agreement = ((noted(dynamic)[""].values == 1) == regions).float().mean().item()
     assert max(agreement, 1 - agreement) > 0.95

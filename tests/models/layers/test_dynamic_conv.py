@@ -2,20 +2,13 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from models.layers.dynamic_conv import (
-    DynamicConv2d,
-    KernelAttention,
-    linear_temperature,
-    set_temperature,
-    stepwise_temperature,
-)
+from models.layers.dynamic_conv import DynamicConv2d, KernelAttention
 
 
 def test_the_temperature_is_in_the_checkpoint():
     layer = DynamicConv2d(6, 8, 3)
-    assert set_temperature(nn.Sequential(layer, nn.ReLU()), 4.0) == 1
+    layer.attention.temperature.fill_(4)
     resumed = DynamicConv2d(6, 8, 3)
     assert resumed.attention.temperature == 30
     resumed.load_state_dict(layer.state_dict())
@@ -29,7 +22,7 @@ def test_a_high_temperature_is_nearly_uniform_and_a_low_one_sharp():
     attention, x = KernelAttention(6, 4), torch.randn(5, 6, 7, 7)
     entropies = []
     for temperature in (1e3, 1.0, 1e-3):
-        set_temperature(attention, temperature)
+        attention.temperature.fill_(temperature)
         pi = attention(x)
         torch.testing.assert_close(pi.sum(1), torch.ones(5))
         entropies.append(-torch.xlogy(pi, pi).sum(1).mean().item())
@@ -45,17 +38,6 @@ def test_hidden_width(channels, rule, hidden):
     assert KernelAttention(channels, 4, hidden_rule=rule).fc1.weight.shape == (hidden, channels)
 
 
-def test_linear_schedule():
-    assert [linear_temperature(epoch) for epoch in (0, 5, 10, 300)] == [30.0, 15.5, 1.0, 1.0]
-    assert linear_temperature(1.5, 10, 2, 4) == 7
-
-
-def test_stepwise_schedule():
-    assert [stepwise_temperature(epoch) for epoch in (0, 1, 10, 11, 12)] == [34, 31, 4, 1, 1]
-    with pytest.raises(ValueError, match="whole steps"):
-        stepwise_temperature(0, start=30)
-
-
 def test_bad_options():
     with pytest.raises(ValueError, match="plus_one, paper"):
         KernelAttention(6, hidden_rule="quarter")
@@ -63,5 +45,3 @@ def test_bad_options():
         KernelAttention(6, ratio=0)
     with pytest.raises(ValueError, match="temperature is positive"):
         DynamicConv2d(6, 8, 3, temperature=0)
-    with pytest.raises(ValueError, match="temperature is positive"):
-        set_temperature(DynamicConv2d(6, 8, 3), -1)

@@ -1,6 +1,6 @@
 import timm
 
-from models.layers.dynamic_conv import set_temperature
+from callbacks.annealing import find_buffers
 from models.official import load
 from models.official.dynamic_conv import LAYOUT
 
@@ -11,7 +11,8 @@ def network():
 
 def test_the_temperature_is_one():
     ours = network()
-    set_temperature(ours, 1.0)
+    for temperature in find_buffers(ours, "KernelAttention", "temperature"):
+        temperature.fill_(1)
     official = LAYOUT.to_official(ours.state_dict())
     assert not [name for name in official if "temperature" in name]
     assert official["layer1.0.conv1.attention.fc1.weight"].shape == (17, 64, 1, 1)

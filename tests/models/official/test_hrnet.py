@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.backbones.hrnet import HRNet
+from models.layers.hrnet import HRNet
 from models.official import LayoutError, absent_parts, foreign, layout_of, load, spare_parts, system_of
 from models.pose.adpc_pose import ADPCPose
 from models.pose.hrnet_pose import HRNetPose

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from callbacks.compute_budget import ComputeBudget
 from models.compute import count, executed, expected, has_values, parameter_count, recorded, static_macs
+from models.decisions import noted
 from models.layers.soft_gate import SoftGate, soft_gate
 from models.official import LayoutError, load, system_of
 from models.official.dynamic_routing import LAYOUT
@@ -116,8 +117,7 @@ def test_an_image_takes_its_route_whatever_its_batch() -> None:
     network, batch = undecided(), images()
     with torch.no_grad():
         together = network(batch)
-        gates = network.gates
-        assert gates is not None
+        gates = noted(network)[""].values
         alone = torch.cat([network(image[None]) for image in batch])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     opened = gates > 0
@@ -211,8 +211,7 @@ def test_executed_multiply_adds_are_known_from_the_gates(options: dict[str, Any]
     batch = images(6, *size)
     with torch.no_grad():
         network(batch)
-    assert network.gates is not None
-    costs = executed_macs(network, network.gates, size)
+    costs = executed_macs(network, noted(network)[""].values, size)
     assert costs.tolist() == [executed(network, image[None]).macs for image in batch]
 
 
@@ -238,9 +237,8 @@ def test_an_executed_budget_has_the_value_of_what_runs_and_the_gradient_of_what_
         compute.macs.mean().backward()
         shares[network.budget] = compute.share.detach()
         gradients[network.budget] = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    assert network.gates is not None
     # What an evaluation by the same gates would run.
-    taken = route_taken(network.gates)[0].double()
+    taken = route_taken(noted(network)[""].values)[0].double()
     bodies, transforms = cost_tables(network, elementwise=False)
     hard = (taken.amax(3) * bodies).sum((1, 2)) + (taken * transforms).sum((1, 2, 3))
     torch.testing.assert_close(shares["executed"].double(), hard * 64 * 96 / compute.dense_macs, rtol=1e-5, atol=0)
@@ -293,8 +291,7 @@ def test_half_precision_decides_in_single(training: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
         logits = network(images(3))
     assert logits.isfinite().all()
-    assert network.gates is not None
-    assert network.gates.dtype == torch.float32
+    assert noted(network)[""].values.dtype == torch.float32
     assert all(layer.expected.dtype == torch.float32 for layer in recorded(network).values())
 
 
@@ -311,8 +308,7 @@ def test_soft_gate_closes_exactly_and_without_gradient() -> None:
 def test_gates_start_nearly_open() -> None:
     network = tiny(width=16).train()
     network(images(4))
-    assert network.gates is not None
-    paths = network.gates.flatten(1)[:, network.path_index]
+    paths = noted(network)[""].values.flatten(1)[:, network.path_index]
     assert (paths > 0).float().mean() > 0.8
     assert SoftGate(8, 3).score.bias.tolist() == [1.5] * 3  # type: ignore[union-attr]
 

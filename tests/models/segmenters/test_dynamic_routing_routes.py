@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.compute import parameter_count
+from models.decisions import noted
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_flops import cell_costs, decoder_flops, paper_flops
 from models.segmenters.dynamic_routing_routes import FIXED, TRANSFORMS, all_edges, common_route, fixed_route, pruned
@@ -50,8 +51,7 @@ def test_a_fixed_network_trains_all_it_has(route: str) -> None:
     assert logits.shape == (2, 5, 64, 64)
     logits.square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-    assert network.gates is not None
-    opened = {(layer, level, TRANSFORMS[i]) for layer, level, i in network.gates[0].nonzero().tolist()}
+    opened = {(layer, level, TRANSFORMS[i]) for layer, level, i in noted(network)[""].values[0].nonzero().tolist()}
     assert opened == fixed_route(route, 6)
 
 

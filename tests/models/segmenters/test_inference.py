@@ -1,42 +1,17 @@
-"""Windows, scales, exits one by one and deadlines, against what they are defined as."""
+"""Windows, scales and padding, against what they are defined as."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.segmenters import inference
-from models.segmenters.inference import Deadline, each_exit, multi_scale, padded, sliding_window, unpadded, windows
+from models.segmenters.inference import multi_scale, padded, sliding_window, unpadded, windows
 
 SIDE = st.integers(1, 40)
-
-
-class Exits(nn.Module):
-    """Three exits that count how often they run; time passes as `costs` say."""
-
-    num_exits = 3
-
-    def __init__(self, clock: list[float], costs: list[float]) -> None:
-        super().__init__()
-        self.clock, self.costs = clock, costs
-        self.ran: list[int] = []
-
-    def start(self, images: Tensor) -> dict[str, Any]:
-        return {"x": images, "mask": None}
-
-    def advance(self, exit: int, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        self.clock[0] += self.costs[exit]
-        self.ran.append(exit)
-        return state["x"] + exit, state | {"mask": state["x"][:, 0] > 0 if exit else None}
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [images + exit for exit in range(3)]
 
 
 @given(size=st.tuples(SIDE, SIDE), crop=st.tuples(SIDE, SIDE), stride=st.tuples(SIDE, SIDE))
@@ -110,24 +85,6 @@ def test_scales_are_run_in_windows() -> None:
     assert sizes == [(8, 16)] + [(4, 16)] * 8
 
 
-def test_exits_come_one_by_one_with_their_masks() -> None:
-    network = Exits([0.0], [0.0] * 3)
-    images = torch.randn(2, 3, 4, 4)
-    exits = each_exit(network, images)
-    logits, computed = next(exits)
-    assert network.ran == [0]
-    assert torch.equal(logits, images)
-    assert computed is None
-    rest = list(exits)
-    for (one, mask), other in zip(rest, network(images)[1:], strict=True):
-        torch.testing.assert_close(one, other)
-        assert mask is not None
-        assert torch.equal(mask, images[:, 0] > 0)
-    (plain,) = each_exit(nn.Identity(), images)
-    assert plain[0] is images
-    assert plain[1] is None
-
-
 @pytest.mark.parametrize("size", [(32, 64), (33, 50), (7, 5)])
 def test_padding_is_undone(size: tuple[int, int]) -> None:
     images = torch.randn(1, 3, *size)
@@ -137,36 +94,3 @@ def test_padding_is_undone(size: tuple[int, int]) -> None:
     assert torch.equal(unpadded(larger, size), images)
     coarse = F.interpolate(larger, scale_factor=0.25)
     assert unpadded(coarse, size).shape == images.shape
-
-
-@pytest.mark.parametrize(
-    ("seconds", "exit"), [(0.5, 0), (1.5, 0), (3.1, 1), (6.9, 1), (7.1, 2)], ids=["late", "first", "2", "2 still", "3"]
-)
-def test_a_deadline_stops_before_what_would_be_late(seconds: float, exit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(inference.time, "perf_counter", lambda: clock[0])
-    network = Exits(clock, [1.0, 2.0, 4.0])
-    images = torch.randn(1, 3, 4, 4)
-    deadline = Deadline(seconds, wait=lambda: None)
-    logits, reached, spent = deadline.run(network, images)
-    assert reached == exit
-    assert spent == [1.0, 3.0, 7.0][exit]
-    torch.testing.assert_close(logits, images + exit)
-    # Two whole runs to know the times, and then no more than what is used.
-    assert network.ran == [0, 1, 2] * 2 + list(range(exit + 1))
-
-
-def test_a_deadline_learns_that_an_exit_became_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(inference.time, "perf_counter", lambda: clock[0])
-    network = Exits(clock, [1.0, 1.0, 1.0])
-    deadline, images = Deadline(2.5, wait=lambda: None), torch.randn(1, 3, 4, 4)
-    assert deadline.run(network, images)[1] == 1
-    network.costs[1] = 5.0
-    assert deadline.run(network, images)[1:] == (1, 6.0)
-    assert deadline.run(network, images)[1:] == (0, 1.0)
-
-
-def test_a_deadline_is_a_time() -> None:
-    with pytest.raises(ValueError, match="a time above 0"):
-        Deadline(0.0, wait=lambda: None)

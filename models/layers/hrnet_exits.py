@@ -4,17 +4,16 @@ Reference: "Anytime Dense Prediction with Confidence Adaptivity", ICLR 2022, arX
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.anytime import exit_costs
-from models.backbones.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
-from models.compute import flop_counter, forget, has_values, inference, recorded
+from models.compute import forget, has_values, recorded
 from models.decisions import note
+from models.layers.hrnet import ConvNorm, HRNet, NewConv, concatenate, plain_conv
 from models.layers.masked_conv import REACH, MaskedConv2d, convolve, strongest_kernel
 from models.layers.regions import Layout, Region, average_pool, layout_of, pyramid, upsample
 
@@ -59,7 +58,7 @@ class ExitHead(nn.Module):
         """[B, in_chans, h, w] to [B, num_classes, h, w].
 
         Args:
-            x: In the layout of `at[0]` if it has one; h and w are divisible by 2 ** num_pools.
+            x: Maps in the layout of `at[0]` if it has one; h and w are divisible by 2 ** num_pools.
             at: Where maps are computed, at this resolution and at halves of it.
         """
         level = 0
@@ -87,12 +86,12 @@ class HRNetExits(nn.Module, ABC):
     the task to say. In inference, pixels that are skipped are not computed; with gradients, or in training, they are
     computed and masked, to the same effect.
 
-    An inference can stop at any exit: when a deadline has passed (`until`), or wherever the caller of `iterate` or
-    `advance` stops. `start` and `advance` are those of `models.anytime.MultiExit`, but that images do not leave.
+    An inference can stop at any exit. `start` and `advance` are those of `models.anytime.MultiExit`, but that images do
+    not leave; what the exits computed is noted in `models.decisions`.
 
     Args:
         trunk: HRNet, with masked convolutions where later stages are to work on regions.
-        heads: Of each exit, cheapest first.
+        heads: The head of each exit, cheapest first.
         adaptive: Whether later stages are computed where earlier exits were unsure, or everywhere.
     """
 
@@ -132,7 +131,7 @@ class HRNetExits(nn.Module, ABC):
 
         Args:
             exit: 0 .. 3.
-            state: From `start` or from the exit before.
+            state: What came from `start` or from the exit before.
 
         Returns:
             Merged logits [B, K, H / 4, W / 4], and the state of the next exit.
@@ -162,39 +161,6 @@ class HRNetExits(nn.Module, ABC):
         """Raw logits of an exit, from the maps of its stage; in tiles where these are."""
         return self.exits[exit](concatenate(maps, at), at)
 
-    def iterate(self, images: Tensor) -> Iterator[Tensor]:
-        """Merged logits [B, K, H / 4, W / 4] of each exit; what an exit needs runs when it is asked for."""
-        state = self.start(images)
-        for exit in range(NUM_EXITS):
-            logits, state = self.advance(exit, state)
-            yield logits
-
-    def until(self, images: Tensor, stop: Callable[[], bool]) -> list[Tensor]:
-        """Merged logits of the exits that were reached, the first one always.
-
-        Args:
-            images: [B, C, H, W].
-            stop: Asked before each further exit; true to stop, for instance when a deadline has passed. Devices that
-                run behind the program must be waited for in it.
-
-        Returns:
-            [B, K, H / 4, W / 4] each, cheapest first.
-        """
-        reached = []
-        for exit, logits in enumerate(self.iterate(images), 1):
-            reached.append(logits)
-            if exit == NUM_EXITS or stop():
-                break
-        return reached
-
-    def executed_macs(self, images: Tensor) -> list[float]:
-        """Multiply-adds per image of the operators that ran up to each exit, in one real inference."""
-        costs = []
-        with inference(self), flop_counter() as counter:
-            for _ in self.iterate(images):
-                costs.append(counter.get_total_flops() / 2 / len(images))
-        return costs
-
     def dense_macs(self, image_size: Sequence[int]) -> list[float]:
         """Multiply-adds up to each exit where every pixel is computed, cheapest exit first.
 
@@ -205,7 +171,7 @@ class HRNetExits(nn.Module, ABC):
         if size not in self._dense_macs:
             # Without regions nothing is recorded, so that what the last forward pass recorded stays.
             adaptive, self.adaptive = self.adaptive, False
-            self._dense_macs[size] = exit_costs(cast(Any, self), size)
+            self._dense_macs[size] = exit_costs(self, size)
             self.adaptive = adaptive
         return list(self._dense_macs[size])
 
@@ -284,8 +250,3 @@ def head_dims(chans: Sequence[int], pooled_dim: int | None) -> list[tuple[int, i
     if pooled_dim is None:
         return [(0, width) for width in chans]
     return [(pools, pooled_dim if pools else width) for pools, width in zip(POOLS, chans, strict=True)]
-
-
-def logits_at(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits [B, K, h, w] resized to [B, K, *size], bilinear."""
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

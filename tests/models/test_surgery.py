@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from models.classifiers import dynamic_kernels
+from models.decisions import noted
 from models.layers.cond_conv import CondConv2d
 from models.layers.dr_conv import DRConv2d
 from models.layers.dynamic_conv import DynamicConv2d
 from models.layers.kernel_mixture import KernelMixture
-from models.layers.replace import convolution_sites, replace
+from models.surgery import convolution_sites, replace
 
 SHARED = partial(CondConv2d.like, num_experts=4, routing="block")
 
@@ -117,7 +118,7 @@ def test_replaced_efficientnet_is_timms_condconv():
         expected, actual = published(images), network(images)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     # The images get kernels of their own.
-    assert network.get_submodule("blocks.4.0.conv_dw").coefficients.std(0).min() > 1e-4
+    assert noted(network)["blocks.4.0.conv_dw"].values.std(0).min() > 1e-4
 
 
 def test_static_copies_keep_the_function_of_a_trained_host():

@@ -8,15 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from models.anytime import (
-    ALWAYS,
-    NEVER,
-    Outcomes,
-    Policy,
-    evaluate,
-    geometric_plans,
-    pareto_thresholds,
-)
+from models.anytime.policy import ALWAYS, NEVER, Policy
+from models.anytime.thresholds import Outcomes, evaluate, geometric_plans, pareto_thresholds
 
 Solver = Literal["geometric", "pareto"]
 _NAMES = {NEVER: "never", ALWAYS: "always"}
@@ -28,9 +21,9 @@ class OperatingPoint:
     """Thresholds, and what came of them on the validation samples that they were solved on.
 
     Args:
-        share: multiply-adds of a sample as a share of the last exit's, mean over the samples.
-        accuracy: share of the samples that were classified rightly.
-        thresholds: one for each exit, see `models.anytime.Policy`.
+        share: Multiply-adds of a sample as a share of the last exit's, mean over the samples.
+        accuracy: Share of the samples that were classified rightly.
+        thresholds: One for each exit, see `models.anytime.Policy`.
     """
 
     share: float
@@ -43,11 +36,11 @@ class ExitThresholds:
     """A network's thresholds, one set for about every percent of its cost.
 
     Args:
-        criterion: how sure an exit is, see `models.anytime.CRITERIA`.
-        solver: how they were found, `geometric` or `pareto`, see `models.anytime.solve_budget`.
-        costs: multiply-adds up to each exit, as `models.anytime.exit_costs` counts them.
-        samples: validation samples that they were solved on.
-        points: the sets, by rising share.
+        criterion: How sure an exit is, see `models.anytime.CRITERIA`.
+        solver: How they were found, see `solve`.
+        costs: Multiply-adds up to each exit, as `models.anytime.exit_costs` counts them.
+        samples: Validation samples that they were solved on.
+        points: The sets, by rising share.
     """
 
     criterion: str
@@ -61,9 +54,10 @@ class ExitThresholds:
         """Thresholds from validation samples; never from those that results are reported on.
 
         Args:
-            outcomes: of the validation samples.
-            costs: multiply-adds up to each exit, rising.
-            solver: see `models.anytime.solve_budget`.
+            outcomes: What every exit says of the validation samples.
+            costs: Multiply-adds up to each exit, rising.
+            solver: `geometric`: exits are filled in the shares of `models.anytime.exit_distribution`, as published for
+                MSDNet and RANet; `pareto`: thresholds that no other found ones beat in accuracy and cost.
         """
         plans = pareto_thresholds(outcomes, costs) if solver == "pareto" else geometric_plans(outcomes.confidence)
         found = [evaluate(outcomes, plan, costs) for plan in plans]
@@ -82,10 +76,10 @@ class ExitThresholds:
         """The thresholds for a budget: those that spend most of it, and not more, on the validation samples.
 
         Args:
-            share: of the last exit's cost, in (0, 1].
+            share: What a sample may cost, as a share of the last exit's cost, in (0, 1].
 
         Raises:
-            ValueError: a share outside of (0, 1], or below the first exit's.
+            ValueError: A share outside of (0, 1], or below the first exit's.
         """
         if not 0 < share <= 1:
             raise ValueError(f"a budget is a share of the last exit's multiply-adds, in (0, 1], not {share:g}")
@@ -121,7 +115,7 @@ class ExitThresholds:
         """What `plain` was made of.
 
         Raises:
-            ValueError: something else, or incomplete.
+            ValueError: Something else, or incomplete.
         """
         try:
             points = tuple(

@@ -243,7 +243,7 @@ class HRNet(nn.Module):
 
         Args:
             number: 1, 2 or 3.
-            maps: Of the branches of the stage before, finest first; in the layouts of `at` where they have one.
+            maps: Maps of the branches of the stage before, finest first; in the layouts of `at` where they have one.
             at: Where the maps of each branch are computed.
 
         Returns:

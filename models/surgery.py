@@ -1,20 +1,19 @@
-"""Dynamic layers in place of the convolutions of any timm network.
+"""Layers in place of layers: dynamic ones in place of the convolutions of any timm network.
 
 What the papers on dynamic kernels share is a host: some of its convolutions become dynamic, the rest stays. Which ones
-is a choice by kind, kernel size, stage, block or name.
+is a choice by kind, kernel size, stage, block or name. A layer that shares something with the others of its block, as
+CondConv does its routing, is a `BlockMember`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
-
-from models.layers.cond_conv import CondConv2d, share_routing
 
 Kind = Literal["pointwise", "depthwise", "grouped", "dense"]
 # Convolutions of squeeze-and-excitation are its linear layers: no paper makes them dynamic.
@@ -30,7 +29,7 @@ class Site:
     Args:
         name: Dotted name.
         kind: `pointwise` (1x1), `depthwise`, `grouped`, or `dense` for any other.
-        kernel_size: Of a square kernel; a pair of another one.
+        kernel_size: Side of a square kernel; height and width of another one.
         stage: Dotted name of its stage, or empty outside of the blocks.
         block: Dotted name of its block, or empty.
     """
@@ -40,6 +39,14 @@ class Site:
     kernel_size: int | tuple[int, ...]
     stage: str
     block: str
+
+
+@runtime_checkable
+class BlockMember(Protocol):
+    """A layer that has something in common with the others of its block."""
+
+    def join(self, block: nn.Module) -> None:
+        """Takes or makes what the block's layers share; called once for each layer when all are in their places."""
 
 
 class PointwiseClassifier(nn.Module):
@@ -85,7 +92,7 @@ def replace(
     """Puts a dynamic layer in the place of each selected convolution, in place.
 
     A convolution is replaced when every given condition holds. Without `names`, only those in blocks are candidates:
-    stem and head stay. CondConv layers without a routing of their own share one by block.
+    stem and head stay. Each new layer joins its block, or itself outside of the blocks, if it is a `BlockMember`.
 
     Args:
         network: timm network, theirs or ours, or any other module.
@@ -139,10 +146,8 @@ def replace(
     replaced = [site.name for site in chosen]
     for site in chosen:
         _put(network, site.name, network.get_submodule(site.name), make)
-    for place in _in_order(site.block or site.name for site in chosen):
-        layers = [network.get_submodule(site.name) for site in chosen if (site.block or site.name) == place]
-        if any(isinstance(layer, CondConv2d) and layer.routing_fn is None for layer in layers):
-            share_routing(network.get_submodule(place))
+    for site in chosen:
+        _join(network.get_submodule(site.name), network.get_submodule(site.block or site.name))
     if classifier:
         replaced.append(_replace_classifier(network, make))
     return replaced
@@ -165,9 +170,7 @@ def _replace_classifier(network: nn.Module, make: Callable[[nn.Conv2d], nn.Modul
     network.set_submodule(name, PointwiseClassifier(conv))
     layer = f"{name}.layer"
     _put(network, layer, conv, make)
-    made = network.get_submodule(layer)
-    if isinstance(made, CondConv2d) and made.routing_fn is None:
-        share_routing(made)
+    _join(network.get_submodule(layer), network.get_submodule(layer))
     return name
 
 
@@ -175,6 +178,11 @@ def _put(network: nn.Module, name: str, conv: Any, make: Callable[[nn.Conv2d], n
     with torch.device(conv.weight.device):
         layer = make(conv)
     network.set_submodule(name, layer.to(conv.weight.dtype).train(conv.training))
+
+
+def _join(layer: nn.Module, block: nn.Module) -> None:
+    if isinstance(layer, BlockMember):
+        layer.join(block)
 
 
 def _kind(conv: nn.Conv2d) -> Kind:

@@ -70,11 +70,12 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     from models import official
 
     try:
-        state = official.unwrap(read(source), ema)
-        system = system or official.system_of(state, to)
-        layout = official.layout(system)
+        checkpoint = read(source)
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)
+            state = official.unwrap(checkpoint, ema)
+            system = system or official.system_of(state, to)
+            layout = official.layout_of(system)
             converted = layout.to_ours(state) if to == "ours" else layout.to_official(state)
     except official.LayoutError as error:
         raise ConvertError(str(error)) from error

@@ -1,124 +1,45 @@
 """Official ADP-C checkpoints, with or without redesigned heads and confidence adaptivity <-> our names.
 
 The trunk's names are HRNet's. A masked convolution has its scalar as `Lambda`, and a constant beside it, the squared
-distances that the interpolation is a function of, which is checked and left out.
+distances in a 7x7 kernel that the interpolation is a function of, which ours does without.
 
 Reference: "Anytime Dense Prediction with Confidence Adaptivity", arXiv 2104.00749; layout of liuzhuang13/anytime at
 8e88ad1e.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from models.official import LayoutError, check_keys
-from models.official.hrnet import head_names, rename, rename_back, trunk_names
+from models.official.hrnet import head, trunk
+from models.official.layout import WEIGHT, WEIGHT_BIAS, Contents, Layout, State, Table
 
-_EXITS = ("exit1", "exit2", "exit3", "last_layer")
-# Halvings in the redesigned head of each exit.
-_POOLS = (3, 2, 1, 0)
+# Convolutions in the redesigned head of each exit.
+_EXITS = {"exit1": 5, "exit2": 3, "exit3": 1, "last_layer": 0}
+_DISTANCES = ".square_dis"
 _REACH = 3
 _CENTRE = 1e5
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like official weights of a network with exits."""
-    names = {name.removeprefix("model.") for name in state}
-    return any(name.startswith("exit1.") for name in names) and any(name.startswith("transition1.") for name in names)
+def _table(redesigned: bool, adaptive: bool) -> Table:
+    scalar: Contents = {"Lambda": "falloff"} if adaptive else {}
+    rows = list(trunk(WEIGHT | scalar))
+    for i, (name, convs) in enumerate(_EXITS.items()):
+        # The first exit is before any confidence.
+        rows += head(name, f"exits.{i}", convs if redesigned else 0, WEIGHT_BIAS | scalar if i else WEIGHT_BIAS)
+    return rows
 
 
-def matches_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like our ADP-C weights."""
-    return "exits.3.classifier.weight" in state and any(name.startswith("backbone.stage2.") for name in state)
+def _without_distances(state: State) -> State:
+    return {name: value for name, value in state.items() if not name.endswith(_DISTANCES)}
 
 
-def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights to our names.
-
-    Args:
-        state: Weights by official name, with or without `model.`.
-
-    Returns:
-        Weights by our name.
-
-    Raises:
-        LayoutError: Missing or unknown keys, or distances other than those of a 7x7 kernel.
-    """
-    bare = {name.removeprefix("model."): value for name, value in state.items()}
-    renamed = rename(bare, _ends(_pooled(bare, "exit1.21.weight")))
-    ours = {}
-    for name, value in renamed.items():
-        if name.endswith(".square_dis"):
-            if value.shape != _distances().shape or not torch.equal(value.float(), _distances().to(value.device)):
-                raise LayoutError(
-                    f"{name}: not the squared distances of a 7x7 kernel, which are all that fits our layers"
-                )
-            if f"{name.removesuffix('square_dis')}Lambda" not in renamed:
-                raise LayoutError(f"keys do not fit the official ADP-C layout: {name} without its Lambda")
-        else:
-            ours[name.removesuffix("Lambda") + "falloff" if name.endswith(".Lambda") else name] = value
-    check_keys(ours, _our_names(ours), "the official ADP-C layout (names given are ours)")
-    return ours
-
-
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in our names to the official layout, without `model.`; the inverse of `to_ours`.
-
-    Args:
-        state: Weights by our name.
-
-    Returns:
-        Weights by official name.
-
-    Raises:
-        LayoutError: Missing or unknown keys.
-    """
-    check_keys(state, _our_names(state), "our ADP-C layout")
+def _with_distances(state: State) -> State:
     official = {}
-    for name, value in rename_back(state, _ends(_pooled(state, "exits.0.convs.4.0.weight"))).items():
-        if name.endswith(".falloff"):
-            layer = name.removesuffix("falloff")
-            official[f"{layer}Lambda"] = value
-            official[f"{layer}square_dis"] = _distances().to(value.device)
-        else:
-            official[name] = value
+    for name, value in state.items():
+        official[name] = value
+        if name.endswith(".Lambda"):
+            official[name.removesuffix(".Lambda") + _DISTANCES] = _distances().to(value.device)
     return official
-
-
-def _pooled(state: Mapping[str, Tensor], name: str) -> bool:
-    return name in state
-
-
-def _ends(pooled: bool) -> dict[str, str]:
-    """Beginnings of the names of the heads' layers, official to ours."""
-    ends = {}
-    for exit, (official, pools) in enumerate(zip(_EXITS, _POOLS, strict=True)):
-        ours = f"exits.{exit}"
-        if pools and pooled:
-            # Every convolution, with its norm and activation, follows a layer that pools or doubles.
-            convs = 2 * pools - 1
-            for i in range(convs):
-                for part in (0, 1):
-                    ends[f"{official}.{1 + 4 * i + part}."] = f"{ours}.convs.{i}.{part}."
-            ends[f"{official}.{1 + 4 * convs}."] = f"{ours}.classifier."
-        else:
-            ends |= {f"{official}.{part}.": f"{ours}.convs.0.{part}." for part in (0, 1)}
-            ends[f"{official}.3."] = f"{ours}.classifier."
-    return ends
-
-
-def _our_names(state: Mapping[str, Tensor]) -> set[str]:
-    names = trunk_names(state, "backbone.")
-    pooled = _pooled(state, "exits.0.convs.4.0.weight")
-    for exit, pools in enumerate(_POOLS):
-        names |= head_names(f"exits.{exit}", pools if pooled else 0)
-    if any(name.endswith(".falloff") for name in state):
-        dense = ("backbone.conv", "backbone.layer1.", "exits.0.")
-        convs = {name.removesuffix("weight") for name in names if name.endswith(".weight")}
-        convs -= {name.removesuffix("running_mean") for name in names if name.endswith(".running_mean")}
-        names |= {f"{conv}falloff" for conv in convs if not conv.startswith(dense)}
-    return names
 
 
 def _distances() -> Tensor:
@@ -127,3 +48,13 @@ def _distances() -> Tensor:
     # So far away that nothing is left of the centre's weight.
     squares[_REACH, _REACH] = _CENTRE
     return squares
+
+
+LAYOUT = Layout(
+    "ADP-C",
+    tables=[_table(redesigned, adaptive) for redesigned in (True, False) for adaptive in (True, False)],
+    official=[r"exit1\..*", r"transition1\..*"],
+    ours=[r"exits\.3\.classifier\.weight", r"backbone\.stage2\..*"],
+    unpack=_without_distances,
+    pack=_with_distances,
+)

@@ -9,11 +9,9 @@ Reference: "CondConv: Conditionally Parameterized Convolutions for Efficient Inf
 huggingface/pytorch-image-models at aa4b5850 and tensorflow/tpu at 01b67067.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from models.official import LayoutError, check_keys
+from models.official.layout import BATCH_NORM, SAME, Layout, LayoutError, Maybe, State, Table, check_keys
 
 # TensorFlow's variable -> our parameter.
 _VARIABLES = {"condconv_kernel": "weight", "depthwise_condconv_kernel": "weight", "condconv_bias": "bias"}
@@ -22,59 +20,30 @@ _NORMS = {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"}
 _NORMS_OF_SEPARABLE = {"conv_dw": "bn1", "conv_pw": "bn2"}
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like published CondConv weights."""
-    return matches_ours(state)
+# Of a network or of a single layer.
+_TIMM: Table = [Maybe([(f"{beginning}{kind}", SAME)]) for kind in BATCH_NORM for beginning in ("*.", "")]
+_TENSORFLOW: Table = [Maybe([(f"*.{variable}", f"*.{ours}")]) for variable, ours in _VARIABLES.items()]
 
 
-def matches_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like our CondConv weights."""
-    return any(name.endswith("routing_fn.weight") for name in state)
-
-
-def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights to our names; those of timm's layout stay as they are.
-
-    Args:
-        state: Weights by published name.
-
-    Returns:
-        Weights by our name.
-
-    Raises:
-        LayoutError: A routing without weight or bias, or a TensorFlow kernel of a size that its block does not have.
-    """
+def _in_our_shapes(state: State) -> State:
+    """TensorFlow's variables in our shapes; everything else as it is."""
     ours = {}
     for name, value in state.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf in _VARIABLES:
-            kernel = value if leaf == "condconv_bias" else _from_tensorflow(state, module, leaf, value)
-            ours[f"{module}.{_VARIABLES[leaf]}"] = kernel
-        else:
-            ours[name] = value
-    return _checked(ours, "the published CondConv layout")
+        module, _, variable = name.rpartition(".")
+        is_kernel = variable.endswith("condconv_kernel")
+        ours[name] = _transposed(state, module, variable, value) if is_kernel else value
+    return _with_whole_routings(ours)
 
 
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights to timm's layout, which is the same.
-
-    Args:
-        state: Weights by our name.
-
-    Raises:
-        LayoutError: A routing without weight or bias.
-    """
-    return _checked(dict(state), "our CondConv layout")
-
-
-def _checked(state: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+def _with_whole_routings(state: State) -> State:
     given = {name: value for name, value in state.items() if "routing_fn" in name.split(".")}
     modules = {name.rpartition(".")[0] for name in given}
-    check_keys(given, {f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")}, what)
+    expected = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    check_keys(given, expected, "the CondConv layout")
     return state
 
 
-def _from_tensorflow(state: Mapping[str, Tensor], module: str, variable: str, value: Tensor) -> Tensor:
+def _transposed(state: State, module: str, variable: str, value: Tensor) -> Tensor:
     """[n, kh * kw * in * out], or [n, kh * kw * channels * 1] of a depthwise kernel, to [n, out * in * kh * kw]."""
     block, _, conv = module.rpartition(".")
     norms = _NORMS if f"{block}.bn3.weight" in state else _NORMS_OF_SEPARABLE
@@ -96,3 +65,14 @@ def _from_tensorflow(state: Mapping[str, Tensor], module: str, variable: str, va
     kernels = value.unflatten(1, shape)
     order = (0, 3, 4, 1, 2) if variable == "depthwise_condconv_kernel" else (0, 4, 3, 1, 2)
     return kernels.permute(order).flatten(1)
+
+
+LAYOUT = Layout(
+    "CondConv",
+    tables=[_TIMM],
+    older=[[*_TENSORFLOW, *_TIMM]],
+    official=[r".*routing_fn\.weight"],
+    ours=[r".*routing_fn\.weight"],
+    unpack=_in_our_shapes,
+    pack=_with_whole_routings,
+)

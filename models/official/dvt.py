@@ -7,88 +7,70 @@ Reference: "Not All Images are Worth 16x16 Words", arXiv 2105.15075; layout of b
 Dynamic-Vision-Transformer at 22cc8951.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.anytime import Policy
-from models.official import LayoutError, check_keys, some
+from models.official.layout import (
+    SAME,
+    WEIGHT,
+    WEIGHT_BIAS,
+    Layout,
+    LayoutError,
+    Maybe,
+    Row,
+    Table,
+    inside,
+    some,
+    within,
+)
 
 _STAGES = ("less_less_token", "less_token", "normal_token")
-# Part of an official name, part of ours; the first that occurs decides. `resuse` is the official spelling.
-_PARTS = [
-    ("patch_embed.proj.", "tokenizer.proj."),
-    ("tokens_to_token.attention1.mlp.0.", "tokenizer.attention1.mlp.fc1."),
-    ("tokens_to_token.attention1.mlp.2.", "tokenizer.attention1.mlp.fc2."),
-    ("tokens_to_token.attention2.mlp.0.", "tokenizer.attention2.mlp.fc1."),
-    ("tokens_to_token.attention2.mlp.2.", "tokenizer.attention2.mlp.fc2."),
-    ("tokens_to_token.", "tokenizer."),
-    (".feature_resuse_mlp.0.", ".feature_reuse.norm."),
-    (".feature_resuse_mlp.1.", ".feature_reuse.mlp."),
-    ("relation_reuse_conv.0.", "relation_reuse.mlp.fc1."),
-    ("relation_reuse_conv.2.", "relation_reuse.mlp.fc2."),
+# A linear layer, an activation and a linear layer: a sequence or timm's MLP.
+_SEQUENCE = within("0", "fc1", WEIGHT_BIAS) | within("2", "fc2", WEIGHT_BIAS)
+_MLP = within("fc1", "fc1", WEIGHT_BIAS) | within("fc2", "fc2", WEIGHT_BIAS)
+_BLOCK = "blocks.{block}"
+_ANY_HOST: list[Row] = [
+    ("cls_token", SAME),
+    ("pos_embed", SAME),
+    *((f"{_BLOCK}.{part}", SAME, WEIGHT_BIAS) for part in ("norm1", "attn.proj", "norm2")),
+    (f"{_BLOCK}.mlp", SAME, _MLP),
+    (f"{_BLOCK}.attn.qkv", SAME, WEIGHT),
+    ("norm", SAME, WEIGHT_BIAS),
+    ("head", SAME, WEIGHT_BIAS),
 ]
+_DEIT: list[Row] = [("patch_embed.proj", "tokenizer.proj", WEIGHT_BIAS), (f"{_BLOCK}.attn.qkv.bias", SAME)]
+_T2T: list[Row] = [("tokens_to_token.project", "tokenizer.project", WEIGHT_BIAS)]
+for _attention in ("attention1", "attention2"):
+    _theirs, _ours = f"tokens_to_token.{_attention}", f"tokenizer.{_attention}"
+    _T2T += [(f"{_theirs}.{part}", f"{_ours}.{part}", WEIGHT_BIAS) for part in ("kqv", "proj", "norm1", "norm2")]
+    _T2T += [(f"{_theirs}.mlp", f"{_ours}.mlp", _SEQUENCE), (f"{_theirs}.w", f"{_ours}.w")]
+# The official spelling.
+_FEATURES: list[Row] = [
+    (f"{_BLOCK}.feature_resuse_mlp.0", f"{_BLOCK}.feature_reuse.norm", WEIGHT_BIAS),
+    (f"{_BLOCK}.feature_resuse_mlp.1", f"{_BLOCK}.feature_reuse.mlp", _MLP),
+]
+_RELATIONS: list[Row] = [("relation_reuse_conv", "relation_reuse.mlp", _SEQUENCE)]
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like official DVT weights."""
-    return any(name == f"{stage}.cls_token" for name in state for stage in _STAGES)
+def _cascade(rows: list[Row], first: int = 0) -> list[Row]:
+    """Rows of a stage for each stage from one on."""
+    stages = list(enumerate(_STAGES))[first:]
+    return [row for stage, name in stages for row in inside(rows, name, f"stages.{stage}")]
 
 
-def matches_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like DVT weights in our naming."""
-    return any(re.fullmatch(r"stages\.\d+\.cls_token", name) for name in state)
+def _table(host: list[Row]) -> Table:
+    return [*_cascade(_ANY_HOST + host), Maybe(_cascade(_FEATURES, 1)), Maybe(_cascade(_RELATIONS, 1))]
 
 
-def our_name(name: str) -> str:
-    """Official name of a parameter to ours; an unknown one stays as it is."""
-    stage, _, rest = name.partition(".")
-    return f"stages.{_STAGES.index(stage)}.{_rename(rest, _PARTS)}" if stage in _STAGES else name
-
-
-def official_name(name: str) -> str:
-    """Our name of a parameter to the official one; an unknown one stays as it is."""
-    match = re.match(r"stages\.([0-2])\.(.*)", name)
-    if match is None:
-        return name
-    return f"{_STAGES[int(match[1])]}.{_rename(match[2], [(ours, official) for official, ours in _PARTS])}"
-
-
-def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights to our names.
-
-    Args:
-        state: Weights by official name.
-
-    Returns:
-        Weights by our name; values as they are.
-
-    Raises:
-        LayoutError: Missing or unknown keys.
-    """
-    check_keys(state, _official_names(state), "the official DVT layout")
-    return {our_name(name): value for name, value in state.items()}
-
-
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in our names to the official layout; the inverse of `to_ours`.
-
-    Args:
-        state: Weights by our name, of a cascade of three stages: the official layout has no other.
-
-    Returns:
-        Weights by official name; values as they are.
-
-    Raises:
-        LayoutError: Missing or unknown keys.
-    """
-    official = {official_name(name): value for name, value in state.items()}
-    what = "our DVT layout of three stages (names given are the official ones)"
-    check_keys(official, _official_names(official), what)
-    return official
+LAYOUT = Layout(
+    "DVT",
+    tables=[_table(_DEIT), _table(_T2T)],
+    official=[rf"({'|'.join(_STAGES)})\.cls_token"],
+    ours=[r"stages\.\d+\.cls_token"],
+)
 
 
 def published_exits(checkpoint: Mapping[str, Any]) -> tuple[list[float], list[Policy]]:
@@ -111,37 +93,3 @@ def published_exits(checkpoint: Mapping[str, Any]) -> tuple[list[float], list[Po
     if thresholds.ndim != 2 or thresholds.shape[1] != len(costs):
         raise LayoutError(f"dynamic_threshold is {tuple(thresholds.shape)}, not [budgets, {len(costs)}] as flops tells")
     return costs, [Policy("max_prob", tuple(row)) for row in thresholds.tolist()]
-
-
-def _rename(rest: str, parts: list[tuple[str, str]]) -> str:
-    return next((rest.replace(old, new, 1) for old, new in parts if old in rest), rest)
-
-
-def _official_names(state: Mapping[str, Tensor]) -> set[str]:
-    """The complete set of names for the host, the depth and the kinds of reuse that these names tell."""
-    t2t, features, relations = (
-        any(part in name for name in state)
-        for part in (".tokens_to_token.", ".feature_resuse_mlp.", ".relation_reuse_conv.")
-    )
-    depth = 1 + max((int(match[1]) for name in state if (match := re.match(r"\w+\.blocks\.(\d+)\.", name))), default=0)
-    names = set()
-    for stage in _STAGES:
-        own = ["norm.weight", "norm.bias", "head.weight", "head.bias", "cls_token", "pos_embed"]
-        layers = ["patch_embed.proj"]
-        if t2t:
-            parts = ("kqv", "proj", "norm1", "norm2", "mlp.0", "mlp.2")
-            layers = ["tokens_to_token.project"]
-            layers += [f"tokens_to_token.attention{i}.{part}" for i in (1, 2) for part in parts]
-            own += [f"tokens_to_token.attention{i}.w" for i in (1, 2)]
-        for block in range(depth):
-            layers += [f"blocks.{block}.{part}" for part in ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
-            own.append(f"blocks.{block}.attn.qkv.weight")
-            if not t2t:
-                own.append(f"blocks.{block}.attn.qkv.bias")
-            if features and stage != _STAGES[0]:
-                layers += [f"blocks.{block}.feature_resuse_mlp.{part}" for part in ("0", "1.fc1", "1.fc2")]
-        if relations and stage != _STAGES[0]:
-            layers += ["relation_reuse_conv.0", "relation_reuse_conv.2"]
-        own += [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-        names |= {f"{stage}.{name}" for name in own}
-    return names

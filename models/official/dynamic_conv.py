@@ -8,77 +8,51 @@ Reference: "Dynamic Convolution: Attention over Convolution Kernels", arXiv 1912
 kaijieshi7/Dynamic-convolution-Pytorch at 4befa50c.
 """
 
-from collections.abc import Mapping
+import re
 
 import torch
-from torch import Tensor
 
-from models.official import check_keys
+from models.official.layout import SAME, Layout, State, check_keys
 
-_PARTS = ("fc1.weight", "fc2.weight", "fc2.bias")
-_TEMPERATURE = "temperature"
-
-
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like weights of the public code."""
-    return bool(_attentions(state)) and not any(name.endswith(f"attention.{_TEMPERATURE}") for name in state)
+_LAYER = re.compile(r"(.*attention\.)fc[12]\.weight")
+_ATTENTION = re.compile(r".*attention\..*")
 
 
-def matches_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like weights of ours."""
-    return bool(_attentions(state)) and any(name.endswith(f"attention.{_TEMPERATURE}") for name in state)
+def _as_linear(state: State) -> State:
+    _check(state)
+    ours = {name: value.flatten(1) if _LAYER.fullmatch(name) else value for name, value in state.items()}
+    return ours | {f"{attention}temperature": torch.tensor(1.0) for attention in _attentions(state)}
 
 
-def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Public weights to our layout.
-
-    Args:
-        state: Weights by public name.
-
-    Returns:
-        Weights by our name, and a temperature of one for every attention.
-
-    Raises:
-        LayoutError: An attention with missing or unknown parts.
-    """
-    prefixes = _attentions(state)
-    _check(state, prefixes, _PARTS, "the public Dynamic Convolution layout")
-    ours = {name: value.flatten(1) if _is_layer(name, prefixes) else value for name, value in state.items()}
-    return ours | {f"{prefix}{_TEMPERATURE}": torch.tensor(1.0) for prefix in prefixes}
-
-
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights to the public layout; the inverse of `to_ours` for a temperature of one.
-
-    Args:
-        state: Weights by our name.
-
-    Returns:
-        Weights by public name, without temperatures.
-
-    Raises:
-        LayoutError: An attention with missing or unknown parts.
-    """
-    prefixes = _attentions(state)
-    _check(state, prefixes, (*_PARTS, _TEMPERATURE), "our Dynamic Convolution layout")
-    return {
-        name: value[:, :, None, None] if _is_layer(name, prefixes) else value
+def _as_convolutions(state: State) -> State:
+    official = {
+        name: value[:, :, None, None] if _LAYER.fullmatch(name) else value
         for name, value in state.items()
-        if not (name.endswith(_TEMPERATURE) and name.removesuffix(_TEMPERATURE) in prefixes)
+        if not name.endswith("attention.temperature")
     }
+    _check(official)
+    return official
 
 
-def _attentions(state: Mapping[str, Tensor]) -> list[str]:
-    """Prefixes of the attentions of dynamic convolutions, each with its dot."""
-    prefixes = [name.removesuffix("fc1.weight") for name in state if name.endswith("attention.fc1.weight")]
-    return [prefix for prefix in prefixes if f"{prefix.removesuffix('attention.')}weight" in state]
+def _check(state: State) -> None:
+    """Refuse attentions that are not whole, or without the kernels that they weigh."""
+    attentions = _attentions(state)
+    kernels = {f"{attention.removesuffix('attention.')}weight" for attention in attentions}
+    given = {name: value for name, value in state.items() if _ATTENTION.fullmatch(name) or name in kernels}
+    parts = ("fc1.weight", "fc2.weight", "fc2.bias")
+    expected = kernels | {attention + part for attention in attentions for part in parts}
+    check_keys(given, expected, "the public Dynamic Convolution layout")
 
 
-def _is_layer(name: str, prefixes: list[str]) -> bool:
-    module, _, leaf = name.rpartition("fc")
-    return leaf in ("1.weight", "2.weight") and module in prefixes
+def _attentions(state: State) -> set[str]:
+    return {match[1] for name in state if (match := _LAYER.fullmatch(name))}
 
 
-def _check(state: Mapping[str, Tensor], prefixes: list[str], parts: tuple[str, ...], what: str) -> None:
-    given = {name: value for name, value in state.items() if name.startswith(tuple(prefixes))}
-    check_keys(given, {prefix + part for prefix in prefixes for part in parts}, what)
+LAYOUT = Layout(
+    "Dynamic Convolution",
+    tables=[[("*", SAME)]],
+    official=[r".*attention\.fc1\.weight", r"!.*attention\.(temperature|fc1\.bias)"],
+    ours=[r".*attention\.fc1\.weight", r".*attention\.temperature"],
+    unpack=_as_linear,
+    pack=_as_convolutions,
+)

@@ -7,87 +7,43 @@ Reference: "SOLQ", arXiv 2106.02351; layout of megvii-research/SOLQ at 97f537cc.
 """
 
 import math
-import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from models.official import check_keys
-from models.official import deformable_detr as base
+from models.official.deformable_detr import FROZEN, ONE_STAGE, TWO_STAGE, count, first_of, merged, repeated
+from models.official.layout import WEIGHT, WEIGHT_BIAS, Layout, Maybe, State, Table
 
-_TABLE = "relative_position_bias_table"
-_INDEX = "relative_position_index"
-
-
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like official SOLQ weights."""
-    return base.is_deformable(state) and "vector_embed.0.layers.0.weight" in state
-
-
-def matches_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like our SOLQ weights."""
-    return base.is_ours(state) and "vector_embed.layers.0.weight" in state
-
-
-def official_name(name: str) -> str:
-    """Our name of a parameter to the official one, the first of those that repeat it."""
-    return _moved(base.official_name(name), -1).replace("vector_embed.", "vector_embed.0.")
+_TABLE, _INDEX = "relative_position_bias_table", "relative_position_index"
+_VECTORS = "vector_embed"
+_SHRINK, _OUR_SHRINK = "backbone.0.body.layers.{stage}.downsample", "backbone.body.layers.{stage+1}.downsample"
+_OWN: Table = [
+    *((f"{_VECTORS}.0.layers.{i}", f"{_VECTORS}.layers.{i}", WEIGHT_BIAS) for i in range(3)),
+    Maybe(
+        [
+            (f"{_SHRINK}.norm", f"{_OUR_SHRINK}.norm", WEIGHT_BIAS),
+            (f"{_SHRINK}.reduction", f"{_OUR_SHRINK}.reduction", WEIGHT),
+        ]
+    ),
+]
 
 
-def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights to our names, each tensor once.
-
-    Args:
-        state: Weights by official name; counters of parameters and operations among them are left out.
-
-    Returns:
-        Weights by our name.
-
-    Raises:
-        LayoutError: Missing or unknown keys, or repeated tensors that differ.
-    """
-    kept = {_moved(name, 1): value for name, value in state.items() if not name.endswith(f".{_INDEX}")}
-    base.merge(kept, [f"vector_embed.{i}." for i in range(base.count(kept, "vector_embed"))], "vector_embed.")
-    ours = base.strip(kept)
-    check_keys(ours, _our_names(ours), "the official SOLQ layout (names given are ours)")
-    return ours
+def _unpacked(state: State) -> State:
+    kept = {name: value for name, value in state.items() if not name.endswith(f".{_INDEX}")}
+    return first_of(merged(kept), _VECTORS, count(kept, _VECTORS))
 
 
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in our names to the official layout with its repetitions; the inverse of `to_ours`.
-
-    Args:
-        state: Weights by our name.
-
-    Returns:
-        Weights by official name.
-
-    Raises:
-        LayoutError: Missing or unknown keys.
-    """
-    check_keys(state, _our_names(state), "our SOLQ layout")
-    layers = base.count(state, "transformer.decoder")
-    official: dict[str, Tensor] = {}
-    for name, value in base.repeat(state).items():
-        if name.startswith("vector_embed."):
-            rest = name.removeprefix("vector_embed.")
-            official |= {f"vector_embed.{layer}.{rest}": value for layer in range(layers)}
-            continue
-        official[_moved(name, -1)] = value
+def _packed(state: State) -> State:
+    layers = count(state, "transformer.decoder.layers")
+    official: State = {}
+    for name, value in repeated(state).items():
+        official[name] = value
+        if name.startswith(f"{_VECTORS}.0."):
+            copies = (name.replace(f"{_VECTORS}.0.", f"{_VECTORS}.{layer}.") for layer in range(layers))
+            official |= dict.fromkeys(copies, value)
         if name.endswith(f".{_TABLE}"):
             official[name.replace(_TABLE, _INDEX)] = _index(value)
     return official
-
-
-def _our_names(state: Mapping[str, Tensor]) -> set[str]:
-    return base.our_names(state) | {f"vector_embed.layers.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")}
-
-
-def _moved(name: str, stages: int) -> str:
-    """An official name with the layer that shrinks a Swin's map moved to another stage; other names stay."""
-    match = re.fullmatch(r"(backbone\.0\.body\.layers\.)(\d+)(\.downsample\.(?:norm|reduction)\..*)", name)
-    return f"{match[1]}{int(match[2]) + stages}{match[3]}" if match else name
 
 
 def _index(table: Tensor) -> Tensor:
@@ -97,3 +53,14 @@ def _index(table: Tensor) -> Tensor:
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
     apart = places[:, None] - places[None] + side - 1
     return apart[..., 0] * span + apart[..., 1]
+
+
+LAYOUT = Layout(
+    "SOLQ",
+    tables=[[*_OWN, *ONE_STAGE], [*_OWN, *TWO_STAGE]],
+    official=[r"transformer\.encoder\.layers\.0\.self_attn\.sampling_offsets\.weight", r"vector_embed\.0\.layers\..*"],
+    ours=[r"transformer\.encoder\.0\.attention\.sampling_offsets\.weight", r"vector_embed\.layers\..*"],
+    left_out=FROZEN,
+    unpack=_unpacked,
+    pack=_packed,
+)

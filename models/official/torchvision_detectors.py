@@ -6,105 +6,101 @@ out, and zero on the way back. Names of released weights are older than torchvis
 Reference: torchvision 0.29, `torchvision.models.detection`.
 """
 
-import re
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
-from models.official import LayoutError, check_keys, some
+from models.official.layout import SAME, WEIGHT_BIAS, Layout, Maybe, State, Table
 
-# Names of released weights and today's, both torchvision's.
-_RENAMED = [
-    (r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(weight|bias)", r"backbone.fpn.\1_blocks.\2.0.\3"),
-    (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
-]
-_OURS = [("neck.fpn.", "backbone.fpn."), ("roi_heads.0.", "roi_heads.")]
-_SAME = ("backbone.body.", "rpn.head.", "head.classification_head.", "head.regression_head.")
 # Rows of the background.
 _UNUSED_ROWS = {"box_predictor.bbox_pred": 4, "mask_predictor.mask_fcn_logits": 1}
 
 
-def matches(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like a detector of torchvision."""
-    return any(name.startswith("backbone.fpn.inner_blocks.") for name in state)
+def _pyramid(released: bool) -> Table:
+    after = "" if released else ".0"
+    return [
+        ("backbone.body.*", SAME),
+        (f"backbone.fpn.inner_blocks.{{level}}{after}", "neck.fpn.inner_blocks.{level}.0", WEIGHT_BIAS),
+        (f"backbone.fpn.layer_blocks.{{level}}{after}", "neck.fpn.layer_blocks.{level}.0", WEIGHT_BIAS),
+    ]
 
 
-def matches_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether key names look like one of our detectors that torchvision has too."""
-    has_heads = any(name.startswith(("roi_heads.0.", "head.classification_head.")) for name in state)
-    only_ours = "positives" in state or any(name.startswith("roi_heads.1.") for name in state)
-    return has_heads and "backbone.body.conv1.weight" in state and not only_ours
+def _dense(released: bool) -> Table:
+    """What RetinaNet and FCOS have in common, but for the towers of convolutions in the heads."""
+    return [
+        *_pyramid(released),
+        ("backbone.fpn.extra_blocks.p6", "neck.fpn.extra_blocks.p6", WEIGHT_BIAS),
+        ("backbone.fpn.extra_blocks.p7", "neck.fpn.extra_blocks.p7", WEIGHT_BIAS),
+        ("head.classification_head.cls_logits", SAME, WEIGHT_BIAS),
+        ("head.regression_head.bbox_reg", SAME, WEIGHT_BIAS),
+    ]
 
 
-def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's weights to our names.
+def _retinanet(released: bool) -> Table:
+    # Released weights count activations too.
+    conv = "conv.{2conv}" if released else "conv.{conv}.0"
+    heads = ("head.classification_head", "head.regression_head")
+    return [*_dense(released), *((f"{head}.{conv}", f"{head}.conv.{{conv}}.0", WEIGHT_BIAS) for head in heads)]
 
-    Args:
-        state: Weights by torchvision's name, old or new.
 
-    Returns:
-        Weights by our name.
+def _fcos(released: bool) -> Table:
+    # Convolution, norm and activation.
+    towers = [f"head.{head}_head.conv.{{3conv{i}}}" for head in ("classification", "regression") for i in ("", "+1")]
+    return [
+        *_dense(released),
+        *((tower, SAME, WEIGHT_BIAS) for tower in towers),
+        ("head.regression_head.bbox_ctrness", SAME, WEIGHT_BIAS),
+    ]
 
-    Raises:
-        LayoutError: Keys that this layout does not have.
-    """
-    numbered = "head.regression_head.bbox_ctrness.weight" not in state
-    ours = {}
+
+def _rcnn(released: bool) -> Table:
+    masks = "mask_head.mask_fcn{conv+1}" if released else "mask_head.{conv}.0"
+    return [
+        *_pyramid(released),
+        ("rpn.head.conv" if released else "rpn.head.conv.0.0", "rpn.head.conv.0.0", WEIGHT_BIAS),
+        ("rpn.head.cls_logits", SAME, WEIGHT_BIAS),
+        ("rpn.head.bbox_pred", SAME, WEIGHT_BIAS),
+        ("roi_heads.box_head.fc6", "roi_heads.0.box_head.fc6", WEIGHT_BIAS),
+        ("roi_heads.box_head.fc7", "roi_heads.0.box_head.fc7", WEIGHT_BIAS),
+        ("roi_heads.box_predictor.cls_score", "roi_heads.0.box_predictor.cls_score", WEIGHT_BIAS),
+        ("roi_heads.box_predictor.bbox_pred", "roi_heads.0.box_predictor.bbox_pred", WEIGHT_BIAS),
+        Maybe(
+            [
+                (f"roi_heads.{masks}", "roi_heads.0.mask_head.{conv}.0", WEIGHT_BIAS),
+                *(
+                    (f"roi_heads.mask_predictor.{part}", f"roi_heads.0.mask_predictor.{part}", WEIGHT_BIAS)
+                    for part in ("conv5_mask", "mask_fcn_logits")
+                ),
+            ]
+        ),
+    ]
+
+
+def _without_background(state: State) -> State:
+    return {name: value[_unused_rows(name) :] if _unused_rows(name) else value for name, value in state.items()}
+
+
+def _with_background(state: State) -> State:
+    padded = {}
     for name, value in state.items():
-        # A counter of the batch norms, which are frozen here.
-        if name.endswith(".num_batches_tracked"):
-            continue
-        current = _current(name, numbered)
-        for our_start, start in _OURS:
-            if current.startswith(start):
-                current = our_start + current.removeprefix(start)
-                break
-        rows = _unused_rows(current)
-        ours[current] = value[rows:] if rows else value
-    known = (*_SAME, *(start for start, _ in _OURS))
-    if unknown := sorted(name for name in ours if not name.startswith(known)):
-        raise LayoutError(f"keys do not fit torchvision's detectors on ResNet: unknown {some(unknown)}")
-    return ours
-
-
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in our names to torchvision's of today; the inverse of `to_ours` but for rows that nothing reads.
-
-    Args:
-        state: Weights by our name.
-
-    Returns:
-        Weights by torchvision's name.
-
-    Raises:
-        LayoutError: Keys that our layout does not have.
-    """
-    starts = dict(_OURS) | {start: start for start in _SAME}
-    official = {}
-    known = set()
-    for name, value in state.items():
-        start = next((start for start in starts if name.startswith(start)), None)
-        if start is not None:
-            known.add(name)
-            if rows := _unused_rows(name):
-                value = torch.cat([value.new_zeros(rows, *value.shape[1:]), value])
-            official[starts[start] + name.removeprefix(start)] = value
-    check_keys(state, known, "our detectors on ResNet")
-    return official
-
-
-def _current(name: str, numbered: bool) -> str:
-    """Today's name; the towers of RetinaNet, unlike FCOS's, have been numbered anew."""
-    for old, new in _RENAMED:
-        if match := re.fullmatch(old, name):
-            return match.expand(new)
-    if numbered and (match := re.fullmatch(r"(head\.\w+\.conv)\.(\d)\.(weight|bias)", name)):
-        return f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
-    if match := re.fullmatch(r"roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)", name):
-        return f"roi_heads.mask_head.{int(match[1]) - 1}.0.{match[2]}"
-    return name
+        rows = _unused_rows(name)
+        padded[name] = torch.cat([value.new_zeros(rows, *value.shape[1:]), value]) if rows else value
+    return padded
 
 
 def _unused_rows(name: str) -> int:
     return next((rows for part, rows in _UNUSED_ROWS.items() if part in name), 0)
+
+
+LAYOUT = Layout(
+    "torchvision detector",
+    tables=[table(released=False) for table in (_rcnn, _retinanet, _fcos)],
+    older=[table(released=True) for table in (_rcnn, _retinanet, _fcos)],
+    official=[r"backbone\.fpn\.inner_blocks\..*"],
+    ours=[
+        r"(roi_heads\.0|head\.classification_head)\..*",
+        r"backbone\.body\.conv1\.weight",
+        r"!positives|roi_heads\.1\..*",
+    ],
+    left_out={"counters of frozen norms": r".*\.num_batches_tracked"},
+    unpack=_without_background,
+    pack=_with_background,
+)

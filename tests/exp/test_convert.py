@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exp.convert import main
-from models.official.convnext import to_official
+from models.official import layout_of
+from models.official.convnext import LAYOUT
+from tests.library.official_networks import weights
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_there_and_back(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixtur
     save_file(ours, tmp_path / "ours.safetensors")
     assert main([str(tmp_path / "ours.safetensors"), str(tmp_path / "new" / "official.pth"), "--to", "official"]) == 0
     checkpoint = torch.load(tmp_path / "new" / "official.pth", weights_only=True)
-    assert same(checkpoint["model"], to_official(ours))
+    assert same(checkpoint["model"], LAYOUT.to_official(ours))
     assert main([str(tmp_path / "new" / "official.pth"), str(tmp_path / "back.safetensors")]) == 0
     assert same(load_file(tmp_path / "back.safetensors"), ours)
     printed = capsys.readouterr().out.splitlines()
@@ -37,8 +39,8 @@ def test_there_and_back(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixtur
 def test_training_checkpoint_with_averaged_weights(tmp_path: Path, ours: dict) -> None:
     averaged = {name: value + 1 for name, value in ours.items()}
     checkpoint = {
-        "model": to_official(ours),
-        "model_ema": to_official(averaged),
+        "model": LAYOUT.to_official(ours),
+        "model_ema": LAYOUT.to_official(averaged),
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
         "epoch": 299,
         "args": argparse.Namespace(model="convnext_tiny", lr=4e-3, data_path="/imagenet"),
@@ -55,15 +57,30 @@ def test_our_training_checkpoint(tmp_path: Path, ours: dict) -> None:
     state = {f"network.{name}": value for name, value in ours.items()} | {"metric.count": torch.ones(1)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
     assert main([str(tmp_path / "last.ckpt"), str(tmp_path / "official.safetensors"), "--to", "official"]) == 0
-    assert same(load_file(tmp_path / "official.safetensors"), to_official(ours))
+    assert same(load_file(tmp_path / "official.safetensors"), LAYOUT.to_official(ours))
 
 
 def test_detector_says_what_it_leaves_out(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixture[str]) -> None:
-    backbone = {f"backbone.{name}": value for name, value in to_official(ours).items()}
+    backbone = {f"backbone.{name}": value for name, value in LAYOUT.to_official(ours).items()}
     torch.save({"state_dict": backbone | {"neck.conv.weight": torch.ones(1)}}, tmp_path / "detector.pth")
     assert main([str(tmp_path / "detector.pth"), str(tmp_path / "ours.pth")]) == 0
-    assert "left out: neck (1 tensors)" in capsys.readouterr().err
+    assert "left out (all but the backbone): neck.conv.weight" in capsys.readouterr().err
     assert same(torch.load(tmp_path / "ours.pth", weights_only=True)["model"], ours)
+
+
+def test_checkpoint_of_adpcs_own_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its training script saves the network together with its loss."""
+    ours = weights("adpc/all")
+    theirs = layout_of("adpc").to_official(ours)
+    state = {f"model.{name}": value for name, value in theirs.items()} | {"loss.criterion.weight": torch.ones(5)}
+    torch.save(state, tmp_path / "best.pth")
+    assert main([str(tmp_path / "best.pth"), str(tmp_path / "ours.safetensors")]) == 0
+    assert same(load_file(tmp_path / "ours.safetensors"), ours)
+    told = capsys.readouterr().err.splitlines()
+    left_out = "left out (of a training, not of its network): loss.criterion.weight"
+    assert told == [f"exp convert: {tmp_path}/best.pth: {left_out}"]
+    assert main([str(tmp_path / "ours.safetensors"), str(tmp_path / "back.pth"), "--to", "official"]) == 0
+    assert same(torch.load(tmp_path / "back.pth", weights_only=True)["model"], theirs)
 
 
 class Malicious:
@@ -74,8 +91,8 @@ class Malicious:
 def broken(folder: Path, ours: dict) -> dict[str, tuple[Path, list[str], str]]:
     """Argument lists that cannot work: file, further arguments, and what the message must say."""
     torch.save({"model": {"fc.weight": torch.ones(1)}}, folder / "unknown.pth")
-    torch.save({"model": to_official(ours)}, folder / "good.pth")
-    torch.save({"model": {k: v for k, v in to_official(ours).items() if k != "norm.bias"}}, folder / "torn.pth")
+    torch.save({"model": LAYOUT.to_official(ours)}, folder / "good.pth")
+    torch.save({"model": {k: v for k, v in LAYOUT.to_official(ours).items() if k != "norm.bias"}}, folder / "torn.pth")
     (folder / "text.pth").write_text("not a checkpoint")
     (folder / "text.safetensors").write_text("not a checkpoint")
     (folder / "pickle.pth").write_bytes(pickle.dumps(Malicious()))
@@ -106,7 +123,7 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, ours: dict, capsys: pytest.
 def test_failed_writing_leaves_the_old_file(
     tmp_path: Path, ours: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save({"model": to_official(ours)}, tmp_path / "good.pth")
+    torch.save({"model": LAYOUT.to_official(ours)}, tmp_path / "good.pth")
     assert main([str(tmp_path / "good.pth"), str(tmp_path / "out.txt")]) == 2
     assert "must end in .safetensors, .pth or .pt" in capsys.readouterr().err
     assert main([str(tmp_path / "good.pth"), str(tmp_path / "good.pth" / "inside.pth")]) == 2

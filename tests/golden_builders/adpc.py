@@ -16,7 +16,7 @@ from models.layers.masked_conv import MaskedConv2d
 from models.layers.regions import Region, pyramid
 from models.layers.resize import resize
 from models.official import load
-from models.official.adpc import to_official, to_ours
+from models.official.adpc import LAYOUT
 from models.segmenters.adpc import ADPC, unsure
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def build(config: dict[str, Any]) -> ADPC:
 
 def model(case: Case) -> dict[str, Tensor]:
     network = build(case.config).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     images = case.inputs["image"]
     with torch.no_grad():
         exits = list(iterate(network, images))
@@ -127,16 +127,16 @@ def masks(network: ADPC, exits: list[Tensor], case: Case) -> dict[str, Tensor]:
 
 def train_step(case: Case) -> dict[str, Tensor]:
     network = build(case.config).train()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     exits = list(iterate(network, case.inputs["image"]))
     results = {f"out.exit{i}": logits for i, logits in enumerate(exits, 1)}
     results |= losses(exits, case)
     results["out.loss_total"].backward()
     results |= masks(network, exits, case)
-    after = to_official(network.state_dict())
+    after = LAYOUT.to_official(network.state_dict())
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
     buffers = {name: torch.zeros(()) for name in network.state_dict() if name not in gradients}
-    grads = to_official({name: value for name, value in (gradients | buffers).items() if value is not None})
+    grads = LAYOUT.to_official({name: value for name, value in (gradients | buffers).items() if value is not None})
     for name in case.shapes:
         if name.startswith("out.bn_after."):
             results[name] = after[name.removeprefix("out.bn_after.")]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.decisions import noted
 from models.layers.cond_conv import CondConv2d
 from models.official import load
-from models.official.condconv import to_official, to_ours
+from models.official.condconv import LAYOUT
 from models.surgery import replace
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def layer(case: Case) -> dict[str, Tensor]:
     if dynamic:
         config["padding"] = "same"
     convolution = CondConv2d(**config, routing="block")
-    load(convolution, to_ours(case.state))
+    load(convolution, LAYOUT.to_ours(case.state))
     images = case.inputs["x"].requires_grad_()
     weights = case.inputs["routing_weights"].requires_grad_()
     y = convolution(images, weights)
@@ -50,7 +50,7 @@ def inverted_residual_block(case: Case) -> dict[str, Tensor]:
         nn.ModuleDict({"blocks": nn.ModuleList([block])}),
         partial(CondConv2d.like, num_experts=num_experts, routing="block"),
     )
-    load(block, to_ours(case.state))
+    load(block, LAYOUT.to_ours(case.state))
     evaluated = block.eval()(case.inputs["x"])
     trained = block.train()(case.inputs["x"])
     (trained * case.inputs["ct"]).sum().backward()
@@ -84,7 +84,7 @@ def tiny_efficientnet_cc(case: Case) -> dict[str, Tensor]:
     )
     for names, num_experts in experts.items():
         replace(network, partial(CondConv2d.like, num_experts=num_experts, routing="block"), names=[names])
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     evaluated = network.eval()(case.inputs["x"])
     trained = network.train()(case.inputs["x"])
     loss = F.cross_entropy(trained, case.inputs["target"])
@@ -99,7 +99,7 @@ def tiny_efficientnet_cc(case: Case) -> dict[str, Tensor]:
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Gradients by published name."""
-    named = to_official({name: parameter.grad for name, parameter in module.named_parameters()})
+    named = LAYOUT.to_official({name: parameter.grad for name, parameter in module.named_parameters()})
     return {f"grad.{name}": value for name, value in named.items()}
 
 

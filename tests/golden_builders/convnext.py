@@ -17,7 +17,7 @@ from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from lightning_modules.schedules import WarmupCosine
 from models.backbones.convnext_dense import ConvNeXtDense
 from models.official import load
-from models.official.convnext import official_name, our_name, to_official, to_ours
+from models.official.convnext import LAYOUT
 
 if TYPE_CHECKING:
     from tests.library.golden import Case
@@ -48,9 +48,9 @@ def block(case: Case) -> dict[str, Tensor]:
     network = ConvNeXtBlock(
         config["dim"], drop_path=config["drop_path"], ls_init_value=config["layer_scale_init_value"] or None
     )
-    inside = our_name("stages.0.0.")
+    inside = "stages.0.blocks.0."
     network.load_state_dict(
-        {our_name(f"stages.0.0.{name}").removeprefix(inside): value for name, value in case.state.items()}
+        {LAYOUT.our_name(f"stages.0.0.{name}").removeprefix(inside): value for name, value in case.state.items()}
     )
     evaluated = network.eval()(case.inputs["x"])
 
@@ -62,7 +62,7 @@ def block(case: Case) -> dict[str, Tensor]:
         trained = network.train()(case.inputs["x"])
     (trained * case.inputs["cot"]).sum().backward()
     gradients = {
-        f"grad.{official_name(inside + name).removeprefix('stages.0.0.')}": parameter.grad
+        f"grad.{LAYOUT.official_name(inside + name).removeprefix('stages.0.0.')}": parameter.grad
         for name, parameter in network.named_parameters()
     }
     return {"out.eval": evaluated, "out.train": trained} | gradients
@@ -78,7 +78,7 @@ def convnext(config: dict[str, Any], **changes: Any) -> ConvNeXt:
 
 def model(case: Case) -> dict[str, Tensor]:
     network = convnext(case.config["model"]).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     results = {}
     x = network.stem(case.inputs["x"])
     for i, stage in enumerate(network.stages):
@@ -88,7 +88,7 @@ def model(case: Case) -> dict[str, Tensor]:
     logits = network(case.inputs["x"])
     loss = SoftTargetCrossEntropy()(logits, case.inputs["target_soft"])
     loss.backward()
-    gradients = to_official({name: parameter.grad for name, parameter in network.named_parameters()})
+    gradients = LAYOUT.to_official({name: parameter.grad for name, parameter in network.named_parameters()})
     return {
         **results,
         "out.features": network.forward_head(x, pre_logits=True),
@@ -103,7 +103,7 @@ def isotropic(case: Case) -> dict[str, Tensor]:
     config = dict(case.config["model"])
     config["ls_init_value"] = config.pop("layer_scale_init_value", 0)
     network = timm.create_model("convnext_isotropic_small", **config).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     features = network.forward_head(network.forward_features(case.inputs["x"]), pre_logits=True)
     return {
         "out.stem": network.stem(case.inputs["x"]),
@@ -116,13 +116,13 @@ def dense_backbone(case: Case) -> dict[str, Tensor]:
     config = dict(case.config["model"])
     indices = config.pop("out_indices", [0, 1, 2, 3])
     network = ConvNeXtDense(convnext(config, num_classes=0), indices).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     return {f"out.c{i}": features for i, features in zip(indices, network(case.inputs["x"]), strict=True)}
 
 
 def layer_decay_groups(case: Case) -> dict[str, Tensor]:
     config = case.config
-    names = [our_name(name) for name in config["names"]]
+    names = [LAYOUT.our_name(name) for name in config["names"]]
     dimensions = dict(zip(names, case.inputs["shape_dims"].tolist(), strict=True))
 
     def rows(key: str, decay: LayerDecay) -> tuple[Tensor, int]:
@@ -181,7 +181,7 @@ def lr_schedule(case: Case) -> dict[str, Tensor]:
 def train_steps(case: Case) -> dict[str, Tensor]:
     config = case.config
     network = convnext(config["model"]).train()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     total = case.shapes["out.lr"][0]
     schedule = WarmupCosine(warmup_steps=config["warmup_steps"], min_lr=config.get("min_lr", MIN_LR))
     table = schedule.table(config["lr"], steps_per_epoch=total, total_steps=total)
@@ -210,7 +210,7 @@ def train_steps(case: Case) -> dict[str, Tensor]:
     loss_table = torch.stack(losses)
     if case.shapes["out.loss"][0] != len(losses):
         loss_table = loss_table.reshape(config["steps"], accumulated).mean(1)
-    parameters, averaged = (to_official(state) for state in (network.state_dict(), average.module.state_dict()))
+    parameters, averaged = (LAYOUT.to_official(state) for state in (network.state_dict(), average.module.state_dict()))
     return {
         "out.lr": torch.from_numpy(table).float(),
         "out.loss": loss_table,

@@ -48,7 +48,7 @@ def convnext_detector(case: Case) -> RCNN:
         nms_threshold=rcnn["nms"]["iou_threshold"],
         max_detections=rcnn["max_per_img"],
     )
-    load(network, mmdet.to_ours(case.state))
+    load(network, mmdet.LAYOUT.to_ours(case.state))
     network.rpn.nms_threshold = rpn["nms_thr"]
     return network.eval()
 
@@ -121,8 +121,9 @@ def rcnn_loss(case: Case) -> dict[str, Tensor]:
         before, after = (f"s{i}.", f"_{i}") if cascade else ("", "")
         for official, ours in (("cls", "cls"), ("bbox", "box"), ("mask", "mask")):
             results[f"out.{before}loss_{official}"] = losses[f"{ours}{after}"]
-    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    return results | {f"grad.{name}": value for name, value in mmdet.to_official(gradients).items()}
+    gradients = network.state_dict() | {name: parameter.grad for name, parameter in network.named_parameters()}
+    official = mmdet.LAYOUT.to_official(gradients)
+    return results | {f"grad.{name}": value for name, value in official.items()}
 
 
 def retinanet(case: Case) -> tuple[RetinaNet, list[Tensor]]:
@@ -142,7 +143,7 @@ def retinanet(case: Case) -> tuple[RetinaNet, list[Tensor]]:
         nms_threshold=config["nms"],
         max_detections=config["max_dets"],
     )
-    load(network, detectron2.to_ours(case.state))
+    load(network, detectron2.LAYOUT.to_ours(case.state))
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("pixel_mean_bgr", "pixel_std"))
     images = [(case.inputs[f"image.{i}"] - mean) / std for i in range(len(config["image_sizes"]))]
     return network, images
@@ -190,7 +191,7 @@ def retinanet_loss(case: Case) -> dict[str, Tensor]:
         if i == 0:
             sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    return results | {f"grad.{detectron2.official_name(name)}": value for name, value in gradients.items()}
+    return results | {f"grad.{detectron2.LAYOUT.official_name(name)}": value for name, value in gradients.items()}
 
 
 CASES = {

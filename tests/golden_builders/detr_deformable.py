@@ -98,9 +98,9 @@ def whole(
 
 def deform_forward(case: Case) -> dict[str, Tensor]:
     network = DeformableDETR(**options(case.config))
-    load(network, deformable_detr.to_ours(case.state))
+    load(network, deformable_detr.LAYOUT.to_ours(case.state))
     targets = [SetTarget(*each) for each in zip(per_image(case, "labels"), per_image(case, "boxes"), strict=True)]
-    return whole(case, network, deformable_detr.to_official, targets)
+    return whole(case, network, deformable_detr.LAYOUT.to_official, targets)
 
 
 CASES = {

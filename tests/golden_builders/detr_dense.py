@@ -86,7 +86,7 @@ def prior_of(case: Case, kind: str, index: int) -> GaussianPrior:
     layer = {
         f"transformer.decoder.layers.0.{name}": value for name, value in under(f"{kind}_{index}.", case.state).items()
     }
-    named = {smca.our_name(name): value for name, value in layer.items()}
+    named = {smca.LAYOUT.our_name(name): value for name, value in layer.items()}
     loaded = prior.load_state_dict(under("prior.", named), strict=False)
     assert not loaded.unexpected_keys
     assert all(name.startswith("centre.") for name in loaded.missing_keys) or index == 0
@@ -178,8 +178,8 @@ def whole(
 
 def detr_forward(case: Case) -> dict[str, Tensor]:
     network = DETR(**options(case.config))
-    load(network, detr.to_ours(case.state))
-    results, decoded = whole(case, network, criterion_of(case.config, "softmax"), detr.to_official)
+    load(network, detr.LAYOUT.to_ours(case.state))
+    results, decoded = whole(case, network, criterion_of(case.config, "softmax"), detr.LAYOUT.to_official)
     return results | {
         "out.src": decoded.encoded.projected,
         "out.mask": decoded.encoded.padding.float(),
@@ -192,9 +192,10 @@ def smca_forward(case: Case) -> dict[str, Tensor]:
     config = case.config
     network = SMCA(**options(config), gaussian_scale=config["dynamic_scale"], smooth=config["smooth"])
     assert network.backbone.strides[-1] == config["stride"]
-    initial = {f"out.init.{name}": value.clone() for name, value in smca.to_official(network.state_dict()).items()}
-    load(network, smca.to_ours(case.state))
-    results, decoded = whole(case, network, criterion_of(config, "focal"), smca.to_official)
+    fresh = smca.LAYOUT.to_official(network.state_dict())
+    initial = {f"out.init.{name}": value.clone() for name, value in fresh.items()}
+    load(network, smca.LAYOUT.to_ours(case.state))
+    results, decoded = whole(case, network, criterion_of(config, "focal"), smca.LAYOUT.to_official)
     assert decoded.centres is not None
     return (
         initial
@@ -210,7 +211,7 @@ def detr_segm_heads(case: Case) -> dict[str, Tensor]:
     config, inputs = case.config, case.inputs
     attention = MaskAttention(config["hidden_dim"], config["nheads"])
     head = MaskHead(config["hidden_dim"] + config["nheads"], config["context_dim"], config["fpn_dims"])
-    ours = {detr.our_name(name): value for name, value in case.state.items()}
+    ours = {detr.LAYOUT.our_name(name): value for name, value in case.state.items()}
     attention.load_state_dict(under("mask_attention.", ours))
     head.load_state_dict(under("mask_head.", ours))
     maps = attention(inputs["q"], inputs["memory"], inputs["mask"].bool())

@@ -13,14 +13,7 @@ from models.backbones.shufflenet_drconv import GuidedShuffleBlock, ShuffleNetDRC
 from models.decisions import noted
 from models.layers.dr_conv import DRConv2d, gathered_region_conv2d, masked_region_conv2d
 from models.official import load
-from models.official.drconv import (
-    official_block_name,
-    official_layer_name,
-    official_name,
-    our_block_name,
-    our_layer_name,
-    to_ours,
-)
+from models.official.drconv import LAYOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +21,10 @@ if TYPE_CHECKING:
     from tests.library.golden import Case
 
 TOLERANCE = 1e-5
+BLOCK, OUR_BLOCK = "stage1_block1.", "stages.0.0."
+LAYER, OUR_LAYER = f"{BLOCK}conva_right.conv.", f"{OUR_BLOCK}expand.conv."
+# Of the paper's variant of the layer, in shallowtoil/DRConv-PyTorch at dafce873.
+PAPER_LAYER = {"conv_kernel.1.": "generator.hidden.", "conv_kernel.3.": "generator.banks.", "conv_guide.": "guide."}
 
 
 def region_matmul(case: Case) -> dict[str, Tensor]:
@@ -122,7 +119,7 @@ def tiny_shufflenet(case: Case) -> dict[str, Tensor]:
         in_chans=case.inputs["x"].shape[1],
         num_classes=config["num_classes"],
     )
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     with torch.no_grad():
         evaluated = network.eval()(case.inputs["x"])
     trained = network.train()(case.inputs["x"])
@@ -132,8 +129,31 @@ def tiny_shufflenet(case: Case) -> dict[str, Tensor]:
         "out.logits_eval": evaluated,
         "out.logits_train": trained,
         "out.loss_train": loss,
-        **gradients(network, official_name),
+        **gradients(network, LAYOUT.official_name),
     }
+
+
+def our_block_name(name: str) -> str:
+    return LAYOUT.our_name(BLOCK + name).removeprefix(OUR_BLOCK)
+
+
+def official_block_name(name: str) -> str:
+    return LAYOUT.official_name(OUR_BLOCK + name).removeprefix(BLOCK)
+
+
+def our_layer_name(name: str) -> str:
+    for official, ours in PAPER_LAYER.items():
+        if name.startswith(official):
+            return name.replace(official, ours, 1)
+    # No published network has a layer with a bias.
+    return name if name == "bias" else LAYOUT.our_name(LAYER + name).removeprefix(OUR_LAYER)
+
+
+def official_layer_name(name: str) -> str:
+    for official, ours in PAPER_LAYER.items():
+        if name.startswith(ours):
+            return name.replace(ours, official, 1)
+    return name if name == "bias" else LAYOUT.official_name(OUR_LAYER + name).removeprefix(LAYER)
 
 
 def named(state: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from models.layers.gumbel import gumbel_noise, straight_through
 from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, use_set
 from models.official import load
-from models.official.drnet import our_name, to_ours
+from models.official.drnet import LAYOUT
 
 if TYPE_CHECKING:
     from tests.library.golden import Case
@@ -31,7 +31,7 @@ def resized(case: Case) -> dict[str, Tensor]:
 
 def predictor(case: Case) -> dict[str, Tensor]:
     network = ResolutionPredictor(case.config["num_candidates"], case.config["predictor_widths"]).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     return {"out.scores": network(case.inputs["x"])}
 
 
@@ -56,7 +56,7 @@ def num_sets(state: dict[str, Tensor]) -> int:
 def classifier(case: Case) -> dict[str, Tensor]:
     host, sets = resnet(case.config).eval(), num_sets(case.state)
     swap_batch_norms(host, sets, ("downsample",))
-    load(host, to_ours(case.state))
+    load(host, LAYOUT.to_ours(case.state))
     results = {}
     for j in range(sets):
         use_set(host, j)
@@ -67,7 +67,7 @@ def classifier(case: Case) -> dict[str, Tensor]:
 def resolution_bn(case: Case) -> dict[str, Tensor]:
     sets = num_sets(case.state)
     norm = ResolutionBatchNorm(nn.BatchNorm2d(case.config["channels"]), sets)
-    norm.load_state_dict({our_name(name): value for name, value in case.state.items()}, strict=False)
+    norm.load_state_dict({our_name_in_norm(name): value for name, value in case.state.items()}, strict=False)
     results = {}
     norm.eval()
     for j in range(sets):
@@ -78,8 +78,12 @@ def resolution_bn(case: Case) -> dict[str, Tensor]:
     for j in trained:
         use_set(norm, j)
         results[f"out.train_bn{j}"] = norm(case.inputs["x"])
-    state = norm.state_dict()
-    return results | {name: state[our_name(name.removeprefix("out.after."))] for name in case.shapes if "after" in name}
+    state, after = norm.state_dict(), [name for name in case.shapes if "after" in name]
+    return results | {name: state[our_name_in_norm(name.removeprefix("out.after."))] for name in after}
+
+
+def our_name_in_norm(name: str) -> str:
+    return LAYOUT.our_name(f"bn1.{name}").removeprefix("bn1.")
 
 
 def gumbel(case: Case) -> dict[str, Tensor]:
@@ -99,7 +103,7 @@ def pipeline(case: Case) -> dict[str, Tensor]:
         shortcut_bn="first",
         resize_mode="official",
     ).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     seen = {}
     hooks = [
         network.predictor.register_forward_hook(lambda _, __, scores: seen.update({"out.scores": scores})),

@@ -13,7 +13,7 @@ from models.classifiers.dvt import DVT
 from models.classifiers.dvt_blocks import Block, FeatureReuse, RelationReuse
 from models.classifiers.tokens_to_token import TokenPerformer, TokensToTokens, sinusoid
 from models.official import load
-from models.official.dvt import official_name, our_name, to_official, to_ours
+from models.official.dvt import LAYOUT
 from tests.golden_builders.adaptive_inference import threshold_search
 
 if TYPE_CHECKING:
@@ -35,15 +35,19 @@ def side(tokens: int) -> int:
 
 def in_part(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """Official weights of a part of a stage, such as `blocks.0.`, by our name within that part."""
-    prefix = our_name(f"less_token.{part}")
-    return {our_name(f"less_token.{part}{name}").removeprefix(prefix): value for name, value in state.items()}
+    prefix = our_part(part)
+    return {LAYOUT.our_name(f"less_token.{part}{name}").removeprefix(prefix): value for name, value in state.items()}
+
+
+def our_part(part: str) -> str:
+    return f"stages.1.{part}".replace("tokens_to_token.", "tokenizer.")
 
 
 def gradients(module: torch.nn.Module, part: str) -> dict[str, Tensor]:
     """Gradients of a part of a stage by their official name within that part."""
-    ours, official = our_name(f"less_token.{part}"), f"less_token.{part}"
+    ours, official = our_part(part), f"less_token.{part}"
     return {
-        f"grad.{official_name(ours + name).removeprefix(official)}": parameter.grad
+        f"grad.{LAYOUT.official_name(ours + name).removeprefix(official)}": parameter.grad
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }
@@ -138,14 +142,14 @@ def cascade(case: Case) -> dict[str, Tensor]:
     config, images = case.config, enlarged(case)
     grids = [side(case.state[f"{s}.pos_embed"].shape[1] - 1) for s in ("less_less_token", "less_token", "normal_token")]
     network = DVT(**arguments(config), grids=grids, image_size=images.shape[2]).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
 
     exits = network(images)
     loss = sum(F.cross_entropy(logits, case.inputs["soft_target"]) for logits in exits)
     loss.backward()
     results = {f"out.logits_exit{i}": logits for i, logits in enumerate(exits, start=1)} | {"out.loss": loss}
     parameters = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in network.named_parameters()}
-    results |= {f"grad.{name}": gradient for name, gradient in to_official(parameters).items()}
+    results |= {f"grad.{name}": gradient for name, gradient in LAYOUT.to_official(parameters).items()}
 
     tokens, relations = None, None
     for i, stage in enumerate(network.stages, start=1):

@@ -14,7 +14,7 @@ from callbacks.annealing import Annealing, find_buffers
 from models.decisions import noted
 from models.layers.dynamic_conv import DynamicConv2d, KernelAttention
 from models.official import load
-from models.official.dynamic_conv import to_official, to_ours
+from models.official.dynamic_conv import LAYOUT
 from models.surgery import replace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def attention(case: Case) -> dict[str, Tensor]:
     # The recorded weights are an attention without its convolution: for the layout it needs one.
     alone = {f"attention.{name}": value for name, value in case.state.items()} | {"weight": torch.empty(0)}
     network = KernelAttention(config["in_planes"], config["K"], config["ratio"])
-    ours = to_ours(alone)
+    ours = LAYOUT.to_ours(alone)
     load(network, {name.removeprefix("attention."): value for name, value in ours.items() if name != "weight"})
     results = {}
     for temperature in config["temperatures"]:
@@ -65,7 +65,7 @@ def layer(case: Case) -> dict[str, Tensor]:
         num_kernels=config["K"],
         ratio=config["ratio"],
     )
-    load(convolution, to_ours(case.state))
+    load(convolution, LAYOUT.to_ours(case.state))
     set_temperature(convolution, config["temperature"])
     images = case.inputs["x"].requires_grad_()
     y = convolution(images)
@@ -89,7 +89,7 @@ def block(case: Case) -> dict[str, Tensor]:
     config = case.config
     network = residual_block(config["block"], config["inplanes"], config["planes"], config["stride"])
     replace(network, DynamicConv2d.like, names=["*"])
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     set_temperature(network, config["temperature"])
     evaluated = network.eval()(case.inputs["x"])
     trained = network.train()(case.inputs["x"])
@@ -122,7 +122,7 @@ def tiny_dy_resnet(case: Case) -> dict[str, Tensor]:
     config = case.config
     network = TinyResNet(len(case.state["bn1.weight"]), config["widths"], config["num_classes"])
     replace(network, DynamicConv2d.like)
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     results = {}
     for temperature in config["temperatures"]:
         set_temperature(network, temperature)
@@ -137,7 +137,7 @@ def tiny_dy_resnet(case: Case) -> dict[str, Tensor]:
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Gradients by public name."""
     grads = {name: parameter.grad for name, parameter in module.named_parameters()}
-    named = to_official(module.state_dict() | grads)
+    named = LAYOUT.to_official(module.state_dict() | grads)
     return {f"grad.{name}": value for name, value in named.items()}
 
 

@@ -15,7 +15,7 @@ from models.compute import parameter_count
 from models.decisions import noted
 from models.layers.soft_gate import all_closed, soft_gate
 from models.official import load
-from models.official.dynamic_routing import official_name, our_name, to_ours
+from models.official.dynamic_routing import LAYOUT
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_cell import Cell
 from models.segmenters.dynamic_routing_flops import cell_costs, decoder_flops, gate_cost, paper_flops, stem_flops
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TOLERANCE = 2e-5
 MEGA = 1e6
 # Where a cell's keys are in a whole network.
-CELL, OUR_CELL = "backbone.init_layer.", "layers.0.0."
+CELL, OUR_CELL = "backbone.all_cell_list.0.1.", "layers.1.1."
 
 
 def gate(case: Case) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def gate(case: Case) -> dict[str, Tensor]:
 
 def in_cell(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """Official weights of a cell by our name within it."""
-    return {our_name(f"{CELL}{prefix}{name}").removeprefix(OUR_CELL): value for name, value in state.items()}
+    return {LAYOUT.our_name(f"{CELL}{prefix}{name}").removeprefix(OUR_CELL): value for name, value in state.items()}
 
 
 def mixed_op(case: Case) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def cell(case: Case) -> dict[str, Tensor]:
     loss.backward()
     results["out.train.loss"] = loss
     return results | {
-        f"grad.{official_name(OUR_CELL + name).removeprefix(CELL)}": parameter.grad
+        f"grad.{LAYOUT.official_name(OUR_CELL + name).removeprefix(CELL)}": parameter.grad
         for name, parameter in network.named_parameters()
     }
 
@@ -128,7 +128,8 @@ def mflops(network: DynamicRouting, gates: Tensor, config: dict[str, Any]) -> tu
 
 def grid(case: Case) -> dict[str, Tensor]:
     network = build(case.config)
-    state = {our_name(f"backbone.{name}"): value for name, value in case.state.items() if "gate_weights" not in name}
+    state = {f"backbone.{name}": value for name, value in case.state.items() if "gate_weights" not in name}
+    state = {LAYOUT.our_name(name): value for name, value in state.items()}
     rest = network.load_state_dict(state, strict=False)
     assert not rest.unexpected_keys
     assert all(name.startswith("decoder.") for name in rest.missing_keys)
@@ -148,7 +149,7 @@ def grid(case: Case) -> dict[str, Tensor]:
         loss.backward()
         results["out.loss"] = loss
         for name, parameter in network.named_parameters():
-            results[f"grad.{official_name(name).removeprefix('backbone.')}"] = parameter.grad
+            results[f"grad.{LAYOUT.official_name(name).removeprefix('backbone.')}"] = parameter.grad
         closed = 0
     else:
         unreached = without_input(network, gates)
@@ -171,7 +172,7 @@ def without_input(network: DynamicRouting, gates: Tensor) -> int:
 
 def model_eval(case: Case) -> dict[str, Tensor]:
     config, network = case.config, build(case.config)
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     mean = torch.tensor(config["pixel_mean"]).view(3, 1, 1)
     with torch.no_grad():
         logits = network.eval()(case.inputs["image"] - mean)
@@ -189,13 +190,13 @@ def model_eval(case: Case) -> dict[str, Tensor]:
 
 def model_train(case: Case) -> dict[str, Tensor]:
     config, network = case.config, build(case.config)
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     mean = torch.tensor(config["pixel_mean"]).view(3, 1, 1)
     side = config["fix_size"][0]
     decoder = decoder_flops(network.width, network.num_classes, (side, side)) / MEGA
     results: dict[str, Tensor] = {}
     for i, progress in enumerate(config["step_rates"]):
-        load(network, to_ours(case.state))
+        load(network, LAYOUT.to_ours(case.state))
         network.zero_grad()
         images = case.inputs["image"] - mean
         logits = network.train()(images)
@@ -213,7 +214,7 @@ def model_train(case: Case) -> dict[str, Tensor]:
             f"out.loss_budget.{i}": loss_budget,
         }
     results["out.loss_total"] = total
-    return results | {f"grad.{official_name(name)}": p.grad for name, p in network.named_parameters()}
+    return results | {f"grad.{LAYOUT.official_name(name)}": p.grad for name, p in network.named_parameters()}
 
 
 def budget(setting: list[float], progress: float, expected: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.classifiers.ranet import RANet
 from models.classifiers.ranet_blocks import Bottleneck, DenseBlock, FusionBlock, features
 from models.official import load
-from models.official.ranet import official_name, our_name, to_ours
+from models.official.ranet import LAYOUT
 from tests.golden_builders.adaptive_inference import threshold_search
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def block_fusion(case: Case) -> dict[str, Tensor]:
 
 def block_results(network: DenseBlock | FusionBlock, case: Case, inputs: list[Any]) -> dict[str, Tensor]:
     official, ours = "scale_flows.0.0.", "subnets.0.0."
-    network.load_state_dict({our_name(official + name).removeprefix(ours): value for name, value in case.state.items()})
+    network.load_state_dict(
+        {LAYOUT.our_name(official + name).removeprefix(ours): value for name, value in case.state.items()}
+    )
     evaluated, maps = network.eval()(*inputs)
     trained, _ = network.train()(*inputs)
     (trained * case.inputs["ct"]).sum().backward()
@@ -67,7 +69,7 @@ def block_results(network: DenseBlock | FusionBlock, case: Case, inputs: list[An
         "out.y_train": trained,
         **{f"out.feat{i}": value for i, value in enumerate(emitted)},
         **{
-            f"grad.{official_name(ours + name).removeprefix(official)}": parameter.grad
+            f"grad.{LAYOUT.official_name(ours + name).removeprefix(official)}": parameter.grad
             for name, parameter in network.named_parameters()
         },
     }
@@ -96,7 +98,7 @@ def build(config: dict[str, Any]) -> RANet:
 
 def net(case: Case) -> dict[str, Tensor]:
     network = build(case.config)
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     images = case.inputs["x"]
     base = network.eval().base_features(images)
     evaluated = network(images)
@@ -107,7 +109,7 @@ def net(case: Case) -> dict[str, Tensor]:
     results |= {f"out.base_shape{i}": torch.tensor(x.shape) for i, x in enumerate(base, 1)}
     results |= {f"out.logits_eval_exit{i}": logits for i, logits in enumerate(evaluated, 1)}
     results |= {f"out.logits_train_exit{i}": logits for i, logits in enumerate(trained, 1)}
-    return results | {f"grad.{official_name(name)}": p.grad for name, p in network.named_parameters()}
+    return results | {f"grad.{LAYOUT.official_name(name)}": p.grad for name, p in network.named_parameters()}
 
 
 CASES = {

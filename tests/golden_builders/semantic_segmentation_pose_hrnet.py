@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.layers.hrnet import STAGES
 from models.official import load
-from models.official.hrnet import to_ours
+from models.official.hrnet import LAYOUT
 from models.pose.hrnet_pose import HRNetPose
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def pose_hrnet(case: Case) -> dict[str, Tensor]:
     # The published pose network has the same first stage at every width; its depth is shortened here.
     first = (1, [config["layer1_blocks"]], STAGES["w32"][0][2])
     network = HRNetPose(config["J"], [first, *config["stages"]], config["input"][1]).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     with torch.no_grad():
         return {"out.heatmaps": network(case.inputs["image"])}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from lightning_modules.segmentation_losses import cross_entropy
 from models.official import load
-from models.official.upernet import to_official, to_ours
+from models.official.upernet import LAYOUT
 from models.segmenters.upernet import AUX_LEVEL, UperNet
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def upernet_convnext(case: Case) -> dict[str, Tensor]:
         pool_sizes=config["pool_scales"],
         options={"depths": config["depths"], "dims": config["dims"]},
     ).eval()
-    load(network, to_ours(case.state))
+    load(network, LAYOUT.to_ours(case.state))
     features = network.features(case.inputs["image"])
     logits, auxiliary = network.head(features), network.auxiliary(features[AUX_LEVEL])
     loss = cross_entropy(logits, case.inputs["label"], normalisation="pixels")
     auxiliary_loss = AUX_WEIGHT * cross_entropy(auxiliary, case.inputs["label"], normalisation="pixels")
     (loss + auxiliary_loss).backward()
-    gradients = to_official(network.state_dict() | {name: p.grad for name, p in network.named_parameters()})
+    gradients = LAYOUT.to_official(network.state_dict() | {name: p.grad for name, p in network.named_parameters()})
     return {
         "out.decode": logits,
         "out.aux": auxiliary,
@@ -71,7 +71,7 @@ def groups(network: UperNet, config: dict[str, Any]) -> dict[str, Tensor]:
 
 def by_official_name(values: dict[str, Tensor], names: list[str]) -> Tensor:
     """The first number of each tensor, in the order of the official names."""
-    official = to_official(values)
+    official = LAYOUT.to_official(values)
     return torch.stack([official[name].flatten()[0] for name in names])
 
 

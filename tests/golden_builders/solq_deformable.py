@@ -20,7 +20,7 @@ from models.detectors.features import Features
 from models.detectors.solq import SOLQ
 from models.layers.deformable_attention import DeformableAttention, Levels, weighted_samples
 from models.official import load
-from models.official import solq as official
+from models.official.solq import LAYOUT as official
 from tests.golden_builders.detr_deformable import options, whole
 from tests.golden_builders.solq_backbone import images_of
 from tests.golden_builders.solq_losses import coded_targets

@@ -19,7 +19,7 @@ from models.compute import count, executed, expected, parameter_count, recorded,
 from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms
 from models.official import LayoutError, load, system_of
-from models.official.drnet import to_official, to_ours
+from models.official.drnet import LAYOUT
 
 
 def tiny_resnet(num_classes: int = 5) -> nn.Module:
@@ -351,13 +351,13 @@ def test_official_names_round_trip() -> None:
     for parameter in [*network.parameters(), *network.buffers()]:
         if parameter.is_floating_point() and parameter.ndim:
             parameter.data.normal_()
-    official = to_official(network.state_dict())
+    official = LAYOUT.to_official(network.state_dict())
     assert system_of(official) == system_of(network.state_dict(), "official") == "drnet"
     assert "classifier.layer2.0.down_sample_layer.1.bn_2.moving_variance" in official
     assert "predictor.layer2.0.bn1.gamma" in official
     assert "classifier.end_point.bias" in official
     other = official_network()
-    assert load(other, to_ours(official)) == []
+    assert load(other, LAYOUT.to_ours(official)) == []
     for name, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
 
@@ -367,11 +367,11 @@ def test_official_parts_convert_alone(part: str) -> None:
     network = official_network()
     official = {
         name.removeprefix(part): value
-        for name, value in to_official(network.state_dict()).items()
+        for name, value in LAYOUT.to_official(network.state_dict()).items()
         if name.startswith(part)
     }
     assert system_of(official) == "drnet"
-    load(network.get_submodule(part.removesuffix(".")), to_ours(official))
+    load(network.get_submodule(part.removesuffix(".")), LAYOUT.to_ours(official))
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ def test_official_parts_convert_alone(part: str) -> None:
     ],
 )
 def test_incomplete_official_weights_are_refused(lost: str, message: str) -> None:
-    official = to_official(official_network().state_dict())
+    official = LAYOUT.to_official(official_network().state_dict())
     official.pop(lost)
     with pytest.raises(LayoutError, match=message):
-        to_ours(official)
+        LAYOUT.to_ours(official)
     with pytest.raises(LayoutError, match=r"unknown classifier\.extra"):
-        to_ours(to_official(official_network().state_dict()) | {"classifier.extra": torch.ones(1)})
+        LAYOUT.to_ours(LAYOUT.to_official(official_network().state_dict()) | {"classifier.extra": torch.ones(1)})

@@ -17,8 +17,8 @@ from models.classifiers.dvt import PUBLISHED
 from models.classifiers.dvt_blocks import Attention, Upsample
 from models.classifiers.tokens_to_token import TokenPerformer, first_split, sinusoid
 from models.compute import parameter_count
-from models.official import LayoutError, load, system_of
-from models.official.dvt import official_name, our_name, published_exits, to_official, to_ours
+from models.official import LayoutError, load
+from models.official.dvt import LAYOUT, published_exits
 
 TINY = {
     "num_classes": 5,
@@ -312,24 +312,6 @@ def test_compiles() -> None:
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("host", ["deit", "t2t"])
-@pytest.mark.parametrize("reuse", REUSE)
-def test_official_layout_there_and_back(host: str, reuse: str) -> None:
-    ours = tiny(host=host, **REUSE[reuse]).state_dict()
-    theirs = to_official(ours)
-    assert system_of(theirs) == "dvt"
-    assert system_of(ours, "official") == "dvt"
-    back = to_ours(theirs)
-    assert list(back) == list(ours)
-    assert all(torch.equal(value, back[name]) for name, value in ours.items())
-    for name in theirs:
-        if "blocks." not in name:
-            with pytest.raises(LayoutError, match=f"missing .*{name}"):
-                to_ours({other: value for other, value in theirs.items() if other != name})
-    with pytest.raises(LayoutError, match=r"unknown normal_token\.dist_token"):
-        to_ours(theirs | {"normal_token.dist_token": torch.ones(1)})
-
-
 def test_official_names() -> None:
     names = {
         "less_less_token.cls_token": "stages.0.cls_token",
@@ -342,13 +324,13 @@ def test_official_names() -> None:
         "normal_token.relation_reuse_conv.2.weight": "stages.2.relation_reuse.mlp.fc2.weight",
     }
     for official, ours in names.items():
-        assert our_name(official) == ours
-        assert official_name(ours) == official
+        assert LAYOUT.our_name(official) == ours
+        assert LAYOUT.official_name(ours) == official
 
 
 def test_two_stages_have_no_official_layout() -> None:
-    with pytest.raises(LayoutError, match=r"three stages .*missing normal_token"):
-        to_official(tiny(grids=(2, 4)).state_dict())
+    with pytest.raises(LayoutError, match=r"our DVT layout: missing stages\.2\.cls_token"):
+        LAYOUT.to_official(tiny(grids=(2, 4)).state_dict())
 
 
 def test_new_classes_get_new_heads() -> None:

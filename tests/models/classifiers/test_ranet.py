@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from models.anytime import MultiExit, Outcomes, Policy, confidence, exit_costs, run
 from models.classifiers import RANet
 from models.compute import parameter_count
-from models.official import LayoutError, load, system_of, systems
-from models.official.ranet import official_name, our_name, to_official, to_ours
+from models.official import LayoutError, load
+from models.official.ranet import LAYOUT
 from tests.golden_builders.ranet import build
 from tests.library.golden import open_vector, section
 from tests.recipes import ROOT, built
@@ -191,7 +191,7 @@ def test_compaction_is_the_simulation(options: dict[str, Any]) -> None:
 def test_compaction_gives_the_recorded_logits(case: str) -> None:
     vector = open_vector(ROOT / f"tests/golden/ranet/{case}.safetensors")
     tensors, network = vector.tensors, build(json.loads(vector.config)).eval()
-    load(network, to_ours(section(tensors, "state.")))
+    load(network, LAYOUT.to_ours(section(tensors, "state.")))
     every = [tensors[f"out.logits_eval_exit{exit + 1}"] for exit in range(network.num_exits)]
     # At the median but for the last digits, which may differ from the recorded ones.
     thresholds = tuple(confidence(logits).median().item() - 1e-5 for logits in every)
@@ -319,39 +319,24 @@ def test_images_of_a_wrong_size_are_refused() -> None:
         network(torch.empty(1, 3, 64, 64, device="meta"))
 
 
-@pytest.mark.parametrize("options", [{}, SCRIPT | {"growth_rate": 8}, {"stem": "imagenet", "head_width": None}])
-def test_official_layout_there_and_back(options: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        state = RANet(**TINY | options).state_dict()
-    official = to_official(state)
-    assert "ranet" in systems()
-    assert system_of(official) == system_of({f"module.{name}": value for name, value in official.items()}) == "ranet"
-    assert system_of(state, to="official") == "ranet"
-    assert set(state).isdisjoint(official)
-    back = to_ours({f"module.{name}": value for name, value in official.items()})
-    assert all(back[name] is value for name, value in state.items())
-    assert len(back) == len(state)
-    assert all(our_name(official_name(name)) == name for name in state)
-
-
 def test_official_layout_must_be_complete() -> None:
     with torch.device("meta"):
         state = RANet(**TINY).state_dict()
     changes: dict[str, Callable[[dict[str, Tensor]], Any]] = {
-        "missing subnets.1.0.layers.0.low.4.running_var": lambda weights: weights.pop(
+        "missing scale_flows.1.0.layers.0.conv_up.net.4.running_var": lambda weights: weights.pop(
             "scale_flows.1.0.layers.0.conv_up.net.4.running_var"
         ),
-        "missing heads.2.linear.bias": lambda weights: weights.pop("classifier.2.linear.bias"),
-        "missing base.1.0.weight": lambda weights: weights.pop("FirstLayer.layers.1.net.0.weight"),
+        "missing classifier.2.linear.bias": lambda weights: weights.pop("classifier.2.linear.bias"),
+        "missing FirstLayer.layers.1.net.0.weight": lambda weights: weights.pop("FirstLayer.layers.1.net.0.weight"),
         "unknown decoder.weight": lambda weights: weights.update({"decoder.weight": torch.zeros(1)}),
-        "unknown subnets.0.0.last.0.weight": lambda weights: weights.update(
+        "missing scale_flows.0.0.layers.0.conv_up.net.0.weight": lambda weights: weights.update(
             {"scale_flows.0.0.conv_last.net.0.weight": torch.zeros(1)}
         ),
     }
     for complaint, change in changes.items():
-        weights = to_official(state)
+        weights = LAYOUT.to_official(state)
         change(weights)
         with pytest.raises(LayoutError, match=complaint):
-            to_ours(weights)
+            LAYOUT.to_ours(weights)
     with pytest.raises(LayoutError, match="missing subnets"):
-        to_official({name: value for name, value in state.items() if name != "subnets.2.5.layers.1.own.3.weight"})
+        LAYOUT.to_official({key: value for key, value in state.items() if key != "subnets.2.5.layers.1.own.3.weight"})

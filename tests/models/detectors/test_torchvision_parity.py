@@ -15,7 +15,7 @@ from models.detectors.fcos import FCOS
 from models.detectors.rcnn import FasterRCNN, MaskRCNN
 from models.detectors.retinanet import RetinaNet
 from models.official import load
-from models.official import torchvision_detectors as layout
+from models.official.torchvision_detectors import LAYOUT
 
 # Every stride divides both sides: torchvision takes the ratio of image to map for the stride.
 SIZE = (128, 256)
@@ -80,7 +80,7 @@ def pair(kind: str) -> tuple[nn.Module, nn.Module]:
         # As initialised, all scores are alike and low.
         if isinstance(module, nn.Conv2d | nn.Linear) and module not in set(ours.backbone.body.modules()):
             nn.init.normal_(module.weight, std=1.2 / module.weight[0].numel() ** 0.5)
-    load(ours, layout.to_ours(theirs.state_dict()))
+    load(ours, LAYOUT.to_ours(theirs.state_dict()))
     return ours, theirs
 
 
@@ -133,16 +133,3 @@ def test_losses_are_torchvisions(detectors: tuple[nn.Module, nn.Module]) -> None
     assert {names[name] for name in found} == expected.keys()
     for name, value in found.items():
         assert value.item() == pytest.approx(expected[names[name]].item(), rel=1e-4)
-
-
-def test_layout_is_recognised_and_comes_back(detectors: tuple[nn.Module, nn.Module]) -> None:
-    ours, theirs = detectors
-    state = theirs.state_dict()
-    assert layout.matches(state)
-    assert layout.matches_ours(ours.state_dict())
-    back = layout.to_official(ours.state_dict())
-    assert back.keys() == state.keys()
-    for name, value in back.items():
-        unused = layout._unused_rows(name)
-        assert torch.equal(value[unused:] if unused else value, state[name][unused:] if unused else state[name])
-        assert value.shape == state[name].shape

@@ -4,21 +4,13 @@ import torch
 import torch.nn.functional as F
 
 from models.official import LayoutError, load, system_of
-from models.official.condconv import to_official, to_ours
+from models.official.condconv import LAYOUT
 
 EXPERTS = 3
 
 
 def network():
     return timm.create_model("condconv_mobilenetv2_100", num_classes=4)
-
-
-def test_timms_layout_is_ours():
-    state = network().state_dict()
-    assert system_of(state) == system_of(state, to="official") == "condconv"
-    assert to_ours(to_official(state)).keys() == state.keys()
-    with pytest.raises(LayoutError, match=r"missing blocks.5.0.routing_fn.bias"):
-        to_ours({name: value for name, value in state.items() if name != "blocks.5.0.routing_fn.bias"})
 
 
 def test_tensorflows_kernels_are_transposed():
@@ -39,7 +31,7 @@ def test_tensorflows_kernels_are_transposed():
         "blocks.4.0.routing_fn.bias": torch.ones(EXPERTS),
     }
     assert system_of(state) == "condconv"
-    ours = to_ours(state)
+    ours = LAYOUT.to_ours(state)
     x = torch.randn(2, 7, 7, 6, generator=generator)
     for i in range(EXPERTS):
         kernel = ours["blocks.4.0.conv_dw.weight"][i].view(6, 1, 5, 5)
@@ -51,14 +43,14 @@ def test_tensorflows_kernels_are_transposed():
     assert ours["blocks.4.0.conv_pw.weight"].shape == (EXPERTS, 24)
     assert ours["blocks.4.0.conv_pw.bias"].shape == (EXPERTS, 6)
     with pytest.raises(LayoutError, match="not a kernel to 5 channels"):
-        to_ours(state | {"blocks.4.0.bn2.weight": torch.ones(5)})
+        LAYOUT.to_ours(state | {"blocks.4.0.bn2.weight": torch.ones(5)})
     del state["blocks.4.0.bn3.weight"]
     with pytest.raises(LayoutError, match="no norm behind it"):
-        to_ours(state)
+        LAYOUT.to_ours(state)
 
 
 def test_a_published_checkpoint_loads():
     published = timm.create_model("efficientnet_cc_b0_4e", num_classes=4).state_dict()
     target = timm.create_model("condconv_efficientnet_b0_4e", num_classes=4)
-    assert load(target, to_ours(published)) == []
+    assert load(target, LAYOUT.to_ours(published)) == []
     torch.testing.assert_close(target.state_dict(), published)

@@ -1,0 +1,160 @@
+"""Tiny networks of every system with an official layout, in each of the layout's variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import models.backbones  # noqa: F401  registers our networks with timm
+from models.classifiers.drnet import DRNet, ResolutionPredictor
+from models.classifiers.dvt import DVT
+from models.classifiers.ranet import RANet
+from models.detectors.deformable_detr import DeformableDETR
+from models.detectors.detr import DETR
+from models.detectors.detr_segmentation import DETRSegmentation
+from models.detectors.fcos import FCOS
+from models.detectors.rcnn import CascadeMaskRCNN, FasterRCNN, MaskRCNN
+from models.detectors.retinanet import RetinaNet
+from models.detectors.smca import SMCA
+from models.detectors.solq import SOLQ
+from models.pose.hrnet_pose import HRNetPose
+from models.segmenters.adpc import ADPC
+from models.segmenters.dynamic_routing import DynamicRouting
+from models.segmenters.hrnet_segmenter import HRNetSegmenter
+from models.segmenters.upernet import UperNet
+
+_CONVNEXT = {"depths": (1, 2, 1, 1), "dims": (4, 8, 8, 8)}
+_TRANSFORMER: dict[str, Any] = {
+    "num_classes": 5,
+    "num_queries": 6,
+    "hidden_dim": 16,
+    "num_heads": 4,
+    "feedforward_dim": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+}
+_DENSE = _TRANSFORMER | {"backbone": "plain_conv", "backbone_options": {"widths": [8, 8, 16, 16]}, "frozen_stages": 0}
+_DEFORMABLE = _TRANSFORMER | {
+    "backbone": "narrow_resnet",
+    "backbone_options": {"layers": (1, 1, 1, 1), "width": 2},
+    "norm_groups": 4,
+}
+_SOLQ = _DEFORMABLE | {"num_coefficients": 12, "mask_size": 16, "vector_hidden_dim": 8}
+_SWIN = {
+    "backbone": "swin_tiny_dense",
+    "backbone_options": {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 3},
+    "frozen_stages": 0,
+}
+_DVT = {"num_classes": 5, "image_size": 32, "grids": (2, 4, 8), "embed_dim": 12, "depth": 2, "num_heads": 2}
+_RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}
+_STAGES: list[Any] = [
+    (1, [1], [4]),
+    (1, [1] * 2, [4, 6]),
+    (2, [1] * 3, [4, 6, 8]),
+    (1, [1] * 4, [4, 6, 8, 10]),
+]
+_ADPC: dict[str, Any] = {"num_classes": 5, "stages": _STAGES, "pooled_dim": 6, "init_std": None}
+_RESNET_DETECTOR: dict[str, Any] = {
+    "num_classes": 5,
+    "backbone": "resnet26",
+    "options": {"channels": (8, 8, 16, 16)},
+    "fpn_chans": 32,
+}
+_CONVNEXT_DETECTOR = _RESNET_DETECTOR | {
+    "backbone": "convnext_tiny",
+    "options": _CONVNEXT,
+    "output_norm": True,
+    "fc_dim": 8,
+    "convention": "mmdet",
+}
+
+
+def _drnet() -> nn.Module:
+    options = {"layers": (1, 1, 1, 1), "channels": (4, 8, 8, 8)}
+    host = timm.create_model("resnet50", num_classes=5, **options)
+    return DRNet(host, ResolutionPredictor(3, (4, 6, 8, 8)), (64, 48, 32), 32, shortcut_bn="first")
+
+
+class _Trunk(nn.Module):
+    """What an ImageNet HRNet is converted to: the trunk of a network, alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = HRNetSegmenter(5, _STAGES).backbone
+
+
+def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, **options)
+
+
+BUILD: dict[str, Callable[[], nn.Module]] = {
+    "adpc/early_exits": lambda: ADPC(**_ADPC | {"pooled_dim": None, "threshold": None}),
+    "adpc/redesigned_heads": lambda: ADPC(**_ADPC, threshold=None),
+    "adpc/confidence": lambda: ADPC(**_ADPC | {"pooled_dim": None}),
+    "adpc/all": lambda: ADPC(**_ADPC),
+    "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *_STAGES[1:]]}),
+    "condconv": _timm("condconv_mobilenetv2_100", num_classes=4),
+    "convnext": _timm("convnext_tiny", num_classes=3, **_CONVNEXT),
+    "convnext/dense": _timm("convnext_tiny_dense", num_classes=0, out_indices=(1, 2), **_CONVNEXT),
+    "convnext/without_gamma": _timm("convnext_base", num_classes=3, ls_init_value=None, **_CONVNEXT),
+    "convnext/without_head": _timm("convnext_large", num_classes=0, **_CONVNEXT),
+    "convnext/isotropic": _timm("convnext_isotropic_small", depth=2, dim=8, num_classes=3),
+    "convnext/isotropic_gamma": _timm("convnext_isotropic_large", depth=2, dim=8, num_classes=3),
+    "deformable_detr": lambda: DeformableDETR(**_DEFORMABLE),
+    "deformable_detr/single_scale": lambda: DeformableDETR(**_DEFORMABLE, num_levels=1),
+    "deformable_detr/refine": lambda: DeformableDETR(**_DEFORMABLE, refine=True),
+    "deformable_detr/two_stage": lambda: DeformableDETR(**_DEFORMABLE, refine=True, two_stage=True),
+    "detectron2": lambda: RetinaNet(**_RESNET_DETECTOR, convention="detectron2"),
+    "detr": lambda: DETR(**_DENSE),
+    "detr/pre_norm": lambda: DETR(**_DENSE | {"encoder_layers": 2}, position_encoding="learned", pre_norm=True),
+    "detr/masks": lambda: DETRSegmentation(DETR(**_DENSE | {"hidden_dim": 128, "num_heads": 8}, num_levels=4)),
+    "drconv": _timm("shufflenet_v2_x0_5_drconv", num_classes=3),
+    "drnet": _drnet,
+    "dvt/deit": lambda: DVT(**_DVT),
+    "dvt/t2t": lambda: DVT(**_DVT, host="t2t"),
+    "dvt/features": lambda: DVT(**_DVT, relation_reuse=False),
+    "dvt/relations": lambda: DVT(**_DVT, feature_reuse=False),
+    "dvt/no_reuse": lambda: DVT(**_DVT, host="t2t", feature_reuse=False, relation_reuse=False),
+    "dynamic_conv": _timm("dy_resnet10", num_classes=4),
+    "dynamic_routing": lambda: DynamicRouting(5, num_layers=5, width=4),
+    "dynamic_routing/all": lambda: DynamicRouting(5, num_layers=3, width=4, route="all"),
+    "hrnet/segmenter": lambda: HRNetSegmenter(5, _STAGES),
+    "hrnet/pose": lambda: HRNetPose(4, _STAGES),
+    "hrnet_imagenet": _Trunk,
+    "mmdet": lambda: MaskRCNN(**_CONVNEXT_DETECTOR),
+    "mmdet/cascade": lambda: CascadeMaskRCNN(**_CONVNEXT_DETECTOR),
+    "ranet": lambda: RANet(**_RANET),
+    "ranet/three_scales": lambda: RANet(
+        **_RANET | {"growth_rate": 8},
+        growth_factors=(4, 2, 1, 1),
+        bottleneck_factors=(4, 2, 1, 1),
+        scales=(1, 2, 3, 3),
+    ),
+    "ranet/imagenet": lambda: RANet(**_RANET | {"head_width": None}, stem="imagenet"),
+    "smca/type1": lambda: SMCA(**_DENSE, gaussian_scale="type1"),
+    "smca/type3": lambda: SMCA(**_DENSE | {"decoder_layers": 3}, gaussian_scale="type3"),
+    "solq": lambda: SOLQ(**_SOLQ),
+    "solq/swin": lambda: SOLQ(**_SOLQ | _SWIN),
+    "torchvision_detectors/faster_rcnn": lambda: FasterRCNN(**_RESNET_DETECTOR, convention="torchvision", fc_dim=8),
+    "torchvision_detectors/mask_rcnn": lambda: MaskRCNN(**_RESNET_DETECTOR, convention="torchvision", fc_dim=8),
+    "torchvision_detectors/retinanet": lambda: RetinaNet(**_RESNET_DETECTOR, convention="torchvision"),
+    "torchvision_detectors/fcos": lambda: FCOS(**_RESNET_DETECTOR, convention="torchvision"),
+    "upernet": lambda: UperNet(num_classes=5, hidden_dim=8, aux_dim=6, options=_CONVNEXT),
+    "upernet/one_pool": lambda: UperNet(num_classes=5, hidden_dim=8, aux_dim=6, options=_CONVNEXT, pool_sizes=(2,)),
+}
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    """Weights of one of these networks, in which no two tensors are equal but those that are constant."""
+    generator = torch.Generator().manual_seed(0)
+    constants = ("num_batches_tracked", "positives")
+    state = {
+        key: value.clone() if key.endswith(constants) else torch.randn(value.shape, generator=generator)
+        for key, value in BUILD[name]().state_dict().items()
+    }
+    # The only temperature that official layouts know.
+    return {key: torch.tensor(1.0) if key.endswith("temperature") else value for key, value in state.items()}

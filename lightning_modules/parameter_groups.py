@@ -8,7 +8,7 @@ from typing import Any, Literal
 from timm.models import group_parameters
 from torch import nn
 
-from models.backbones.convnext_layers import layer_wise_id, stage_wise_id
+from lightning_modules.convnext_layers import layer_wise_id, stage_wise_id
 
 
 @dataclass
@@ -19,7 +19,7 @@ class LayerDecay:
         decay: Factor from one layer to the one below it.
         rule: How layers are counted. `timm`: every block of a timm network is one; `convnext_layer_wise` (published
             fine-tuning and detection) and `convnext_stage_wise` (published segmentation): see
-            `models.backbones.convnext_layers`.
+            `lightning_modules.convnext_layers`.
         num_layers: Layers of the ConvNeXt rules: 12, or 6 for backbones with 9 blocks in the third stage.
         prefix: Where in the network the backbone is, such as `backbone`; everything outside counts as the head.
     """

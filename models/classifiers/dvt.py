@@ -19,8 +19,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from models.anytime import iterate
-from models.backbones.t2t_vit import TokensToTokens, sinusoid
 from models.classifiers.dvt_blocks import Block, FeatureReuse, RelationReuse
+from models.classifiers.tokens_to_token import TokensToTokens, sinusoid
 
 Host = Literal["deit", "t2t"]
 

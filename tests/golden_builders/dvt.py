@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.backbones.t2t_vit import TokenPerformer, TokensToTokens, sinusoid
 from models.classifiers.dvt import DVT
 from models.classifiers.dvt_blocks import Block, FeatureReuse, RelationReuse
+from models.classifiers.tokens_to_token import TokenPerformer, TokensToTokens, sinusoid
 from models.official import load
 from models.official.dvt import official_name, our_name, to_official, to_ours
 from tests.golden_builders.adaptive_inference import threshold_search

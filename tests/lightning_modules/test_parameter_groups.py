@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import models  # noqa: F401 (registers the backbones)
+from lightning_modules.convnext_layers import layer_wise_id, stage_wise_id
 from lightning_modules.parameter_groups import LayerDecay, describe, parameter_groups
-from models.backbones.convnext_layers import layer_wise_id, stage_wise_id
 
 SMALL = {"depths": (1, 1, 4, 1), "dims": (8, 16, 24, 32), "num_classes": 5}
 

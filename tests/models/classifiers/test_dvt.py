@@ -12,10 +12,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from models.anytime import Policy, compact, exit_costs, run
-from models.backbones.t2t_vit import TokenPerformer, first_split, sinusoid
 from models.classifiers import DVT
 from models.classifiers.dvt import PUBLISHED
 from models.classifiers.dvt_blocks import Attention, Upsample
+from models.classifiers.tokens_to_token import TokenPerformer, first_split, sinusoid
 from models.compute import parameter_count
 from models.official import LayoutError, load, system_of
 from models.official.dvt import official_name, our_name, published_exits, to_official, to_ours

@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
+from lightning_modules.convnext_layers import layer_wise_id
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from models import detectors
-from models.backbones.convnext_layers import layer_wise_id
 from tests.recipes import ROOT
 
 NUM_LAYERS = 6

@@ -19,6 +19,8 @@ from timm.layers import ClassifierHead, DropPath, LayerNorm2d, LayerScale2d, tru
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
+from models.backbones.registration import default_cfgs_of
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -289,20 +291,10 @@ LADDERS = {
 LAST_RUNGS = {"r50": "convnext_tiny", "r200": "convnext_base"}
 
 __all__ = ["LADDERS", "LAST_RUNGS", "Ladder", "LadderBlock", "LadderStage", "Rung"]
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "stem.0",
-    "classifier": "head.fc",
-}
+_ENTRY = {"pool_size": (7, 7), "first_conv": "stem.0", "classifier": "head.fc"}
 default_cfgs = generate_default_cfgs(
-    {f"ladder_{regime}_{name}": dict(_ENTRY) for regime, rungs in LADDERS.items() for name in rungs}
-)
+    {f"ladder_{regime}_{name}": _ENTRY for regime, rungs in LADDERS.items() for name in rungs}
+) | default_cfgs_of({f"ladder_{regime}_12_convnext": convnext for regime, convnext in LAST_RUNGS.items()})
 
 
 def _register(name: str, create: Any) -> None:

@@ -39,7 +39,7 @@ _RESNET_SHORTCUTS = (*SQUEEZE_EXCITE, "*.downsample.*")
 
 __all__ = ["condconv"]
 _ENTRY = {"pool_size": (7, 7), "first_conv": "conv_stem", "classifier": "classifier"}
-# A dynamic classifier is a layer over pooled features (see `models.layers.replace.PointwiseClassifier`).
+# A dynamic classifier is a convolution over pooled features (see `PointwiseClassifier`).
 _DYNAMIC = _ENTRY | {"classifier": "classifier.layer"}
 _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 default_cfgs = generate_default_cfgs(

@@ -6,7 +6,6 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545, section 3.3.
 from typing import Any
 
 import numpy as np
-import torch
 from timm.layers import LayerNorm, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
@@ -82,7 +81,7 @@ class ConvNeXtIsotropic(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to the last feature map [B, dim, H / patch_size, W / patch_size]."""
         x = self.stem(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 

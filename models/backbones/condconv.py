@@ -20,6 +20,8 @@ from models.surgery import SQUEEZE_EXCITE, replace
 def condconv(host: str, num_experts: int, selection: dict[str, Any], **kwargs: Any) -> nn.Module:
     """A timm network with CondConv layers that share a routing by block.
 
+    The host's `reset_classifier` puts a static classifier in the place of a dynamic one.
+
     Args:
         host: Name of the static network.
         num_experts: n.

@@ -20,6 +20,8 @@ from models.surgery import SQUEEZE_EXCITE, replace
 def condconv(host: str, num_experts: int, selection: dict[str, Any], **kwargs: Any) -> nn.Module:
     """A timm network with CondConv layers that share a routing by block.
 
+    The host's `reset_classifier` puts a static classifier in the place of a dynamic one.
+
     Args:
         host: Name of the static network.
         num_experts: n.
@@ -38,17 +40,9 @@ _LAST_STAGES = {"stages": [-3, -2, -1]}
 _RESNET_SHORTCUTS = (*SQUEEZE_EXCITE, "*.downsample.*")
 
 __all__ = ["condconv"]
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "conv_stem",
-    "classifier": "classifier",
-}
+_ENTRY = {"pool_size": (7, 7), "first_conv": "conv_stem", "classifier": "classifier"}
+# A dynamic classifier is a convolution over pooled features (see `PointwiseClassifier`).
+_DYNAMIC = _ENTRY | {"classifier": "classifier.layer"}
 _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 default_cfgs = generate_default_cfgs(
     {
@@ -57,9 +51,9 @@ default_cfgs = generate_default_cfgs(
         "condconv_efficientnet_b1_8e": _ENTRY
         | _HALVES
         | {"input_size": (3, 240, 240), "pool_size": (8, 8), "crop_pct": 0.882},
-        "condconv_mobilenetv1_100": dict(_ENTRY),
-        "condconv_mobilenetv2_100": dict(_ENTRY),
-        "condconv_resnet50": _ENTRY | {"first_conv": "conv1", "classifier": "fc"},
+        "condconv_mobilenetv1_100": _DYNAMIC,
+        "condconv_mobilenetv2_100": _DYNAMIC,
+        "condconv_resnet50": _ENTRY | {"first_conv": "conv1", "classifier": "fc.layer"},
     }
 )
 
@@ -67,7 +61,8 @@ default_cfgs = generate_default_cfgs(
 def _create(
     name: str, host: str, num_experts: int, selection: dict[str, Any], pretrained: bool, kwargs: dict[str, Any]
 ) -> nn.Module:
-    build = partial(condconv, host, num_experts, selection)
+    build = partial(condconv, host, selection=selection)
+    kwargs = {"num_experts": num_experts, **kwargs}
     # Features leave a ResNet by its stages, the mobile networks by blocks within one sequence.
     feature_cfg = {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": "resnet" not in name}
     return build_model_with_cfg(build, name, pretrained, feature_cfg=feature_cfg, **kwargs)

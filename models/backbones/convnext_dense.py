@@ -1,5 +1,8 @@
 """ConvNeXt for detection and segmentation: a LayerNorm on every feature map that is handed out.
 
+`timm.create_model("convnext_tiny_dense", features_only=True)` is the dense network. Without `features_only` every name
+here is timm's classifier of that size, as of any other network that timm knows.
+
 Reference: "A ConvNet for the 2020s", arXiv 2201.03545, section 4.
 """
 
@@ -12,6 +15,8 @@ from timm.models import FeatureInfo, register_model
 from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
 
+from models.backbones.registration import default_cfgs_of
+
 
 class ConvNeXtDense(nn.Module):
     """Stem and stages of a ConvNeXt, and `norm{i}` on the returned copy of stage i.
@@ -21,6 +26,9 @@ class ConvNeXtDense(nn.Module):
     Args:
         trunk: timm's ConvNeXt, whose stem and stages are taken over.
         out_indices: Stages whose maps are returned, in increasing order; negative ones count from the end.
+
+    Attributes:
+        spare_parts: What official weights have for maps that are not handed out (see `models.official.spare_parts`).
 
     Raises:
         ValueError: No stage requested, one that does not exist, or stages out of order.
@@ -38,6 +46,11 @@ class ConvNeXtDense(nn.Module):
         self.stages = trunk.stages[: indices[-1] + 1]
         for i in self.out_indices:
             self.add_module(f"norm{i}", LayerNorm2d(self.feature_info.info[i]["num_chs"], eps=1e-6))
+        self.spare_parts = {
+            f"stage {i}": rf"norm{i}\..*" + (rf"|stages\.{i}\..*" if i > indices[-1] else "")
+            for i in range(count)
+            if i not in indices
+        }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns by which timm orders the parameters from stem to output norms."""
@@ -63,41 +76,43 @@ class ConvNeXtDense(nn.Module):
         return features
 
 
-def _create(convnext: str, pretrained: bool, **kwargs: Any) -> ConvNeXtDense:
-    if not kwargs.pop("features_only", True):
-        raise ValueError(f"{convnext}_dense returns feature maps; for a classifier create {convnext}")
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    # The downstream recipes start LayerScale at one where no pre-trained value replaces it.
-    trunk = timm.create_model(convnext, pretrained=pretrained, **{"ls_init_value": 1.0, "num_classes": 0} | kwargs)
-    assert isinstance(trunk, ConvNeXt)
-    return ConvNeXtDense(trunk, out_indices)
+default_cfgs = default_cfgs_of(
+    {f"convnext_{size}_dense": f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")}
+)
+
+
+def _create(convnext: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    if kwargs.get("features_only"):
+        # The downstream recipes start LayerScale at one where no pre-trained value replaces it.
+        kwargs = {"ls_init_value": 1.0, "num_classes": 0, "feature_cls": ConvNeXtDense} | kwargs
+    return timm.create_model(convnext, pretrained=pretrained, **kwargs)
 
 
 @register_model
-def convnext_tiny_dense(pretrained: bool = False, **kwargs: Any) -> ConvNeXtDense:
+def convnext_tiny_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-T, channels 96, 192, 384, 768; `pretrained` is timm's classifier."""
-    return _create("convnext_tiny", pretrained, **kwargs)
+    return _create("convnext_tiny", pretrained, kwargs)
 
 
 @register_model
-def convnext_small_dense(pretrained: bool = False, **kwargs: Any) -> ConvNeXtDense:
+def convnext_small_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-S, channels 96, 192, 384, 768; `pretrained` is timm's classifier."""
-    return _create("convnext_small", pretrained, **kwargs)
+    return _create("convnext_small", pretrained, kwargs)
 
 
 @register_model
-def convnext_base_dense(pretrained: bool = False, **kwargs: Any) -> ConvNeXtDense:
+def convnext_base_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-B, channels 128, 256, 512, 1024; `pretrained` is timm's classifier."""
-    return _create("convnext_base", pretrained, **kwargs)
+    return _create("convnext_base", pretrained, kwargs)
 
 
 @register_model
-def convnext_large_dense(pretrained: bool = False, **kwargs: Any) -> ConvNeXtDense:
+def convnext_large_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-L, channels 192, 384, 768, 1536; `pretrained` is timm's classifier."""
-    return _create("convnext_large", pretrained, **kwargs)
+    return _create("convnext_large", pretrained, kwargs)
 
 
 @register_model
-def convnext_xlarge_dense(pretrained: bool = False, **kwargs: Any) -> ConvNeXtDense:
+def convnext_xlarge_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-XL, channels 256, 512, 1024, 2048; `pretrained` is timm's classifier."""
-    return _create("convnext_xlarge", pretrained, **kwargs)
+    return _create("convnext_xlarge", pretrained, kwargs)

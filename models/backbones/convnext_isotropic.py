@@ -6,7 +6,6 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545, section 3.3.
 from typing import Any
 
 import numpy as np
-import torch
 from timm.layers import LayerNorm, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXtBlock
@@ -82,7 +81,7 @@ class ConvNeXtIsotropic(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to the last feature map [B, dim, H / patch_size, W / patch_size]."""
         x = self.stem(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
@@ -103,24 +102,13 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    feature_cfg = {"out_indices": (kwargs["depth"] - 1,), "flatten_sequential": True}
+    # One resolution: like a vision transformer of timm's, it hands out its last three maps.
+    feature_cfg = {"out_indices": tuple(range(-min(3, kwargs["depth"]), 0)), "flatten_sequential": True}
     return build_model_with_cfg(ConvNeXtIsotropic, name, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (14, 14),
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "stem",
-    "classifier": "head.fc",
-}
-default_cfgs = generate_default_cfgs(
-    {f"convnext_isotropic_{size}": dict(_ENTRY) for size in ("small", "base", "large")}
-)
+_ENTRY = {"pool_size": (14, 14), "first_conv": "stem", "classifier": "head.fc"}
+default_cfgs = generate_default_cfgs({f"convnext_isotropic_{size}": _ENTRY for size in ("small", "base", "large")})
 
 
 @register_model

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import timm
-import torch
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, LayerScale2d, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
+
+from models.backbones.registration import default_cfgs_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class LadderBlock(nn.Module):
 
     Args:
         rung: Design choices.
-        in_dim: Channels that come in.
+        in_chans: Channels that come in.
         dim: Width of the stage (see `Rung.dims`).
         stride: Stride of the k x k convolution and of the shortcut.
         drop_path: Probability that the branch of a sample is dropped.
@@ -77,20 +78,20 @@ class LadderBlock(nn.Module):
     """
 
     def __init__(
-        self, rung: Rung, in_dim: int, dim: int, stride: int, drop_path: float, ls_init_value: float | None
+        self, rung: Rung, in_chans: int, dim: int, stride: int, drop_path: float, ls_init_value: float | None
     ) -> None:
         super().__init__()
         inner, out_dim = (dim, 4 * dim) if rung.block == "bottleneck" else (4 * dim, dim)
         # One line a convolution: in, out, kernel, stride, groups.
         if rung.block == "depthwise_first":
             plan = [
-                (in_dim, in_dim, rung.kernel_size, stride, in_dim),
-                (in_dim, inner, 1, 1, 1),
+                (in_chans, in_chans, rung.kernel_size, stride, in_chans),
+                (in_chans, inner, 1, 1, 1),
                 (inner, out_dim, 1, 1, 1),
             ]
         else:
             plan = [
-                (in_dim, inner, 1, 1, 1),
+                (in_chans, inner, 1, 1, 1),
                 (inner, inner, rung.kernel_size, stride, inner if rung.depthwise else 1),
                 (inner, out_dim, 1, 1, 1),
             ]
@@ -108,12 +109,12 @@ class LadderBlock(nn.Module):
         self.branch = nn.Sequential(layers)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or in_dim != out_dim:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, stride, bias=False), rung.new_norm(out_dim))
+        if stride > 1 or in_chans != out_dim:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_chans, out_dim, 1, stride, bias=False), rung.new_norm(out_dim))
         self.act = nn.Identity() if rung.fewer_acts else rung.new_act()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_dim, H, W] to [B, out_dim, H / stride, W / stride]."""
+        """[B, in_chans, H, W] to [B, out_dim, H / stride, W / stride]."""
         return self.act(self.shortcut(x) + self.drop_path(self.branch(x)))
 
 
@@ -121,7 +122,7 @@ class LadderStage(nn.Module):
     """Blocks of one resolution; the first one strides."""
 
     def __init__(
-        self, rung: Rung, in_dim: int, dim: int, stride: int, drop_paths: Sequence[float], ls_init_value: float | None
+        self, rung: Rung, in_chans: int, dim: int, stride: int, drop_paths: Sequence[float], ls_init_value: float | None
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -129,7 +130,7 @@ class LadderStage(nn.Module):
             *(
                 LadderBlock(
                     rung,
-                    in_dim if i == 0 else rung.out_dim(dim),
+                    in_chans if i == 0 else rung.out_dim(dim),
                     dim,
                     stride if i == 0 else 1,
                     drop_path,
@@ -140,8 +141,8 @@ class LadderStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_dim, H, W] to [B, out_dim, H / stride, W / stride]."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        """[B, in_chans, H, W] to [B, out_dim, H / stride, W / stride]."""
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
@@ -188,17 +189,17 @@ class Ladder(nn.Module):
         self.stem = _stem(cfg, in_chans, dims[0], patch_size)
 
         stages, self.feature_info = [], []
-        in_dim, reduction = dims[0], patch_size
+        chans, reduction = dims[0], patch_size
         # Numbers, not tensors: networks are also built on the meta device, where tensors have no values.
         drop_paths = np.split(np.linspace(0, drop_path_rate, sum(depths)), np.cumsum(depths)[:-1])
         for i, dim in enumerate(dims):
             stride = 2 if i > 0 or patch_size == 2 else 1
-            stages.append(LadderStage(cfg, in_dim, dim, stride, drop_paths[i].tolist(), ls_init_value))
-            in_dim, reduction = cfg.out_dim(dim), reduction * stride
-            self.feature_info.append({"num_chs": in_dim, "reduction": reduction, "module": f"stages.{i}"})
+            stages.append(LadderStage(cfg, chans, dim, stride, drop_paths[i].tolist(), ls_init_value))
+            chans, reduction = cfg.out_dim(dim), reduction * stride
+            self.feature_info.append({"num_chs": chans, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
-        self.num_features = self.head_hidden_size = in_dim
-        self.head = ClassifierHead(in_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.num_features = self.head_hidden_size = chans
+        self.head = ClassifierHead(chans, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         named_apply(_init_weights, self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -289,20 +290,10 @@ LADDERS = {
 LAST_RUNGS = {"r50": "convnext_tiny", "r200": "convnext_base"}
 
 __all__ = ["LADDERS", "LAST_RUNGS", "Ladder", "LadderBlock", "LadderStage", "Rung"]
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "stem.0",
-    "classifier": "head.fc",
-}
+_ENTRY = {"pool_size": (7, 7), "first_conv": "stem.0", "classifier": "head.fc"}
 default_cfgs = generate_default_cfgs(
-    {f"ladder_{regime}_{name}": dict(_ENTRY) for regime, rungs in LADDERS.items() for name in rungs}
-)
+    {f"ladder_{regime}_{name}": _ENTRY for regime, rungs in LADDERS.items() for name in rungs}
+) | default_cfgs_of({f"ladder_{regime}_12_convnext": convnext for regime, convnext in LAST_RUNGS.items()})
 
 
 def _register(name: str, create: Any) -> None:

@@ -40,29 +40,19 @@ def dynamic_conv(
 
 
 __all__ = ["dynamic_conv"]
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "conv_stem",
-    "classifier": "classifier",
-}
-_RESNET = {"first_conv": "conv1", "classifier": "fc"}
+_MOBILENET = {"pool_size": (7, 7), "first_conv": "conv_stem", "classifier": "classifier"}
+_RESNET = {"pool_size": (7, 7), "first_conv": "conv1", "classifier": "fc"}
 default_cfgs = generate_default_cfgs(
     {
-        "dy_mobilenetv2_035": dict(_ENTRY),
-        "dy_mobilenetv2_050": dict(_ENTRY),
-        "dy_mobilenetv2_075": dict(_ENTRY),
-        "dy_mobilenetv2_100": dict(_ENTRY),
-        "dy_mobilenetv3_small_100": dict(_ENTRY),
-        "dy_mobilenetv3_large_100": dict(_ENTRY),
-        "dy_resnet10": _ENTRY | _RESNET,
-        "dy_resnet18": _ENTRY | _RESNET,
-        "dy_resnet50": _ENTRY | _RESNET,
+        "dy_mobilenetv2_035": _MOBILENET,
+        "dy_mobilenetv2_050": _MOBILENET,
+        "dy_mobilenetv2_075": _MOBILENET,
+        "dy_mobilenetv2_100": _MOBILENET,
+        "dy_mobilenetv3_small_100": _MOBILENET,
+        "dy_mobilenetv3_large_100": _MOBILENET,
+        "dy_resnet10": _RESNET,
+        "dy_resnet18": _RESNET,
+        "dy_resnet50": _RESNET,
     }
 )
 

@@ -33,17 +33,7 @@ class NarrowResNet(ResNet):
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        "narrow_resnet": {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "conv1",
-            "classifier": "fc",
-        }
-    }
+    {"narrow_resnet": {"pool_size": (7, 7), "first_conv": "conv1", "classifier": "fc"}}
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.layers import ClassifierHead
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 
@@ -37,6 +37,8 @@ class PlainConv(nn.Module):
         if not widths or any(width < 8 or width % 8 for width in widths):
             raise ValueError(f"widths of a plain_conv are one or more multiples of 8, not {list(widths)}")
         self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.grad_checkpointing = False
         stages, self.feature_info = [], []
         for i, (before, width) in enumerate(zip([in_chans, *widths[:-1]], widths, strict=True)):
             layers: list[nn.Module] = []
@@ -52,6 +54,14 @@ class PlainConv(nn.Module):
         self.num_features = self.head_hidden_size = widths[-1]
         self.head = ClassifierHead(widths[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns by which timm orders the parameters from the first convolution to the head, stage by stage."""
+        return {"stem": r"^stages\.0\.[01]\.", "blocks": r"^stages\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head.fc
@@ -63,7 +73,7 @@ class PlainConv(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to the last feature map [B, num_features, H', W']."""
-        return self.stages(x)
+        return checkpoint_seq(self.stages, x) if self.grad_checkpointing else self.stages(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Last feature map to logits [B, num_classes], or to pooled features [B, num_features]."""
@@ -77,10 +87,8 @@ class PlainConv(nn.Module):
 default_cfgs = generate_default_cfgs(
     {
         "plain_conv": {
-            "num_classes": 1000,
             "input_size": (3, 64, 64),
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
+            "pool_size": (8, 8),
             "first_conv": "stages.0.0",
             "classifier": "head.fc",
         }

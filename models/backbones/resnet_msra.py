@@ -44,31 +44,21 @@ class MSRAResNet(ResNet):
         self.add_module("conv1", stem)
 
 
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bilinear",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "conv1",
-    "classifier": "fc",
-}
-default_cfgs = generate_default_cfgs({"resnet50_msra": dict(_ENTRY), "resnet101_msra": dict(_ENTRY)})
+_ENTRY = {"pool_size": (7, 7), "interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc"}
+default_cfgs = generate_default_cfgs({"resnet50_msra": _ENTRY, "resnet101_msra": _ENTRY})
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    return build_model_with_cfg(MSRAResNet, name, pretrained, block=MSRABottleneck, **kwargs)
 
 
 @register_model
 def resnet50_msra(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50; 25,557,032 parameters."""
-    return build_model_with_cfg(
-        MSRAResNet, "resnet50_msra", pretrained, block=MSRABottleneck, layers=(3, 4, 6, 3), **kwargs
-    )
+    return _create("resnet50_msra", pretrained, {"layers": (3, 4, 6, 3), **kwargs})
 
 
 @register_model
 def resnet101_msra(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-101; 44,549,160 parameters."""
-    return build_model_with_cfg(
-        MSRAResNet, "resnet101_msra", pretrained, block=MSRABottleneck, layers=(3, 4, 23, 3), **kwargs
-    )
+    return _create("resnet101_msra", pretrained, {"layers": (3, 4, 23, 3), **kwargs})

@@ -184,18 +184,8 @@ CHANNELS = {
 }
 
 __all__ = ["CHANNELS", "GuidedConv", "GuidedShuffleBlock", "ShuffleNetDRConv"]
-_ENTRY = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bilinear",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "stem.conv",
-    "classifier": "head.fc",
-}
-default_cfgs = generate_default_cfgs({f"shufflenet_v2_{size}_drconv": dict(_ENTRY) for size in CHANNELS})
+_ENTRY = {"pool_size": (7, 7), "interpolation": "bilinear", "first_conv": "stem.conv", "classifier": "head.fc"}
+default_cfgs = generate_default_cfgs({f"shufflenet_v2_{size}_drconv": _ENTRY for size in CHANNELS})
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -4,6 +4,9 @@ timm's Swin rolls a map and pads it to whole windows afterwards, and leaves a st
 at the classifier's resolution. Detection pads first and shifts always, so that a map that is not a multiple of the
 window comes out different. Blocks, weights and names are timm's.
 
+`timm.create_model("swin_tiny_dense", features_only=True)` is the dense network. Without `features_only` every name here
+is timm's classifier of that size, as of any other network that timm knows.
+
 Reference: "Swin Transformer", arXiv 2103.14030, section 4.2; "SOLQ", arXiv 2106.02351.
 """
 
@@ -17,6 +20,8 @@ from timm.models import FeatureInfo, register_model
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from models.backbones.registration import default_cfgs_of
 
 
 class SwinDense(nn.Module):
@@ -48,6 +53,13 @@ class SwinDense(nn.Module):
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(self.feature_info.info[i]["num_chs"]))
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns by which timm orders the parameters from patch embedding to output norms."""
+        blocks: Any = r"^layers\.(\d+)"
+        if not coarse:
+            blocks = [(r"^layers\.(\d+)\.downsample", (0,)), (r"^layers\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": blocks}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
@@ -77,35 +89,41 @@ def _block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
-def _create(swin: str, pretrained: bool, drop_path_rate: float, **kwargs: Any) -> SwinDense:
-    if not kwargs.pop("features_only", True):
-        raise ValueError(f"the dense networks return feature maps; for a classifier create {swin}")
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    sizes = {"strict_img_size": False, "always_partition": True, "num_classes": 0, "drop_path_rate": drop_path_rate}
-    trunk = timm.create_model(swin, pretrained=pretrained, **sizes | kwargs)
-    assert isinstance(trunk, SwinTransformer)
+_TRUNKS = {f"swin_{size}_dense": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")}
+default_cfgs = default_cfgs_of(_TRUNKS)
+
+
+def _dense(trunk: SwinTransformer, out_indices: Sequence[int], output_fmt: Format) -> SwinDense:
+    # timm tells the format of the trunk; what leaves has channels first.
     return SwinDense(trunk, out_indices)
 
 
+def _create(name: str, pretrained: bool, drop_path_rate: float, kwargs: dict[str, Any]) -> nn.Module:
+    if kwargs.get("features_only"):
+        any_size = {"strict_img_size": False, "always_partition": True}
+        kwargs = {**any_size, "num_classes": 0, "drop_path_rate": drop_path_rate, "feature_cls": _dense} | kwargs
+    return timm.create_model(_TRUNKS[name], pretrained=pretrained, **kwargs)
+
+
 @register_model
-def swin_tiny_dense(pretrained: bool = False, **kwargs: Any) -> SwinDense:
+def swin_tiny_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-T, channels 96, 192, 384, 768; `pretrained` is timm's classifier."""
-    return _create("swin_tiny_patch4_window7_224", pretrained, **{"drop_path_rate": 0.2} | kwargs)
+    return _create("swin_tiny_dense", pretrained, 0.2, kwargs)
 
 
 @register_model
-def swin_small_dense(pretrained: bool = False, **kwargs: Any) -> SwinDense:
+def swin_small_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-S, channels 96, 192, 384, 768; `pretrained` is timm's classifier."""
-    return _create("swin_small_patch4_window7_224", pretrained, **{"drop_path_rate": 0.2} | kwargs)
+    return _create("swin_small_dense", pretrained, 0.2, kwargs)
 
 
 @register_model
-def swin_base_dense(pretrained: bool = False, **kwargs: Any) -> SwinDense:
+def swin_base_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-B, channels 128, 256, 512, 1024; `pretrained` is timm's classifier."""
-    return _create("swin_base_patch4_window7_224", pretrained, **{"drop_path_rate": 0.3} | kwargs)
+    return _create("swin_base_dense", pretrained, 0.3, kwargs)
 
 
 @register_model
-def swin_large_dense(pretrained: bool = False, **kwargs: Any) -> SwinDense:
+def swin_large_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-L, channels 192, 384, 768, 1536; `pretrained` is timm's classifier."""
-    return _create("swin_large_patch4_window7_224", pretrained, **{"drop_path_rate": 0.3} | kwargs)
+    return _create("swin_large_dense", pretrained, 0.3, kwargs)

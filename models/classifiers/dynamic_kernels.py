@@ -34,33 +34,35 @@ def dynamic_kernels(
     pretrained: bool = False,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Builds a classifier of timm's registry and makes its convolutions dynamic.
+    """A classifier of timm's registry whose convolutions are dynamic.
 
     What mixing and routing cost are ordinary operators: `models.compute` counts them with the rest. Every image costs
     the same.
 
     Args:
-        name: host, e.g. `mobilenetv2_100`; see `timm.list_models()`.
-        num_classes: K, the number of logits.
-        layer: `cond_conv` (arXiv 1904.04971), `dynamic_conv` (arXiv 1912.03458) or `dr_conv` (arXiv 2003.12243).
-        layer_options: options of the layer, e.g. `{num_experts: 8, routing: block}`; see the `like` of its class.
-        kinds: which convolutions become dynamic, here and below as in `models.surgery.replace`.
-        kernel_sizes: sizes of square kernels.
-        stages: indices of stages; negative ones count from the last.
-        last_blocks: the last so many blocks.
-        names: patterns of dotted names.
-        exclude: patterns of names that stay static; None for squeeze-and-excitation.
-        classifier: whether the classifier becomes dynamic too.
-        in_chans: channels of the input images.
-        drop_path_rate: stochastic depth rate of the last block.
-        pretrained: start from timm's weights of the host; with `layer_options: {init: copy}` every kernel does.
-        options: further arguments of the host.
+        name: Host, e.g. `mobilenetv2_100`; see `timm.list_models()`.
+        num_classes: How many classes there are, K.
+        layer: What takes the place of a convolution: `cond_conv` (arXiv 1904.04971), `dynamic_conv` (arXiv 1912.03458)
+            or `dr_conv` (arXiv 2003.12243).
+        layer_options: Options of the layer, e.g. `{num_experts: 8, routing: block}`; see the `like` of its class.
+        kinds: Which convolutions become dynamic, here and below as in `models.surgery.replace`.
+        kernel_sizes: Sizes of square kernels.
+        stages: Indices of stages; negative ones count from the last.
+        last_blocks: How many blocks, counted from the last.
+        names: Patterns of dotted names.
+        exclude: Patterns of names that stay static; None for squeeze-and-excitation.
+        classifier: Whether the classifier becomes dynamic too.
+        in_chans: Channels of the images.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+        pretrained: Whether to start from timm's weights of the host; with `layer_options: {init: copy}` every kernel
+            does.
+        options: Further arguments of the host.
 
     Returns:
-        images [B, in_chans, H, W] -> logits [B, K].
+        A network from images [B, in_chans, H, W] to logits [B, K].
 
     Raises:
-        ValueError: an unknown host, layer or option, or a selection that matches nothing.
+        ValueError: An unknown host, layer or option, or a selection that matches nothing.
     """
     network = timm_classifier(name, num_classes, in_chans, drop_path_rate, pretrained, options)
     if layer not in LAYERS:

@@ -19,18 +19,18 @@ def timm_classifier(
     pretrained: bool = False,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Builds a classifier by its name in timm's registry.
+    """A classifier by its name in timm's registry.
 
     Args:
-        name: e.g. `convnext_tiny`, `resnet50`, `ladder_r50_4_width`; see `timm.list_models()`.
-        num_classes: K, the number of logits.
-        in_chans: channels of the input images.
-        drop_path_rate: stochastic depth rate of the last block; the rates rise linearly from 0.
-        pretrained: download timm's weights of this network.
-        options: further arguments of the network, e.g. `{depths: [2, 2, 6, 2], dims: [32, 64, 128, 256]}`.
+        name: E.g. `convnext_tiny`, `resnet50`, `ladder_r50_4_width`; see `timm.list_models()`.
+        num_classes: How many classes there are, K.
+        in_chans: Channels of the images.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0 at the first.
+        pretrained: Whether to start from timm's weights of this network.
+        options: Further arguments of the network, e.g. `{depths: [2, 2, 6, 2], dims: [32, 64, 128, 256]}`.
 
     Returns:
-        images [B, in_chans, H, W] -> logits [B, K].
+        A network from images [B, in_chans, H, W] to logits [B, K].
 
     Raises:
         ValueError: timm knows no network of this name; the message names the nearest one.

@@ -20,7 +20,7 @@ class Routing(nn.Linear):
     """Coefficients of the experts, `r(x) = gate(R GAP(x) + c)`.
 
     Args:
-        in_channels: C.
+        in_chans: C.
         num_experts: How many experts there are, n.
         gate: `sigmoid`, as published: the experts do not compete and the coefficients do not sum to one; `softmax`, of
             the paper's ablation.
@@ -32,14 +32,14 @@ class Routing(nn.Linear):
 
     def __init__(
         self,
-        in_channels: int,
+        in_chans: int,
         num_experts: int,
         gate: Literal["sigmoid", "softmax"] = "sigmoid",
         dropout: float = 0.0,
     ) -> None:
         if gate not in GATES:
             raise ValueError(f"a routing gate is one of {', '.join(GATES)}, not {gate!r}")
-        super().__init__(in_channels, num_experts)
+        super().__init__(in_chans, num_experts)
         self.gate = gate
         self.dropout = nn.Dropout(dropout)
 

@@ -168,24 +168,24 @@ class ExpertMixture(nn.Module):
     `W_r = sum_e a_re E_e` with `a = 2 sigmoid(routing(mean of x)) / num_experts`, at first the experts' mean.
 
     Args:
-        in_channels: Channels of the images.
-        shape: Sizes of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
+        in_chans: Channels of the images.
+        shape: Sizes of a kernel: (out_channels, in_chans / groups, kernel height, kernel width).
         num_regions: Kernels of an image.
         num_experts: Kernels that are mixed.
     """
 
-    def __init__(self, in_channels: int, shape: tuple[int, int, int, int], num_regions: int, num_experts: int) -> None:
+    def __init__(self, in_chans: int, shape: tuple[int, int, int, int], num_regions: int, num_experts: int) -> None:
         super().__init__()
         self.shape, self.num_experts = shape, num_experts
         out_channels, fan_in = shape[0], shape[1] * shape[2] * shape[3]
-        self.routing = nn.Linear(in_channels, num_regions * num_experts)
+        self.routing = nn.Linear(in_chans, num_regions * num_experts)
         self.weight = nn.Parameter(torch.empty(out_channels * fan_in, num_experts))
         nn.init.uniform_(self.weight, -((6 / fan_in) ** 0.5), (6 / fan_in) ** 0.5)
         nn.init.normal_(self.routing.weight, std=0.01)
         nn.init.zeros_(self.routing.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to kernels [B, num_regions, *shape]."""
+        """[B, in_chans, H, W] to kernels [B, num_regions, *shape]."""
         shares = 2 * self.routing(pooled(images, self.routing.weight.dtype)).sigmoid() / self.num_experts
         return F.linear(shares.unflatten(1, (-1, self.num_experts)), self.weight).unflatten(2, self.shape)
 
@@ -198,20 +198,20 @@ class PoolConv(nn.Module):
     The hidden layer has `num_regions` channels for each region, and the second convolution one group for each.
 
     Args:
-        in_channels: Channels of the images.
-        shape: Sizes of a kernel: (out_channels, in_channels / groups, kernel height, kernel width).
+        in_chans: Channels of the images.
+        shape: Sizes of a kernel: (out_channels, in_chans / groups, kernel height, kernel width).
         num_regions: Kernels of an image.
     """
 
-    def __init__(self, in_channels: int, shape: tuple[int, int, int, int], num_regions: int) -> None:
+    def __init__(self, in_chans: int, shape: tuple[int, int, int, int], num_regions: int) -> None:
         super().__init__()
         self.kernel_size, self.channels = shape[2:], shape[:2]
         hidden = num_regions**2
-        self.hidden = nn.Conv2d(in_channels, hidden, 1)
+        self.hidden = nn.Conv2d(in_chans, hidden, 1)
         self.banks = nn.Conv2d(hidden, num_regions * shape[0] * shape[1], 1, groups=num_regions)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to kernels [B, num_regions, *shape]."""
+        """[B, in_chans, H, W] to kernels [B, num_regions, *shape]."""
         hidden = self.hidden(F.adaptive_avg_pool2d(images, self.kernel_size)).sigmoid()
         return self.banks(hidden).unflatten(1, (-1, *self.channels))
 

@@ -22,7 +22,7 @@ class KernelAttention(nn.Module):
     The temperature T is a buffer, so that a checkpoint taken while it is annealed goes on from there.
 
     Args:
-        in_channels: C.
+        in_chans: C.
         num_kernels: K.
         ratio: Hidden width relative to C.
         hidden_rule: `paper`: int(C * ratio), at least one; `plus_one`, of the implementation whose checkpoints
@@ -37,7 +37,7 @@ class KernelAttention(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_chans: int,
         num_kernels: int = 4,
         ratio: float = 0.25,
         hidden_rule: Literal["plus_one", "paper"] = "plus_one",
@@ -51,10 +51,10 @@ class KernelAttention(nn.Module):
         if not temperature > 0:
             raise ValueError(f"a temperature is positive, not {temperature}")
         if hidden_rule == "paper":
-            hidden = max(int(in_channels * ratio), 1)
+            hidden = max(int(in_chans * ratio), 1)
         else:
-            hidden = num_kernels if in_channels == 3 else int(in_channels * ratio) + 1
-        self.fc1 = nn.Linear(in_channels, hidden, bias=False)
+            hidden = num_kernels if in_chans == 3 else int(in_chans * ratio) + 1
+        self.fc1 = nn.Linear(in_chans, hidden, bias=False)
         self.fc2 = nn.Linear(hidden, num_kernels)
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -67,7 +67,7 @@ def test_timm_layers() -> None:
 
 @pytest.mark.parametrize("rule", ["timm", "convnext_layer_wise", "convnext_stage_wise"])
 def test_everything_outside_the_backbone_is_head(rule: str) -> None:
-    backbone = timm.create_model("convnext_tiny_dense", **{**SMALL, "num_classes": 0})
+    backbone = timm.create_model("convnext_tiny_dense", features_only=True, **{**SMALL, "num_classes": 0})
     network = nn.ModuleDict({"backbone": backbone, "neck": nn.Linear(4, 4)})
     scale = by_name(parameter_groups(network, 1.0, 0.0, LayerDecay(0.5, rule, 6, "backbone")), "lr_scale")
     assert scale["neck.weight"] == 1

@@ -1,14 +1,23 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
+from torch import nn
 
 import models  # noqa: F401 (registers the backbones)
+from models.official import LayoutError, load
+from models.official.convnext import to_official, to_ours
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 
 
+def dense(size: str = "tiny", **options: Any) -> nn.Module:
+    return timm.create_model(f"convnext_{size}_dense", features_only=True, **options)
+
+
 def test_backbone_contract() -> None:
-    network = timm.create_model("convnext_tiny_dense", features_only=True, **SMALL).eval()
+    network = dense(**SMALL).eval()
     features = network(torch.randn(2, 3, 64, 96))
     assert network.feature_info.channels() == [8, 16, 24, 32]
     assert network.feature_info.reduction() == [4, 8, 16, 32]
@@ -24,7 +33,7 @@ def test_backbone_contract() -> None:
 
 
 def test_next_stage_gets_the_map_before_the_norm() -> None:
-    network = timm.create_model("convnext_tiny_dense", **SMALL).eval()
+    network = dense(**SMALL).eval()
     images = torch.randn(1, 3, 64, 64)
     before = network(images)
     with torch.no_grad():
@@ -35,7 +44,7 @@ def test_next_stage_gets_the_map_before_the_norm() -> None:
 
 
 def test_only_requested_stages_exist() -> None:
-    network = timm.create_model("convnext_tiny_dense", out_indices=(0, -2), drop_path_rate=0.1, **SMALL)
+    network = dense(out_indices=(0, -2), drop_path_rate=0.1, **SMALL)
     assert network.feature_info.channels() == [8, 24]
     assert len(network.stages) == 3
     sum(feature.square().sum() for feature in network(torch.randn(2, 3, 64, 64))).backward()
@@ -46,19 +55,34 @@ def test_only_requested_stages_exist() -> None:
 @pytest.mark.parametrize("out_indices", [(), (1, 0), (0, 4), (-5,)])
 def test_impossible_stages_are_refused(out_indices: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="out_indices"):
-        timm.create_model("convnext_tiny_dense", out_indices=out_indices, **SMALL)
+        dense(out_indices=out_indices, **SMALL)
 
 
-def test_a_classifier_is_refused() -> None:
-    with pytest.raises(ValueError, match="create convnext_base"):
-        timm.create_model("convnext_base_dense", features_only=False)
+def test_official_weights_of_all_maps_fit_those_that_are_asked_for() -> None:
+    whole = dense(**SMALL).eval()
+    official = to_official(whole.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    for indices in ((1, 2, 3), (0, 1), (2,)):
+        network = dense(out_indices=indices, **SMALL).eval()
+        load(network, to_ours(official))
+        for i, features in zip(indices, network(images), strict=True):
+            torch.testing.assert_close(features, whole(images)[i])
+    with pytest.raises(LayoutError, match="unknown stages"):
+        load(dense(**SMALL | {"depths": (1, 1, 1, 1)}), to_ours(official))
+    with pytest.raises(LayoutError, match="missing norm3"):
+        load(dense(out_indices=(1, 3), **SMALL), dense(out_indices=(1, 2), **SMALL).state_dict())
+
+
+def test_without_features_only_it_is_the_classifier() -> None:
+    network = timm.create_model("convnext_base_dense", num_classes=5, **SMALL)
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "xlarge"])
 def test_every_size_has_its_trunk(size: str) -> None:
     with torch.device("meta"):
-        dense, trunk = timm.create_model(f"convnext_{size}_dense"), timm.create_model(f"convnext_{size}", num_classes=0)
+        network, trunk = dense(size), timm.create_model(f"convnext_{size}", num_classes=0)
     channels = [info["num_chs"] for info in trunk.feature_info]
-    assert dense.feature_info.channels() == channels
+    assert network.feature_info.channels() == channels
     params = sum(p.numel() for p in trunk.parameters()) - 2 * channels[-1] + 2 * sum(channels)
-    assert sum(p.numel() for p in dense.parameters()) == params
+    assert sum(p.numel() for p in network.parameters()) == params

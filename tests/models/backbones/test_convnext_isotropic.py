@@ -44,7 +44,7 @@ def test_timm_interface() -> None:
 def test_features() -> None:
     options = {"depth": 4, "dim": 8, "features_only": True}
     network = timm.create_model("convnext_isotropic_small", **options)
-    assert [feature.shape for feature in network(torch.randn(1, 3, 32, 48))] == [(1, 8, 2, 3)]
+    assert [feature.shape for feature in network(torch.randn(1, 3, 32, 48))] == 3 * [(1, 8, 2, 3)]
     network = timm.create_model("convnext_isotropic_small", out_indices=(1, 3), **options)
     assert network.feature_info.channels() == [8, 8]
     assert network.feature_info.reduction() == [16, 16]

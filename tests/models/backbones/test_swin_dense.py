@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
 
 import models  # noqa: F401 (registers the backbones)
 
@@ -46,8 +47,15 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         torch.testing.assert_close(actual, expected)
 
 
+def test_layers_are_in_order() -> None:
+    network = swin(out_indices=(1, 3))
+    layers = group_parameters(network, network.group_matcher(), reverse=True)
+    first, last = "layers.{}.blocks.0.norm1.weight".format, "layers.{}.blocks.1.norm1.weight".format
+    names = ["patch_embed.proj.weight", first(0), first(1), last(1), first(2), first(3), last(3), "norm1.weight"]
+    assert [layers[name] for name in names] == list(range(8))
+    assert layers["layers.2.downsample.norm.weight"] == layers[first(2)]
+
+
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="increasing stages between 0 and 3"):
         swin(out_indices=(2, 1))
-    with pytest.raises(ValueError, match="for a classifier create swin_tiny_patch4_window7_224"):
-        swin(features_only=False)

@@ -9,7 +9,7 @@ from models.official.convnext import LAYOUT
 SMALL = {"depths": (1, 2, 1, 1), "dims": (4, 8, 8, 8), "num_classes": 3}
 NETWORKS = {
     "convnext_tiny": SMALL,
-    "convnext_tiny_dense": {**SMALL, "num_classes": 0, "out_indices": (1, 2)},
+    "convnext_tiny_dense": {**SMALL, "num_classes": 0, "features_only": True, "out_indices": (1, 2)},
     "convnext_base": {**SMALL, "ls_init_value": None},
     "convnext_large": {**SMALL, "num_classes": 0},
     "convnext_isotropic_small": {"depth": 2, "dim": 8, "num_classes": 3},

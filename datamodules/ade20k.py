@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from typing_extensions import override
+
 from datamodules.base import Split
 from datamodules.errors import DataError
 from datamodules.label_maps import LabelMap, voc_colours
@@ -34,7 +36,8 @@ class ADE20K(Segmentation):
         void_ids=(0,),
     )
 
-    def default_augmentation(self) -> list[Transform]:
+    @override
+    def default_train_transforms(self) -> list[Transform]:
         """MMSegmentation's: crops of 512x512 of images resized into 2048x512 times 0.5 to 2."""
         return mmseg_augmentation(512, long_side=2048, short_side=512)
 

@@ -34,8 +34,8 @@ class DataModule(lightning.LightningDataModule, ABC):
 
     Args:
         batch_size: Samples of one batch over all processes.
-        train_transforms: Augmentation of training images.
-        eval_transforms: Transforms of validation, test and prediction images.
+        train_transforms: Augmentation of training images; by default what is usual for the data set.
+        eval_transforms: Transforms of validation, test and prediction images; by default what is usual.
         num_workers: Loader processes for each process; 0 loads in the training process.
         on_bad_sample: ``error`` stops at an unreadable sample. ``skip`` trains on the next readable one instead and
             leaves the sample out of an evaluation, with a warning.
@@ -53,8 +53,8 @@ class DataModule(lightning.LightningDataModule, ABC):
     def __init__(
         self,
         batch_size: int,
-        train_transforms: list[Transform],
-        eval_transforms: list[Transform],
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
         num_workers: int = 0,
         on_bad_sample: Literal["error", "skip"] = "error",
         max_bad_samples: int = 100,
@@ -66,7 +66,8 @@ class DataModule(lightning.LightningDataModule, ABC):
                 f"max_bad_samples={max_bad_samples} must not be negative."
             )
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.train_transforms, self.eval_transforms = train_transforms, eval_transforms
+        self.train_transforms = self.default_train_transforms() if train_transforms is None else train_transforms
+        self.eval_transforms = self.default_eval_transforms() if eval_transforms is None else eval_transforms
         self.on_bad_sample, self.max_bad_samples = on_bad_sample, max_bad_samples
         self.seed = 0
         self.class_names: list[str] = []
@@ -74,6 +75,14 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.bad_samples: dict[str, str] = {}
         self._sources: dict[str, Source | None] = {}
         self._scale: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def default_train_transforms(self) -> list[Transform]:
+        """Augmentation where the config names none."""
+        return []
+
+    def default_eval_transforms(self) -> list[Transform]:
+        """Transforms of other images where the config names none."""
+        return []
 
     @property
     def num_classes(self) -> int:

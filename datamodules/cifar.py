@@ -6,10 +6,11 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torchvision import datasets
+from typing_extensions import override
 
 from datamodules.arrays import ImageArrays
 from datamodules.base import DataModule
@@ -45,11 +46,8 @@ class CIFAR10(DataModule):
         root: Folder that holds ``cifar-10-batches-py`` (``cifar-100-python`` for CIFAR-100).
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
-        train_transforms: Augmentation; by default a shift of 4 pixels and a flip.
-        eval_transforms: Transforms of validation, test and prediction images; by default a resize to 32x32.
-        num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; images are by default shifted by up to 4 pixels and flipped, and others resized to
+            32x32.
     """
 
     mean = (0.4914, 0.4822, 0.4465)
@@ -63,16 +61,18 @@ class CIFAR10(DataModule):
         root: Path | str,
         batch_size: int = 128,
         holdout: int | float = 5000,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
-        train_transforms = small_image_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = evaluate_at(32) if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, **options)
         self.root, self.holdout = Path(root), holdout
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return small_image_augmentation()
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return evaluate_at(32)
 
     def open(self) -> dict[str, Source | None]:
         """Opens the official files; see ``DataModule.open``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from datamodules.base import Split
 from datamodules.errors import DataError
 from datamodules.label_maps import LabelMap
@@ -135,7 +137,8 @@ class Cityscapes(StreetScenes):
     typical_size = (1024, 2048)
     test_labels_are_public = False
 
-    def default_augmentation(self) -> list[Transform]:
+    @override
+    def default_train_transforms(self) -> list[Transform]:
         """HRNet's: crops of 512x1024 at scales from 0.5 to 2.1."""
         return hrnet_augmentation(512, 1024, long_side=2048)
 
@@ -177,6 +180,7 @@ class CamVid(StreetScenes):
     )
     typical_size = (360, 480)
 
-    def default_augmentation(self) -> list[Transform]:
+    @override
+    def default_train_transforms(self) -> list[Transform]:
         """HRNet's, in proportion: crops of 352x480 at scales from 0.5 to 2.1."""
         return hrnet_augmentation(352, 480, long_side=480)

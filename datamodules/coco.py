@@ -11,6 +11,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.base import LISTED, DataModule, Split
 from datamodules.coco_annotations import Annotations
@@ -49,11 +50,9 @@ class Coco(DataModule):
         train_annotations: JSON file of training images, in ``root``.
         val_images: Folder of validation images.
         val_annotations: JSON file of validation images.
-        train_transforms: Augmentation; by default that of the DETR family.
-        eval_transforms: Transforms of other images; by default the shorter side to 800, the longer at most 1333.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad records and images that ``skip`` accepts.
+        options: Of ``DataModule``; images are by default augmented as for the DETR family, and others resized to a
+            shorter side of 800 or, where that makes the longer side more than 1333, to this.
 
     Attributes:
         category_ids: COCO category id of each label.
@@ -77,23 +76,26 @@ class Coco(DataModule):
         train_annotations: str = "annotations/instances_train2017.json",
         val_images: str = "val2017",
         val_annotations: str = "annotations/instances_val2017.json",
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 4,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
         if labels not in ("contiguous", "coco"):
             raise ValueError(f"labels={labels!r} must be 'contiguous' or 'coco'.")
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit} must be at least 1, or null for all images.")
-        train_transforms = detr_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = evaluate_shortest_edge() if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, num_workers=num_workers, **options)
         self.root, self.labels, self.masks = Path(root), labels, masks
         self.keep_empty, self.group_by_aspect, self.limit = keep_empty, group_by_aspect, limit
         self.files = {"train": (train_images, train_annotations), "val": (val_images, val_annotations)}
         self.category_ids: list[int] = []
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return detr_augmentation()
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return evaluate_shortest_edge()
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

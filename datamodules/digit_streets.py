@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import albumentations as A
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from datamodules.cache import write_once
 from datamodules.canvases import Canvas, CanvasPainter
@@ -31,7 +32,6 @@ class DigitStreets(StreetScenes):
     Batch: as ``Segmentation``. The data set is written to the cache folder on first use.
 
     Args:
-        batch_size: Images of one training batch over all processes.
         eval_batch_size: Images of one validation, test or prediction batch on each process.
         size: Side of a canvas in pixels.
         objects: Fewest and most digits of a canvas.
@@ -40,11 +40,8 @@ class DigitStreets(StreetScenes):
         num_val: Validation canvases.
         num_test: Test canvases.
         class_weighting: ``frequency``, or None for no weights.
-        train_transforms: Augmentation of images and labels; by default a shift of up to 4 pixels.
-        eval_transforms: Transforms of validation, test and prediction images; by default none.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``Segmentation``; images are by default shifted by up to 4 pixels.
 
     Raises:
         ValueError: If there are no canvases, or digits do not fit on them.
@@ -60,7 +57,6 @@ class DigitStreets(StreetScenes):
 
     def __init__(
         self,
-        batch_size: int = 16,
         eval_batch_size: int = 16,
         size: int = 64,
         objects: tuple[int, int] = (1, 3),
@@ -69,11 +65,8 @@ class DigitStreets(StreetScenes):
         num_val: int = 100,
         num_test: int = 200,
         class_weighting: Literal["frequency"] | None = None,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
         if min(num_train, num_val, num_test) < 1:
             raise ValueError(f"num_train={num_train}, num_val={num_val} and num_test={num_test} must be at least 1.")
@@ -81,18 +74,15 @@ class DigitStreets(StreetScenes):
         self.painters = {split: CanvasPainter(digits, size, objects, digit_size) for split, digits in DIGITS.items()}
         self.typical_size = (size, size)
         super().__init__(
-            "",
-            batch_size,
-            eval_batch_size,
-            class_weighting,
-            train_transforms,
-            eval_transforms,
-            num_workers,
-            on_bad_sample,
-            max_bad_samples,
+            root="",
+            eval_batch_size=eval_batch_size,
+            class_weighting=class_weighting,
+            num_workers=num_workers,
+            **options,
         )
 
-    def default_augmentation(self) -> list[Transform]:
+    @override
+    def default_train_transforms(self) -> list[Transform]:
         """A shift: mirrored or rescaled digits would be other digits."""
         height, width = self.typical_size
         return [A.Pad(4, fill_mask=self.ignore_index), PaddedCrop(height, width)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import albumentations as A
 import cv2
 import numpy as np
 from sklearn.datasets import load_digits
+from typing_extensions import override
 
 from datamodules.arrays import ImageArrays
 from datamodules.base import DataModule
@@ -23,12 +24,8 @@ class Digits(DataModule):
     Args:
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction of all 1797.
-        train_transforms: Augmentation; by default a slight shift, rotation and scaling.
-        eval_transforms: Transforms of validation, test and prediction images; by default a resize to 8x8, which
-            leaves the digits as they are and makes other images fit.
-        num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; digits are by default slightly shifted, turned and scaled, and other images resized
+            to 8x8, which leaves the digits as they are and makes any picture fit.
     """
 
     mean = (0.3052, 0.3052, 0.3052)
@@ -38,27 +35,27 @@ class Digits(DataModule):
         self,
         batch_size: int = 64,
         holdout: int | float = 0.1,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
-        if train_transforms is None:
-            train_transforms = [
-                A.Affine(
-                    translate_percent=(-0.08, 0.08),
-                    rotate=(-10, 10),
-                    scale=(0.92, 1.08),
-                    interpolation=cv2.INTER_LINEAR,
-                    p=0.8,
-                )
-            ]
-        if eval_transforms is None:
-            eval_transforms = [A.Resize(8, 8, interpolation=cv2.INTER_AREA)]
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, **options)
         self.holdout = holdout
         self.class_names = [str(digit) for digit in range(10)]
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return [
+            A.Affine(
+                translate_percent=(-0.08, 0.08),
+                rotate=(-10, 10),
+                scale=(0.92, 1.08),
+                interpolation=cv2.INTER_LINEAR,
+                p=0.8,
+            )
+        ]
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return [A.Resize(8, 8, interpolation=cv2.INTER_AREA)]
 
     def open(self) -> dict[str, Source | None]:
         """Makes the splits; see ``DataModule.open``."""

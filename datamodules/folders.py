@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.base import DataModule
 from datamodules.decoding import Encoded
@@ -30,12 +31,8 @@ class ImageFolder(DataModule):
         root: Folder that holds ``train``.
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from ``train`` if there is no ``val``: a number, or a fraction below 1.
-        train_transforms: Augmentation; by default a random resized crop to 224x224 and a flip.
-        eval_transforms: Transforms of validation, test and prediction images; by default the shorter side to 256 and
-            a centre crop of 224x224.
-        num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; by default a random crop is resized to 224x224 and flipped, and other images are
+            resized to a shorter side of 256, of which the middle 224x224 are taken.
     """
 
     def __init__(
@@ -43,16 +40,18 @@ class ImageFolder(DataModule):
         root: Path | str,
         batch_size: int = 128,
         holdout: int | float = 0.1,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
-        train_transforms = large_image_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = evaluate_centre() if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, **options)
         self.root, self.holdout = Path(root), holdout
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return large_image_augmentation()
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return evaluate_centre()
 
     def open(self) -> dict[str, Source | None]:
         """Lists the folders; see ``DataModule.open``."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
+
+from typing_extensions import override
 
 from datamodules.base import DataModule
 from datamodules.errors import DataError
@@ -28,12 +30,9 @@ class ImageNet(DataModule):
         root: Folder that holds ``train`` and ``val``.
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from ``train``: a number, or a fraction below 1; 0 for no validation.
-        train_transforms: Augmentation; by default a random resized crop to 224x224 and a flip.
-        eval_transforms: Transforms of validation, test and prediction images; by default the shorter side to 256 and
-            a centre crop of 224x224.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; by default a random crop is resized to 224x224 and flipped, and other images are
+            resized to a shorter side of 256, of which the middle 224x224 are taken.
     """
 
     def __init__(
@@ -41,16 +40,19 @@ class ImageNet(DataModule):
         root: Path | str,
         batch_size: int = 256,
         holdout: int | float = 10000,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 8,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
-        train_transforms = large_image_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = evaluate_centre() if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, num_workers=num_workers, **options)
         self.root, self.holdout = Path(root), holdout
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return large_image_augmentation()
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return evaluate_centre()
 
     def open(self) -> dict[str, Source | None]:
         """Lists the folders; see ``DataModule.open``."""

@@ -6,10 +6,11 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
+from typing_extensions import override
 
 from datamodules.base import DataModule, Split
 from datamodules.decoding import Encoded
@@ -61,11 +62,8 @@ class MPII(DataModule):
         train_annotations: JSON file of the people to train on, in ``root``.
         val_annotations: JSON file of the people to validate on.
         val_heads: MATLAB file of their head boxes.
-        train_transforms: Augmentation, with a ``PersonCrop``; by default HRNet's for 256x256 pixels.
-        eval_transforms: Transforms of other people; by default the crop to 256x256 pixels.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad records and images that ``skip`` accepts.
+        options: Of ``DataModule``; each list of transforms has a ``PersonCrop``, by default HRNet's for 256x256 pixels.
 
     Attributes:
         class_names: Names of the joints.
@@ -85,21 +83,24 @@ class MPII(DataModule):
         train_annotations: str = "annot/train.json",
         val_annotations: str = "annot/valid.json",
         val_heads: str = "annot/gt_valid.mat",
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 4,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
-        train_transforms = mpii_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = evaluate_person() if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, num_workers=num_workers, **options)
         # Transforms without a crop are refused here rather than when the first batch is loaded.
-        for transforms in (train_transforms, eval_transforms):
+        for transforms in (self.train_transforms, self.eval_transforms):
             PosePipeline(transforms)
         self.root, self.images, self.val_heads = Path(root), images, val_heads
         self.files = {"train": train_annotations, "val": val_annotations}
         self.class_names = list(JOINT_NAMES)
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return mpii_augmentation()
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return evaluate_person()
 
     def open(self) -> dict[str, Source | None]:
         """Reads the annotations; see ``DataModule.open``."""

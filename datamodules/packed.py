@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from datamodules.base import DataModule
 from datamodules.cache import MappedArray, unpack_once
@@ -33,13 +34,10 @@ class PackedImages(DataModule):
         root: Folder of the archives, such as ``../shared/data/cifar10``.
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
-        train_transforms: Augmentation; by default a shift of 4 pixels and a flip, for images of 32x32.
-        eval_transforms: Transforms of validation, test and prediction images; by default a resize to 32x32.
-        num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
         mean: Mean of the RGB channels in [0, 1]; CIFAR's by default.
         std: Their standard deviation.
+        options: Of ``DataModule``; images are by default shifted by up to 4 pixels and flipped, and others resized to
+            32x32.
     """
 
     def __init__(
@@ -47,18 +45,20 @@ class PackedImages(DataModule):
         root: Path | str,
         batch_size: int = 128,
         holdout: int | float = 0.1,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
         mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
         std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
+        **options: Any,
     ) -> None:
-        train_transforms = small_image_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = evaluate_at(32) if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, **options)
         self.root, self.holdout, self.mean, self.std = Path(root), holdout, mean, std
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return small_image_augmentation()
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return evaluate_at(32)
 
     def open(self) -> dict[str, Source | None]:
         """Opens both archives; see ``DataModule.open``."""

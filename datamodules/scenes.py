@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+from typing_extensions import override
 
 from datamodules.cache import write_once
 from datamodules.canvases import Canvas, CanvasPainter
@@ -38,11 +39,8 @@ class DigitScenes(Coco):
         num_train: Training canvases, of the first 1297 digits.
         num_val: Validation canvases, of the other 500.
         masks: Whether training targets have masks.
-        train_transforms: Augmentation; by default none.
-        eval_transforms: Transforms of other images; by default none.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; by default there are no transforms.
 
     Raises:
         ValueError: If there are no canvases, or digits do not fit on them.
@@ -58,29 +56,40 @@ class DigitScenes(Coco):
         num_train: int = 2000,
         num_val: int = 200,
         masks: bool = True,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
         if num_train < 1 or num_val < 1:
             raise ValueError(f"num_train={num_train} and num_val={num_val} must be at least 1.")
+        # What ``write`` writes is read in one way: given here, the rest of the layout is no option of the config.
         super().__init__(
             root="",
             batch_size=batch_size,
             masks=masks,
-            train_transforms=[] if train_transforms is None else train_transforms,
-            eval_transforms=[] if eval_transforms is None else eval_transforms,
+            labels="contiguous",
+            keep_empty=True,
+            group_by_aspect=False,
+            limit=None,
+            train_images="train2017",
+            train_annotations="annotations/instances_train2017.json",
+            val_images="val2017",
+            val_annotations="annotations/instances_val2017.json",
             num_workers=num_workers,
-            on_bad_sample=on_bad_sample,
-            max_bad_samples=max_bad_samples,
+            **options,
         )
         self.counts = {"train": num_train, "val": num_val}
         self.painters = {
             split: CanvasPainter(digits, size, objects, digit_size, overlap)
             for split, digits in (("train", TRAIN_DIGITS), ("val", VAL_DIGITS))
         }
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return []
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return []
 
     def open(self) -> dict[str, Source | None]:
         """Writes the data set if it is not there yet, and opens it; see ``DataModule.open``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from datamodules.files import EXTENSIONS
 from datamodules.label_maps import VOID, LabelMap
 from datamodules.loading import stack
 from datamodules.masks import EncodedMask
-from datamodules.transforms import Transform
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
 
 
@@ -39,11 +37,9 @@ class Segmentation(DataModule):
             of one size.
         class_weighting: ``published`` weights classes as the data set's papers do; ``frequency`` by 1 / ln(1.02 + f)
             with f the class's share of all training pixels (arXiv 1606.02147), counted on first use; None does not.
-        train_transforms: Augmentation of images and labels; by default the one published for the data set.
-        eval_transforms: Transforms of validation, test and prediction images, not of their labels; by default none.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; images and labels are by default augmented as published for the data set, and there
+            are no transforms of other images, nor any of their labels.
 
     Attributes:
         label_map: Classes and how the files write them.
@@ -69,27 +65,18 @@ class Segmentation(DataModule):
         batch_size: int = 16,
         eval_batch_size: int = 1,
         class_weighting: Literal["published", "frequency"] | None = None,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 4,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
-        train_transforms = self.default_augmentation() if train_transforms is None else train_transforms
-        eval_transforms = [] if eval_transforms is None else eval_transforms
-        super().__init__(batch_size, train_transforms, eval_transforms, num_workers, on_bad_sample, max_bad_samples)
+        super().__init__(batch_size, num_workers=num_workers, **options)
         if eval_batch_size < 1:
             raise DataError(f"eval_batch_size={eval_batch_size} must be at least 1.")
         choices = ["frequency", None] if self.published_weights is None else ["published", "frequency", None]
         if class_weighting not in choices:
             raise ValueError(f"class_weighting={class_weighting!r} must be one of {choices} for {type(self).__name__}.")
-        refuse_labelled_fill(train_transforms)
+        refuse_labelled_fill(self.train_transforms)
         self.root, self.eval_batch_size, self.class_weighting = Path(root), eval_batch_size, class_weighting
         self.describe(self.label_map)
-
-    @abstractmethod
-    def default_augmentation(self) -> list[Transform]:
-        """Transforms of training images and labels where the config names none."""
 
     def describe(self, label_map: LabelMap) -> None:
         """Sets the classes."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from datamodules.base import Split
 from datamodules.errors import DataError
@@ -51,14 +52,8 @@ class SegmentationFolder(Segmentation):
         mask_suffix: What the names of label files add to those of their images, such as ``_mask``.
         holdout: Validation images taken from training if there is no ``val``: a number, or a fraction below 1.
         crop: Side of the square crop of the default augmentation, MMSegmentation's.
-        batch_size: Images of one training batch over all processes.
-        eval_batch_size: Images of one validation, test or prediction batch on each process.
         class_weighting: ``frequency``, or None for no weights.
-        train_transforms: Augmentation of images and labels.
-        eval_transforms: Transforms of validation, test and prediction images; by default none.
-        num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``Segmentation``.
 
     Raises:
         ValueError: If classes are missing or share a value or colour; see also ``Segmentation``.
@@ -75,14 +70,8 @@ class SegmentationFolder(Segmentation):
         mask_suffix: str = "",
         holdout: int | float = 0.1,
         crop: int = 512,
-        batch_size: int = 16,
-        eval_batch_size: int = 1,
         class_weighting: Literal["frequency"] | None = None,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
-        num_workers: int = 4,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
         if crop < 1:
             raise ValueError(f"crop={crop} must be at least 1 pixel.")
@@ -97,20 +86,11 @@ class SegmentationFolder(Segmentation):
             void_ids=void_values,
             void_colours=void_colours,
         )
-        super().__init__(
-            root,
-            batch_size,
-            eval_batch_size,
-            class_weighting,
-            train_transforms,
-            eval_transforms,
-            num_workers,
-            on_bad_sample,
-            max_bad_samples,
-        )
+        super().__init__(root, class_weighting=class_weighting, **options)
         self.folders, self.mask_suffix, self.holdout = (images, masks), mask_suffix, holdout
 
-    def default_augmentation(self) -> list[Transform]:
+    @override
+    def default_train_transforms(self) -> list[Transform]:
         """MMSegmentation's: square crops of images resized to about them, times 0.5 to 2."""
         return mmseg_augmentation(self.crop, long_side=4 * self.crop, short_side=self.crop)
 

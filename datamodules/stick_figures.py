@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+from typing_extensions import override
 
 from datamodules.cache import write_once
 from datamodules.mpii import JOINT_NAMES, LOWER, MPII, SKELETON
@@ -39,11 +40,9 @@ class StickFigures(MPII):
         batch_size: Figures of one batch over all processes.
         num_train: Training figures.
         num_val: Validation figures.
-        train_transforms: Augmentation, with a ``PersonCrop``; by default slight scaling and turning, and mirrors.
-        eval_transforms: Transforms of other figures; by default the crop to 64x64 pixels.
         num_workers: Loader processes for each process.
-        on_bad_sample: ``error`` or ``skip``.
-        max_bad_samples: Bad samples that ``skip`` accepts.
+        options: Of ``DataModule``; figures are by default cut out at 64x64 pixels, and slightly scaled and turned, and
+            mirrored, to train on.
 
     Raises:
         ValueError: If there are no figures.
@@ -54,28 +53,31 @@ class StickFigures(MPII):
         batch_size: int = 32,
         num_train: int = 1000,
         num_val: int = 200,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
         num_workers: int = 0,
-        on_bad_sample: Literal["error", "skip"] = "error",
-        max_bad_samples: int = 100,
+        **options: Any,
     ) -> None:
         if num_train < 1 or num_val < 1:
             raise ValueError(f"num_train={num_train} and num_val={num_val} must be at least 1.")
-        if train_transforms is None:
-            train_transforms = [PersonCrop((64, 64), sigma=1.0, scale=0.1, rotation=10.0, flip=0.5)]
-        if eval_transforms is None:
-            eval_transforms = [PersonCrop((64, 64), sigma=1.0)]
+        # Given here, the layout that ``write`` writes is no option of the config.
         super().__init__(
             root="",
             batch_size=batch_size,
-            train_transforms=train_transforms,
-            eval_transforms=eval_transforms,
+            images="images",
+            train_annotations="annot/train.json",
+            val_annotations="annot/valid.json",
+            val_heads="annot/gt_valid.mat",
             num_workers=num_workers,
-            on_bad_sample=on_bad_sample,
-            max_bad_samples=max_bad_samples,
+            **options,
         )
         self.counts = {"train": num_train, "val": num_val}
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return [PersonCrop((64, 64), sigma=1.0, scale=0.1, rotation=10.0, flip=0.5)]
+
+    @override
+    def default_eval_transforms(self) -> list[Transform]:
+        return [PersonCrop((64, 64), sigma=1.0)]
 
     def open(self) -> dict[str, Source | None]:
         """Writes the data set if it is not there yet, and opens it; see ``DataModule.open``."""

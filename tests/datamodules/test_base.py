@@ -70,6 +70,29 @@ def test_every_data_module_is_configurable(name: str) -> None:
         data.setup("fit")
 
 
+SHARED = {"batch_size", "train_transforms", "eval_transforms", "num_workers", "on_bad_sample", "max_bad_samples"}
+LAYOUTS = {
+    "Digits": {"holdout"},
+    "DigitScenes": {"size", "objects", "digit_size", "overlap", "num_train", "num_val", "masks"},
+    "DigitStreets": {"size", "objects", "digit_size", "num_train", "num_val", "num_test"}
+    | {"eval_batch_size", "class_weighting"},
+    "StickFigures": {"num_train", "num_val"},
+    "CamVid": {"root", "eval_batch_size", "class_weighting"},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_options_of_a_config_are_those_of_the_layout_and_of_every_data_module(name: str) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    root = ["--data.root=somewhere"] if "root" in LAYOUTS[name] else []
+    config = parser.parse_args([f"--data=datamodules.{name}", *root])
+    assert set(config.data.init_args.keys()) == SHARED | LAYOUTS[name]
+    for wrong in ("--data.num_workers=x", "--data.batchsize=3", "--data.val_images=x"):
+        with pytest.raises(jsonargparse.ArgumentError):
+            parser.parse_args([f"--data=datamodules.{name}", *root, wrong])
+
+
 def test_digits_splits_are_fixed_stratified_and_complete() -> None:
     data = Digits()
     data.setup("fit")

@@ -13,12 +13,15 @@ import lightning
 import numpy as np
 import torch
 
+from datamodules.batches import EvalBatches, RoundBatches, SideBySide, TrainBatches
+from datamodules.collation import stack
 from datamodules.decoding import Encoded
 from datamodules.errors import BadSample, DataError
 from datamodules.files import ImageFiles
-from datamodules.loading import EvalBatches, Loader, Samples, TrainBatches, stack
+from datamodules.loading import Loader, Samples, Streams
+from datamodules.ordering import derived_seed
 from datamodules.splits import Source
-from datamodules.transforms.pipeline import Pipeline, Transform
+from datamodules.transforms.pipeline import Augmentation, Pipeline, Transform
 
 Split = Literal["train", "val", "test", "predict"]
 # Bad records that a message names; of more it says how many.
@@ -30,7 +33,8 @@ class DataModule(lightning.LightningDataModule, ABC):
 
     A batch is a dict: ``image`` [B,3,H,W] (uint8 from the loader, float32 and normalised on the device), ``index``
     int64 [B] (position in the split) and what the task adds (``label`` int64 [B] in classification). Prediction
-    batches have ``image`` and ``index`` only.
+    batches have ``image`` and ``index`` only. A training batch of several streams (``streams``) is a dict of such
+    batches, by stream; several views of each image (``transforms.Views``) are a list of tensors [V,B,3,H,W].
 
     Args:
         batch_size: Samples of one batch over all processes.
@@ -49,6 +53,8 @@ class DataModule(lightning.LightningDataModule, ABC):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]] = staticmethod(stack)
     pipeline: type[Pipeline] = Pipeline
+    # Height and width that an image of the data set may have, where no data are at hand.
+    typical_size: tuple[int, int] = (256, 256)
 
     def __init__(
         self,
@@ -90,10 +96,30 @@ class DataModule(lightning.LightningDataModule, ABC):
         return len(self.class_names)
 
     def image_size(self) -> tuple[int, int, int]:
-        """Channels, height and width that the evaluation transforms make of an image of 256x256 pixels."""
-        blank = np.zeros((256, 256, 3), np.uint8)
-        height, width = self.pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
-        return 3, height, width
+        """Channels, height and width that the evaluation transforms make of an image of ``typical_size``."""
+        channels, height, width = self.example()["image"][0].shape
+        return channels, height, width
+
+    def example(self, samples: int = 1) -> dict[str, Any]:
+        """A batch as evaluation steps get it, without a data set: images of noise with a label each.
+
+        Args:
+            samples: Number of images.
+
+        Returns:
+            The batch, normalised, on the CPU; images are what the evaluation transforms make of ``typical_size``.
+        """
+        random = np.random.Generator(np.random.PCG64(0))
+        augmentation = self.pipeline_for("val")
+        made = []
+        for index in range(samples):
+            image = random.integers(256, size=(*self.typical_size, 3), dtype=np.uint8)
+            made.append(augmentation(self.example_sample(image), 0, index) | {"index": index})
+        return self.on_after_batch_transfer(type(self).collate(made), 0)
+
+    def example_sample(self, image: np.ndarray) -> dict[str, Any]:
+        """A sample such as an evaluation split loads, made of any image, [H,W,3] uint8."""
+        return {"image": image, "label": 0}
 
     @abstractmethod
     def open(self) -> dict[str, Source | None]:
@@ -125,7 +151,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         elif "train" not in self._sources:
             self._sources |= self.open()
 
-    def source(self, split: Split) -> Source:
+    def source(self, split: str) -> Source:
         """Data set of a split.
 
         Raises:
@@ -133,16 +159,16 @@ class DataModule(lightning.LightningDataModule, ABC):
         """
         if split not in self._sources:
             self.setup("predict" if split == "predict" else "fit")
-        source = self._sources[split]
+        source = self._sources.get(split)
         if source is None:
             raise DataError(f"{type(self).__name__} has no {split} split here.")
         return source
 
-    def sample_name(self, split: Split, index: int) -> str:
+    def sample_name(self, split: str, index: int) -> str:
         """What a person would look for: a path, or ``cifar10/test #17``."""
         return self.source(split).name(index)
 
-    def raw_image(self, split: Split, index: int) -> np.ndarray:
+    def raw_image(self, split: str, index: int) -> np.ndarray:
         """The image before any transform, [H,W,3] uint8 RGB.
 
         Raises:
@@ -151,46 +177,82 @@ class DataModule(lightning.LightningDataModule, ABC):
         image = self.source(split).load(index)["image"]
         return image.decode() if isinstance(image, Encoded) else image
 
+    def streams(self) -> dict[str, int]:
+        """What a training batch is drawn from: splits, and of each the samples of a batch over all processes.
+
+        An epoch is one pass over the first. Others are drawn from side by side with it, one batch of each a step, and
+        begin again when they are through. Batches of one stream are as the class describes them; of several, they are
+        a dict of such batches by the name of the split.
+        """
+        return {"train": self.batch_size}
+
+    def pipeline_for(self, split: str) -> Augmentation:
+        """What is done to each sample of a split; several views of each image come from ``transforms.Views``."""
+        streams = list(self.streams())
+        if split not in streams:
+            return self.pipeline(self.eval_transforms, self.seed)
+        return self.pipeline(self.train_transforms, self.stream_seed(split))
+
+    def stream_seed(self, split: str) -> int:
+        """Seed of the order and the augmentation of a stream: the run's of the first, another one of each other."""
+        return self.seed if split == next(iter(self.streams())) else derived_seed(self.seed, split)
+
     def train_dataloader(self) -> Loader:
         """Training batches; resumable to the sample."""
-        return self._loader("train")
+        rank, world_size = self._processes()
+        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        (name, batch_size), *others = self.streams().items()
+        first = TrainBatches(
+            len(self.source(name)), batch_size, accumulate, self.seed, rank, world_size, self.batch_groups()
+        )
+        if not others:
+            return self._loader(self._train_samples(name), first)
+        rounds = {
+            other: RoundBatches(len(self.source(other)), size, self.stream_seed(other), rank, world_size)
+            for other, size in others
+        }
+        samples = {stream: self._train_samples(stream) for stream in self.streams()}
+        return self._loader(Streams(samples), SideBySide(name, first, rounds))
+
+    def plain_train_dataloader(self) -> Loader:
+        """Every training sample once over all processes, in order and with the evaluation transforms."""
+        return self._evaluation_loader("train")
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Every validation sample once over all processes; nothing if no sample was held out."""
         # Lightning takes an empty list for "no validation", which a held-out share of 0 asks for.
         self.setup("validate")
-        return [] if self._sources["val"] is None else self._loader("val")
+        return [] if self._sources["val"] is None else self._evaluation_loader("val")
 
     def test_dataloader(self) -> Loader:
         """Every test sample once over all processes."""
-        return self._loader("test")
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> Loader:
         """Every image of ``predict_paths`` once over all processes."""
-        return self._loader("predict")
+        return self._evaluation_loader("predict")
 
-    def _loader(self, split: Split) -> Loader:
-        source, trainer = self.source(split), self.trainer
-        rank, world_size, accumulate = 0, 1, 1
-        if trainer is not None:
-            rank, world_size = trainer.global_rank, trainer.world_size
-            accumulate = trainer.accumulate_grad_batches
-        batches: TrainBatches | EvalBatches
-        if split == "train":
-            batches = TrainBatches(
-                len(source), self.batch_size, accumulate, self.seed, rank, world_size, self.batch_groups()
-            )
-        else:
-            batches = EvalBatches(len(source), self.eval_batch(world_size), rank, world_size)
-        pipeline = self.pipeline(self.train_transforms if split == "train" else self.eval_transforms, self.seed)
+    def _train_samples(self, split: str) -> Samples:
+        return Samples(self.source(split), self.pipeline_for(split), substitute=self.on_bad_sample == "skip")
+
+    def _evaluation_loader(self, split: str) -> Loader:
+        source, (rank, world_size) = self.source(split), self._processes()
+        samples = Samples(source, self.pipeline_for("val" if split == "train" else split), substitute=False)
+        return self._loader(samples, EvalBatches(len(source), self.eval_batch(world_size), rank, world_size))
+
+    def _processes(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, samples: Samples | Streams, batches: TrainBatches | SideBySide | EvalBatches) -> Loader:
         return Loader(
-            Samples(source, pipeline, substitute=split == "train" and self.on_bad_sample == "skip"),
+            samples,
             batches,
             join=type(self).collate,
             report=self._report,
             position=self._position,
             num_workers=self.num_workers,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
     def batch_groups(self) -> np.ndarray | None:
@@ -202,12 +264,12 @@ class DataModule(lightning.LightningDataModule, ABC):
         return self.batch_size
 
     def _position(self) -> tuple[int, int] | None:
-        """Epoch and samples consumed in it, as the trainer counts: loaders run ahead of the steps that were taken."""
+        """Epoch and batches consumed in it, as the trainer counts: loaders run ahead of the steps that were taken."""
         if self.trainer is None:
             return None
         loop = self.trainer.fit_loop
         batches: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return loop.epoch_progress.current.completed, batches * self.batch_size
+        return loop.epoch_progress.current.completed, batches
 
     def _report(self, bad: list[BadSample]) -> None:
         for sample in bad:
@@ -259,6 +321,8 @@ class DataModule(lightning.LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Converts uint8 images to float32 and normalises them, on the device they are on."""
+        if "image" not in batch:
+            return {stream: self.on_after_batch_transfer(part, dataloader_idx) for stream, part in batch.items()}
         image = batch["image"]
         if isinstance(image, list):
             return batch | {"image": [self._normalised(one) for one in image]}

@@ -97,6 +97,14 @@ class Coco(DataModule):
     def default_eval_transforms(self) -> list[Transform]:
         return evaluate_shortest_edge()
 
+    @override
+    def example_sample(self, image: np.ndarray) -> dict[str, Any]:
+        height, width = image.shape[:2]
+        # One object in the middle.
+        boxes = np.array([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]], np.float32)
+        size = {"image_id": 0, "original_size": (height, width)}
+        return {"image": image, "target": size | {"boxes": boxes, "labels": np.zeros(1, np.int64)}}
+
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Lists of images and targets."""

@@ -1,8 +1,4 @@
-"""Which samples a process loads, in which order, and the loader that can stop and go on anywhere.
-
-Sample order is a function of (seed, epoch) and a batch is a slice of it, so that the same configuration trains on the
-same batches whatever the number of processes, workers or interruptions.
-"""
+"""Samples loaded by key, and the loader that can stop and go on anywhere."""
 
 from __future__ import annotations
 
@@ -18,125 +14,19 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from datamodules.batches import EvalBatches, Key, SideBySide, TrainBatches
 from datamodules.errors import BadSample, DataError
-from datamodules.ordering import by_group, permutation
 from datamodules.splits import Source
-from datamodules.transforms.pipeline import Pipeline
+from datamodules.transforms.pipeline import Augmentation
 
-Key = tuple[int, int]
 Batch = dict[str, Any]
 
 # A whole process group is signalled when a job is preempted. The main process wants to finish its step and save, which
 # it cannot when its workers are gone.
 WORKER_BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class TrainBatches:
-    """Training batches of one process: an epoch is a whole number of optimiser steps, the surplus is left out.
-
-    Args:
-        num_samples: Samples in the split.
-        batch_size: Samples of one batch over all processes.
-        accumulate: Batches of one optimiser step.
-        seed: Run's seed.
-        rank: This process.
-        world_size: Number of processes.
-        groups: Group of each sample, int64 [num_samples], if a batch (over all processes) shall take its samples from
-            one group. What does not fill a batch of its group is left out of the epoch.
-
-    Raises:
-        DataError: If the batch cannot be shared equally, or there are fewer samples than one step takes.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        accumulate: int = 1,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        groups: np.ndarray | None = None,
-    ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise DataError(
-                f"batch_size={batch_size} counts the samples of one batch over all processes and cannot be shared "
-                f"equally by {world_size} of them. Use a multiple of {world_size}."
-            )
-        full = num_samples // batch_size if groups is None else int((np.bincount(groups) // batch_size).sum())
-        if full < accumulate:
-            grouped = "" if groups is None else " of one group"
-            raise DataError(
-                f"{num_samples} training samples are fewer than one optimiser step takes ({batch_size}{grouped} x "
-                f"{accumulate} accumulated batches). Lower batch_size or accumulate_grad_batches."
-            )
-        self.num_samples, self.batch_size, self.seed, self.groups = num_samples, batch_size, seed, groups
-        self.share = batch_size // world_size
-        self.offset = rank * self.share
-        self.num_batches = full // accumulate * accumulate
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def keys(self, epoch: int, samples: int = 0) -> Iterator[list[Key]]:
-        """This process's batches of one epoch as (epoch, index) keys.
-
-        Args:
-            epoch: Epoch, from 0.
-            samples: Samples over all processes that the epoch has already seen.
-
-        Raises:
-            DataError: If the interruption was inside a batch of today's size.
-        """
-        if samples % self.batch_size:
-            raise DataError(
-                f"The checkpoint stopped {samples} samples into epoch {epoch}, which is no multiple of "
-                f"batch_size={self.batch_size}. Resume with the batch size it was trained with, or one that divides it."
-            )
-        order = permutation(self.seed, epoch, self.num_samples)
-        if self.groups is not None:
-            order = by_group(order, self.groups, self.batch_size)
-        for start in range(samples + self.offset, self.num_batches * self.batch_size, self.batch_size):
-            yield [(epoch, int(index)) for index in order[start : start + self.share]]
-
-
-class EvalBatches:
-    """Evaluation batches of one process: every sample once over all processes, in order, nothing added.
-
-    Args:
-        num_samples: Samples in the split.
-        batch_size: Samples of one batch over all processes.
-        rank: This process.
-        world_size: Number of processes.
-
-    Raises:
-        DataError: If a process would have nothing to do.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < world_size:
-            raise DataError(f"batch_size={batch_size} gives some of {world_size} processes nothing. Raise it.")
-        if num_samples < world_size:
-            raise DataError(
-                f"{num_samples} samples cannot be evaluated by {world_size} processes: some would have none. "
-                "Evaluate on fewer devices."
-            )
-        self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.num_samples, self.batch_size)
-        return full + (rest > self.rank)
-
-    def keys(self, epoch: int, samples: int = 0) -> Iterator[list[Key]]:
-        """This process's batches as (0, index) keys; evaluation is the same in every epoch."""
-        for start in range(samples, self.num_samples, self.batch_size):
-            share = np.array_split(np.arange(start, min(start + self.batch_size, self.num_samples)), self.world_size)
-            if len(share[self.rank]):
-                yield [(0, int(index)) for index in share[self.rank]]
 
 
 class Samples:
@@ -148,7 +38,7 @@ class Samples:
         substitute: Whether a bad sample is replaced by the next readable one instead of being left out.
     """
 
-    def __init__(self, source: Source, pipeline: Pipeline, substitute: bool) -> None:
+    def __init__(self, source: Source, pipeline: Augmentation, substitute: bool) -> None:
         self.source, self.pipeline, self.substitute = source, pipeline, substitute
 
     def __len__(self) -> int:
@@ -181,32 +71,18 @@ class Samples:
             return BadSample(index, self.source.name(index), reason, label, skippable=False)
 
 
-def stack(samples: list[Batch]) -> Batch:
-    """Joins samples of equal shape: images [H,W,C] become one contiguous tensor [B,C,H,W].
+class Streams:
+    """Samples of several streams, loaded side by side.
 
-    Raises:
-        DataError: If the images differ in size.
+    Args:
+        streams: Samples of each, by name.
     """
-    batch: Batch = {}
-    for field in samples[0]:
-        values = [sample[field] for sample in samples]
-        if isinstance(values[0], np.ndarray) and values[0].ndim == 3:
-            shapes = {value.shape for value in values}
-            if len(shapes) > 1:
-                raise DataError(
-                    f"Images of one batch differ in size ({', '.join(map(str, sorted(shapes)[:3]))} ...). "
-                    "End the transforms with a crop or a resize to one size."
-                )
-            height, width, channels = values[0].shape
-            planes = np.empty((len(values), channels, height, width), values[0].dtype)
-            for image, target in zip(values, planes, strict=True):
-                cv2.split(image, list(target))  # ten times faster than a transposing copy
-            batch[field] = torch.from_numpy(planes)
-        elif isinstance(values[0], torch.Tensor):
-            batch[field] = torch.stack(values)
-        else:
-            batch[field] = torch.as_tensor(np.asarray(values))
-    return batch
+
+    def __init__(self, streams: dict[str, Samples]) -> None:
+        self.streams = streams
+
+    def __getitems__(self, keys: dict[str, list[Key]]) -> dict[str, list[Batch | BadSample]]:
+        return {name: self.streams[name].__getitems__(own) for name, own in keys.items()}
 
 
 class _Collate:
@@ -215,7 +91,17 @@ class _Collate:
     def __init__(self, join: Callable[[list[Batch]], Batch]) -> None:
         self.join = join
 
-    def __call__(self, loaded: list[Batch | BadSample]) -> tuple[Batch | str | None, list[BadSample]]:
+    def __call__(
+        self, loaded: list[Batch | BadSample] | dict[str, list[Batch | BadSample]]
+    ) -> tuple[Batch | str | None, list[BadSample]]:
+        if isinstance(loaded, list):
+            return self._joined(loaded)
+        joined = {name: self._joined(own) for name, own in loaded.items()}
+        batch = {name: part for name, (part, _) in joined.items()}
+        incomplete = [part for part in batch.values() if not isinstance(part, dict)]
+        return incomplete[0] if incomplete else batch, [sample for _, bad in joined.values() for sample in bad]
+
+    def _joined(self, loaded: list[Batch | BadSample]) -> tuple[Batch | str | None, list[BadSample]]:
         samples = [sample for sample in loaded if not isinstance(sample, BadSample)]
         bad = [sample for sample in loaded if isinstance(sample, BadSample)]
         try:
@@ -227,10 +113,10 @@ class _Collate:
 class _Cursor:
     """The batch sampler that torch's loader asks: it points where the next iteration starts."""
 
-    def __init__(self, batches: TrainBatches | EvalBatches) -> None:
+    def __init__(self, batches: TrainBatches | SideBySide | EvalBatches) -> None:
         self.batches, self.epoch, self.samples = batches, 0, 0
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[Any]:
         return self.batches.keys(self.epoch, self.samples)
 
     def __len__(self) -> int:
@@ -248,15 +134,15 @@ class Loader:
         batches: Which batches this process loads.
         join: Makes a batch of samples.
         report: Called in the main process with the bad samples of each batch; raises if they are too many.
-        position: Epoch and samples consumed in it over all processes, as the trainer counts them; None without one.
+        position: Epoch and batches consumed in it, as the trainer counts them; None without one.
         num_workers: Worker processes; 0 loads in the main process.
         pin_memory: Whether batches are put in page-locked memory.
     """
 
     def __init__(
         self,
-        samples: Samples,
-        batches: TrainBatches | EvalBatches,
+        samples: Samples | Streams,
+        batches: TrainBatches | SideBySide | EvalBatches,
         join: Callable[[list[Batch]], Batch],
         report: Callable[[list[BadSample]], None],
         position: Callable[[], tuple[int, int] | None],
@@ -308,7 +194,7 @@ class Loader:
             self._cursor.epoch, self._cursor.samples = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and samples consumed in it by all processes.
+        """Epoch and samples consumed in it by all processes, of the first stream where there are several.
 
         Raises:
             DataError: If there is no trainer to ask: a loader only knows how far it has read ahead.
@@ -316,7 +202,7 @@ class Loader:
         counted = self.position()
         if counted is None:
             raise DataError("The position of a training loader is its trainer's; there is none.")
-        epoch, samples = counted
+        epoch, samples = counted[0], counted[1] * self.batches.batch_size
         if epoch != self._running:
             # Between epochs, or restarted and not read from yet: the trainer's count is still the last epoch's.
             samples = self._cursor.samples if epoch == self._cursor.epoch else 0

@@ -17,7 +17,7 @@ from datamodules.decoding import Encoded
 from datamodules.errors import DataError
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Transform
-from datamodules.transforms.pose import PIXELS, Person, PosePipeline, evaluate_person, mpii_augmentation
+from datamodules.transforms.pose import PIXELS, Person, PosePipeline, evaluate_person, mpii_augmentation, whole
 
 JOINT_NAMES = (
     *("right ankle", "right knee", "right hip", "left hip", "left knee", "left ankle"),
@@ -101,6 +101,13 @@ class MPII(DataModule):
     @override
     def default_eval_transforms(self) -> list[Transform]:
         return evaluate_person()
+
+    @override
+    def example_sample(self, image: np.ndarray) -> dict[str, Any]:
+        person = whole(image.shape[:2])
+        joints = np.column_stack([np.tile(person.centre, (len(JOINT_NAMES), 1)), np.ones(len(JOINT_NAMES))])
+        person = replace(person, joints=joints, mirrored=_MIRRORED, head_size=HEAD_SHARE * PIXELS * person.scale)
+        return {"image": image, "person": person}
 
     def open(self) -> dict[str, Source | None]:
         """Reads the annotations; see ``DataModule.open``."""

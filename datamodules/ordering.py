@@ -28,3 +28,16 @@ def by_group(order: np.ndarray, groups: np.ndarray, batch_size: int) -> np.ndarr
         complete += [(int(batch[-1]), order[batch]) for batch in full]
     complete.sort(key=lambda batch: batch[0])
     return np.concatenate([samples for _, samples in complete]) if complete else order[:0]
+
+
+def derived_seed(seed: int, name: str) -> int:
+    """A seed for what is random beside what ``seed`` itself is for, such as a second stream of samples.
+
+    Args:
+        seed: The run's seed.
+        name: What it is for.
+
+    Returns:
+        A function of both, from 0 to 2^32 - 1.
+    """
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.progress import track
+from typing_extensions import override
 
 from datamodules.base import LISTED, DataModule, Split
 from datamodules.cache import unpack_once
+from datamodules.collation import stack
 from datamodules.decoding import Encoded
 from datamodules.errors import BadSample, DataError
 from datamodules.files import EXTENSIONS
 from datamodules.label_maps import VOID, LabelMap
-from datamodules.loading import stack
 from datamodules.masks import EncodedMask
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
 
@@ -56,7 +57,6 @@ class Segmentation(DataModule):
     ignore_index = VOID
     label_map: LabelMap
     published_weights: tuple[float, ...] | None = None
-    # Rows and columns of its images, for the cost of a network where no data are at hand.
     typical_size = (512, 512)
 
     def __init__(
@@ -85,11 +85,9 @@ class Segmentation(DataModule):
         self.palette = np.array(label_map.palette, np.uint8)
         self.label_ids = list(label_map.ids)
 
-    def image_size(self) -> tuple[int, int, int]:
-        """Channels, height and width that the evaluation transforms make of an image of the data set's usual size."""
-        blank = np.zeros((*self.typical_size, 3), np.uint8)
-        height, width = self.pipeline(self.eval_transforms)({"image": blank}, 0, 0)["image"].shape[:2]
-        return 3, height, width
+    @override
+    def example_sample(self, image: np.ndarray) -> dict[str, Any]:
+        return {"image": image, "annotation": np.zeros(image.shape[:2], np.uint8)}
 
     def eval_batch(self, world_size: int) -> int:
         """Images of one validation, test or prediction batch over all processes."""

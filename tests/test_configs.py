@@ -15,7 +15,7 @@ from timm.layers import DropPath
 
 from callbacks import WeightEMA
 from datamodules import CIFAR10, CIFAR100, ImageNet
-from datamodules.loading import TrainBatches
+from datamodules.batches import TrainBatches
 from datamodules.transforms import Pipeline
 from exp.cli import Cli
 from lightning_modules.parameter_groups import parameter_groups

@@ -7,6 +7,7 @@ from datamodules.transforms.randaugment import AutoAugment, RandAugment
 from datamodules.transforms.scene_pipeline import ScenePipeline
 from datamodules.transforms.segmentation import ClassBalancedCrop, PaddedCrop, RandomBox, RandomLongSide
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline
+from datamodules.transforms.views import Views
 
 __all__ = [
     "AutoAugment",
@@ -24,4 +25,5 @@ __all__ = [
     "ScenePipeline",
     "SegmentationPipeline",
     "Transform",
+    "Views",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import albumentations as A
@@ -14,6 +14,8 @@ from datamodules.decoding import Encoded
 from datamodules.transforms.resizing import Resizing
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
+# From a sample, the epoch and its index in the split to the sample that a batch is made of: a ``Pipeline``, say.
+Augmentation: TypeAlias = Callable[[dict[str, Any], int, int], dict[str, Any]]
 
 
 class SampleRandom:

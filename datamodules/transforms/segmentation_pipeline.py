@@ -10,6 +10,7 @@ import cv2
 
 from datamodules.decoding import Encoded
 from datamodules.label_maps import VOID
+from datamodules.masks import EncodedMask
 from datamodules.transforms.pipeline import Pipeline, Transform
 from datamodules.transforms.resizing import Resizing
 
@@ -31,7 +32,8 @@ class SegmentationPipeline(Pipeline):
 
         Args:
             sample: ``image`` (``Encoded`` or array [H,W,3] uint8) and, where there are labels, either ``mask``
-                (``EncodedMask``), which moves with the image, or ``annotation`` (``EncodedMask``), which does not.
+                (``EncodedMask``), which moves with the image, or ``annotation`` (``EncodedMask`` or train ids [H,W]
+                uint8), which does not.
             epoch: Epoch, from 0.
             index: Position in the split.
 
@@ -48,8 +50,11 @@ class SegmentationPipeline(Pipeline):
         if "mask" in sample:
             done = self.compose(image=image, mask=sample["mask"].decode(size))
             return {"image": done["image"], "label": done["mask"]}
-        label = {"label": sample["annotation"].decode(size)} if "annotation" in sample else {}
-        return {"image": self.compose(image=image)["image"]} | label
+        done = {"image": self.compose(image=image)["image"]}
+        if "annotation" in sample:
+            annotation = sample["annotation"]
+            done["label"] = annotation.decode(size) if isinstance(annotation, EncodedMask) else annotation
+        return done
 
 
 def refuse_labelled_fill(transforms: Iterable[Transform]) -> None:

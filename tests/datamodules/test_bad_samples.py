@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datamodules import DataError, ImageFolder
-from datamodules.loading import permutation
+from datamodules.ordering import permutation
 
 RESIZE = [A.Resize(16, 16)]
 

@@ -17,8 +17,8 @@ from jsonargparse import ArgumentParser
 from pycocotools import mask as coco_mask
 
 from datamodules import Coco, DataError, DataModule, coco_annotations
+from datamodules.batches import TrainBatches
 from datamodules.coco_annotations import draw
-from datamodules.loading import TrainBatches
 from datamodules.transforms import MultiScaleCrop, ScenePipeline
 from tests.datamodules.coco_files import CocoFiles
 

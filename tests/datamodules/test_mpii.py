@@ -47,7 +47,7 @@ def change_heads(root: Path, **fields: np.ndarray) -> None:
 
 def test_batches_have_what_the_task_needs(root: Path) -> None:
     data = mpii(root)
-    training, evaluation = next(iter(data.train_dataloader())), next(iter(data._loader("val")))
+    training, evaluation = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
     assert set(training) == {"image", "heatmaps", "weight", "index"}
     assert training["image"].shape == (2, 3, 64, 64)
     assert training["heatmaps"].shape == evaluation["heatmaps"].shape == (2, 16, 16, 16)
@@ -174,7 +174,7 @@ def test_figures_are_seen_from_the_front_and_whole() -> None:
         left, top, right, bottom = people.window(index)
         assert left <= joints[:, 0].min() <= joints[:, 0].max() <= right
         assert top <= joints[:, 1].min() <= joints[:, 1].max() <= bottom
-    evaluated = next(iter(data._loader("val")))
+    evaluated = next(iter(data.val_dataloader()))
     assert (evaluated["weight"] == 1).all()
     assert ((evaluated["head_size"] > 6) & (evaluated["head_size"] < 14)).all()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules import Digits
-from datamodules.loading import TrainBatches
+from datamodules.batches import TrainBatches
 from datamodules.ordering import permutation
 from datamodules.transforms.pipeline import SampleRandom
 

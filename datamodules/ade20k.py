@@ -41,8 +41,8 @@ class ADE20K(Segmentation):
         """MMSegmentation's: crops of 512x512 of images resized into 2048x512 times 0.5 to 2."""
         return mmseg_augmentation(512, long_side=2048, short_side=512)
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Lists the folders; see ``DataModule.open``."""
         missing = [
             str(self.root / kind / folder)
             for kind in ("images", "annotations")
@@ -54,7 +54,7 @@ class ADE20K(Segmentation):
                 f"ADE20K is not complete: {', '.join(missing)} missing. Get ADEChallengeData2016.zip from "
                 "http://sceneparsing.csail.mit.edu and give the folder that it unpacks to as root."
             )
-        self.describe(replace(self.label_map, names=self._names()))
+        self.set_classes(replace(self.label_map, names=self._names()))
         train, val = (
             self.pairs(split, self.root / "images" / folder, self.root / "annotations" / folder)
             for split, folder in FOLDERS.items()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.batches import EvalBatches, RoundBatches, SideBySide, TrainBatches
 from datamodules.collation import stack
@@ -25,7 +26,7 @@ from datamodules.transforms.pipeline import Augmentation, Pipeline, Transform
 
 Split = Literal["train", "val", "test", "predict"]
 # Bad records that a message names; of more it says how many.
-LISTED = 10
+MAX_LISTED = 10
 
 
 class DataModule(lightning.LightningDataModule, ABC):
@@ -137,6 +138,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.setup("fit")
         return self._sources.get(split) is not None
 
+    @override
     def setup(self, stage: str) -> None:
         """Opens the data set, once.
 
@@ -197,6 +199,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Seed of the order and the augmentation of a stream: the run's of the first, another one of each other."""
         return self.seed if split == next(iter(self.streams())) else derived_seed(self.seed, split)
 
+    @override
     def train_dataloader(self) -> Loader:
         """Training batches; resumable to the sample."""
         rank, world_size = self._processes()
@@ -218,16 +221,19 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Every training sample once over all processes, in order and with the evaluation transforms."""
         return self._evaluation_loader("train")
 
+    @override
     def val_dataloader(self) -> Loader | list[Loader]:
         """Every validation sample once over all processes; nothing if no sample was held out."""
         # Lightning takes an empty list for "no validation", which a held-out share of 0 asks for.
         self.setup("validate")
         return [] if self._sources["val"] is None else self._evaluation_loader("val")
 
+    @override
     def test_dataloader(self) -> Loader:
         """Every test sample once over all processes."""
         return self._evaluation_loader("test")
 
+    @override
     def predict_dataloader(self) -> Loader:
         """Every image of ``predict_paths`` once over all processes."""
         return self._evaluation_loader("predict")
@@ -290,35 +296,37 @@ class DataModule(lightning.LightningDataModule, ABC):
                 )
             warnings.warn(f"Skipped {sample} ({len(self.bad_samples)} skipped so far)", stacklevel=2)
 
-    def leave_out(self, path: Path, problems: list[tuple[str, str]], count: int | None = None) -> None:
-        """Raises for records of an annotation file that cannot be used, or counts them and warns, by ``on_bad_sample``.
+    def leave_out(
+        self, found: str, problems: list[tuple[str, str]], count: int | None = None, file: Path | None = None
+    ) -> None:
+        """Raises for records or files that cannot be used, or counts them and warns, by ``on_bad_sample``.
 
         Args:
-            path: The file.
-            problems: Record and reason.
+            found: What and how many they are, such as ``train.json: 3 records cannot be used``.
+            problems: Record (or file) and reason of each.
             count: How many there are, if ``problems`` are only the first of them.
+            file: Where the records are, unless ``problems`` name files.
 
         Raises:
-            DataError: If bad records are errors, or too many.
+            DataError: If they are errors, or too many.
         """
         count = len(problems) if count is None else count
         if not count:
             return
-        listed = "".join(f"\n  {record}: {reason}" for record, reason in problems[:LISTED])
-        listed += f"\n  and {count - LISTED} more" if count > LISTED else ""
+        reasons = "".join(f"\n  {record}: {reason}" for record, reason in problems[:MAX_LISTED])
+        reasons += f"\n  and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
         if self.on_bad_sample == "error":
-            raise DataError(
-                f"{path}: {count} records cannot be used:{listed}\nRepair them, or set on_bad_sample: skip to leave "
-                "them out."
-            )
-        self.bad_samples |= {f"{path}: {record}": reason for record, reason in problems}
+            raise DataError(f"{found}:{reasons}\nRepair or remove them, or set on_bad_sample: skip to leave them out.")
+        within = "" if file is None else f"{file}: "
+        self.bad_samples |= {f"{within}{record}": reason for record, reason in problems}
         if len(self.bad_samples) + count - len(problems) > self.max_bad_samples:
             raise DataError(
-                f"{path}: {count} records cannot be used, and with what was skipped before that is more than "
-                f"max_bad_samples={self.max_bad_samples}:{listed}\nRepair them or raise max_bad_samples."
+                f"{found}, and with what was skipped before that is more than max_bad_samples={self.max_bad_samples}:"
+                f"{reasons}\nRepair or remove them, or raise max_bad_samples."
             )
-        warnings.warn(f"{path}: {count} records are left out:{listed}", stacklevel=2)
+        warnings.warn(f"{found} and are left out:{reasons}", stacklevel=2)
 
+    @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Converts uint8 images to float32 and normalises them, on the device they are on."""
         if "image" not in batch:

@@ -123,7 +123,7 @@ class RoundBatches:
     Args:
         num_samples: Samples in the data set.
         batch_size: Samples of one batch over all processes.
-        seed: Of the order; the run's seed belongs to ``TrainBatches``.
+        seed: Seed of the order; another one than that of ``TrainBatches`` beside it.
         rank: This process.
         world_size: Number of processes.
 

@@ -31,6 +31,7 @@ ALLOWED_GLOBALS = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    @override
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
@@ -46,8 +47,8 @@ class CIFAR10(DataModule):
         root: Folder that holds ``cifar-10-batches-py`` (``cifar-100-python`` for CIFAR-100).
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
-        options: Of ``DataModule``; images are by default shifted by up to 4 pixels and flipped, and others resized to
-            32x32.
+        options: Further options of ``DataModule``. By default images to train on are shifted by up to 4 pixels and
+            flipped, and others resized to 32x32.
     """
 
     mean = (0.4914, 0.4822, 0.4465)
@@ -74,8 +75,8 @@ class CIFAR10(DataModule):
     def default_eval_transforms(self) -> list[Transform]:
         return evaluate_at(32)
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Opens the official files; see ``DataModule.open``."""
         self.class_names = self._read(self.official.meta["filename"], self.official.meta["md5"])[self.names_key]
         train = self._part("train", self.official.train_list)
         kept, held = hold_out(train.labels, self.holdout)

@@ -30,8 +30,8 @@ class StreetScenes(Segmentation):
 
     test_labels_are_public = True
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Lists the folders; see ``DataModule.open``."""
         sources: dict[str, Source | None] = {"train": self._split("train"), "val": self._split("val"), "test": None}
         if self.test_labels_are_public and (self.root / "gtFine" / "test").is_dir():
             sources["test"] = self._split("test")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from datamodules.base import LISTED, DataModule, Split
+from datamodules.base import MAX_LISTED, DataModule, Split
 from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
@@ -51,8 +51,8 @@ class Coco(DataModule):
         val_images: Folder of validation images.
         val_annotations: JSON file of validation images.
         num_workers: Loader processes for each process.
-        options: Of ``DataModule``; images are by default augmented as for the DETR family, and others resized to a
-            shorter side of 800 or, where that makes the longer side more than 1333, to this.
+        options: Further options of ``DataModule``. By default images to train on are augmented as for the DETR family,
+            and others resized to a shorter side of 800, or less where the longer side would exceed 1333.
 
     Attributes:
         category_ids: COCO category id of each label.
@@ -106,6 +106,7 @@ class Coco(DataModule):
         return {"image": image, "target": size | {"boxes": boxes, "labels": np.zeros(1, np.int64)}}
 
     @staticmethod
+    @override
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Lists of images and targets."""
         targets = [dict(sample["target"]) for sample in samples]
@@ -119,21 +120,22 @@ class Coco(DataModule):
             "index": torch.tensor([sample["index"] for sample in samples]),
         }
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Reads the annotations; see ``DataModule.open``."""
         annotations = {split: Annotations(self._annotation_file(split)) for split in self.files}
         names = {split: {c["id"]: c["name"] for c in one.categories} for split, one in annotations.items()}
         if names["train"] != names["val"]:
             raise DataError(
                 f"{annotations['train'].path} and {annotations['val'].path} differ in their categories (ids or names): "
-                f"{sorted(set(names['train'].items()) ^ set(names['val'].items()))[:LISTED]}. They must be the same."
+                f"{sorted(set(names['train'].items()) ^ set(names['val'].items()))[:MAX_LISTED]}. "
+                "They must be the same."
             )
         ids = sorted(names["train"])
         self.category_ids = ids if self.labels == "contiguous" else list(range(ids[-1] + 1))
         self.class_names = [names["train"].get(category, f"id {category}") for category in self.category_ids]
         sources: dict[str, Source | None] = {}
         for split, one in annotations.items():
-            self._refuse(one)
+            self._report_records(one)
             sources[split] = self._images(split, one)
         if sources["train"] is None:
             raise DataError(f"{annotations['train'].path} has no images to train on.")
@@ -149,6 +151,7 @@ class Coco(DataModule):
         images = self._coco(split)
         return images.annotations.image_ids[images.chosen.numpy()]
 
+    @override
     def batch_groups(self) -> np.ndarray | None:
         """1 for upright training images, else 0; see ``group_by_aspect``."""
         if not self.group_by_aspect:
@@ -200,16 +203,15 @@ class Coco(DataModule):
                 missing.append((f"image {annotations.image_ids[image]}", f"{folder / name} is missing"))
             elif split != "train" or self.keep_empty or objects[image]:
                 chosen.append(image)
-        self.leave_out(annotations.path, missing)
+        self.leave_out(f"{annotations.path}: {len(missing)} records cannot be used", missing, file=annotations.path)
         if not chosen:
             raise DataError(f"{annotations.path} names {len(annotations)} images, and none can be used from {folder}.")
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         used = np.array(chosen[: self.limit])
         return CocoImages(folder, annotations, used, label_of, self.masks and split == "train")
 
-    def _refuse(self, annotations: Annotations) -> None:
+    def _report_records(self, annotations: Annotations) -> None:
         """Reports the records of an annotation file that cannot be used."""
-        problems, count = list(annotations.problems), annotations.num_problems
         if self.masks:
             bare = annotations.without_outline()
             ids = annotations.column("ids")[bare]
@@ -218,7 +220,9 @@ class Coco(DataModule):
                     f"{annotations.path}: {len(bare)} annotations have no segmentation, such as annotation {ids[0]}. "
                     "Set masks: false to train on boxes only, or add them."
                 )
-        self.leave_out(annotations.path, problems, count)
+        count = annotations.num_problems
+        found = f"{annotations.path}: {count} records cannot be used"
+        self.leave_out(found, annotations.problems, count, annotations.path)
         number, first = annotations.overhanging
         if number:
             warnings.warn(

@@ -90,7 +90,7 @@ def compile_annotations(path: Path, folder: Path) -> None:
     if not categories:
         raise DataError(f"{path} has no categories. COCO annotations have images, annotations and categories.")
     images.drop_repeated(problems)
-    table = rows.checked(images, np.fromiter(categories, np.int64), problems)
+    table = rows.usable(images, np.fromiter(categories, np.int64), problems)
     for name, values in (images.arrays() | table).items():
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
     report = {
@@ -185,7 +185,7 @@ class _Rows:
         self.areas.append(area)
         self.crowds.append(bool(record.get("iscrowd", 0)))
 
-    def checked(self, images: _Images, known_categories: np.ndarray, problems: Problems) -> dict[str, np.ndarray]:
+    def usable(self, images: _Images, known_categories: np.ndarray, problems: Problems) -> dict[str, np.ndarray]:
         """The columns that are stored, sorted by image, without what cannot be used."""
         ids, categories = np.asarray(self.ids, np.int64), np.asarray(self.categories, np.int64)
         of, boxes = np.asarray(self.images, np.int64), np.asarray(self.boxes, np.float64).reshape(-1, 4)

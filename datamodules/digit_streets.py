@@ -41,7 +41,7 @@ class DigitStreets(StreetScenes):
         num_test: Test canvases.
         class_weighting: ``frequency``, or None for no weights.
         num_workers: Loader processes for each process.
-        options: Of ``Segmentation``; images are by default shifted by up to 4 pixels.
+        options: Further options of ``Segmentation``. By default images to train on are shifted by up to 4 pixels.
 
     Raises:
         ValueError: If there are no canvases, or digits do not fit on them.
@@ -87,8 +87,8 @@ class DigitStreets(StreetScenes):
         height, width = self.typical_size
         return [A.Pad(4, fill_mask=self.ignore_index), PaddedCrop(height, width)]
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Writes the data set if it is not there yet, and opens it; see ``DataModule.open``."""
         painter = self.painters["train"]
         key = (LAYOUT, self.counts, painter.size, painter.objects, painter.digit_size)
         self.root = write_once("digit-streets", repr(key), self.write, source="The digit streets")

@@ -24,8 +24,8 @@ class Digits(DataModule):
     Args:
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction of all 1797.
-        options: Of ``DataModule``; digits are by default slightly shifted, turned and scaled, and other images resized
-            to 8x8, which leaves the digits as they are and makes any picture fit.
+        options: Further options of ``DataModule``. By default digits to train on are slightly shifted, turned and
+            scaled, and others resized to 8x8, which leaves digits as they are and makes any picture fit.
     """
 
     mean = (0.3052, 0.3052, 0.3052)
@@ -57,8 +57,8 @@ class Digits(DataModule):
     def default_eval_transforms(self) -> list[Transform]:
         return [A.Resize(8, 8, interpolation=cv2.INTER_AREA)]
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Makes the splits; see ``DataModule.open``."""
         pixels, labels = load_digits(return_X_y=True)
         # Grey values are 0..16; 255/16 keeps them apart and fills the byte.
         images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)

@@ -31,8 +31,8 @@ class ImageFolder(DataModule):
         root: Folder that holds ``train``.
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from ``train`` if there is no ``val``: a number, or a fraction below 1.
-        options: Of ``DataModule``; by default a random crop is resized to 224x224 and flipped, and other images are
-            resized to a shorter side of 256, of which the middle 224x224 are taken.
+        options: Further options of ``DataModule``. By default a random crop is resized to 224x224 and flipped; images
+            to evaluate are resized to a shorter side of 256 and cropped to the middle 224x224.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class ImageFolder(DataModule):
     def default_eval_transforms(self) -> list[Transform]:
         return evaluate_centre()
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Lists the folders; see ``DataModule.open``."""
         if not (self.root / "train").is_dir():
             raise DataError(
                 f"{self.root / 'train'} is not a folder. An image folder has {self.root}/train/<class>/<image>, and "
@@ -97,7 +97,8 @@ class ClassFolders:
         unknown = sorted(set(found) - set(self.class_names))
         if unknown:
             raise DataError(
-                f"{folder} has class folders that the training split lacks: {_some(unknown)}. Classes must be the same."
+                f"{folder} has class folders that the training split lacks: {_listed(unknown)}. "
+                "Classes must be the same."
             )
         number = {name: label for label, name in enumerate(self.class_names)}
         names: list[bytes] = []
@@ -110,7 +111,7 @@ class ClassFolders:
         empty = [name for name, count in zip(found, counts, strict=True) if not count]
         if empty:
             raise DataError(
-                f"{folder}: class folders without images: {_some(empty)}. Images end in "
+                f"{folder}: class folders without images: {_listed(empty)}. Images end in "
                 f"{', '.join(sorted(EXTENSIONS))}. Fill or remove the folders."
             )
         self._names = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8)
@@ -167,5 +168,5 @@ def _images(folder: Path, prefix: bytes) -> Iterator[bytes]:
             yield name
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -31,8 +31,8 @@ class ImageNet(DataModule):
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from ``train``: a number, or a fraction below 1; 0 for no validation.
         num_workers: Loader processes for each process.
-        options: Of ``DataModule``; by default a random crop is resized to 224x224 and flipped, and other images are
-            resized to a shorter side of 256, of which the middle 224x224 are taken.
+        options: Further options of ``DataModule``. By default a random crop is resized to 224x224 and flipped; images
+            to evaluate are resized to a shorter side of 256 and cropped to the middle 224x224.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class ImageNet(DataModule):
     def default_eval_transforms(self) -> list[Transform]:
         return evaluate_centre()
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Lists the folders; see ``DataModule.open``."""
         folders = [self.root / "train", self.root / "val"]
         missing = [str(folder) for folder in folders if not folder.is_dir()]
         if missing:

@@ -14,7 +14,7 @@ from datamodules.errors import DataError
 VOID = 255
 # In the lookup table; no class has it.
 UNKNOWN = 254
-LISTED = 5
+MAX_LISTED = 5
 Colour = tuple[int, int, int]
 
 
@@ -82,8 +82,8 @@ class LabelMap:
         if unknown.any():
             found = np.unique(values[unknown]).tolist()
             raise DataError(
-                f"label values {_some(found)} are outside the palette: they are neither a class "
-                f"({_some(sorted(self.ids))}) nor void ({_some(sorted({*self.void_ids, VOID}))})"
+                f"label values {_listed(found)} are outside the palette: they are neither a class "
+                f"({_listed(sorted(self.ids))}) nor void ({_listed(sorted({*self.void_ids, VOID}))})"
             )
         return mapped
 
@@ -111,7 +111,7 @@ class LabelMap:
         if unknown.any():
             found = [(code >> 16, code >> 8 & 255, code & 255) for code in np.unique(codes[unknown]).tolist()]
             raise DataError(
-                f"label colours {_some(found)} are outside the palette: give each class and each void colour as the "
+                f"label colours {_listed(found)} are outside the palette: give each class and each void colour as the "
                 "files have it, or write label files with one 8-bit channel of class values"
             )
         return labels[place]
@@ -141,6 +141,6 @@ def _codes(colours: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def _some(values: Sequence[object]) -> str:
-    listed = ", ".join(map(str, values[:LISTED]))
-    return listed + (f" and {len(values) - LISTED} more" if len(values) > LISTED else "")
+def _listed(values: Sequence[object]) -> str:
+    listed = ", ".join(map(str, values[:MAX_LISTED]))
+    return listed + (f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else "")

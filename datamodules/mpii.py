@@ -17,7 +17,7 @@ from datamodules.decoding import Encoded
 from datamodules.errors import DataError
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Transform
-from datamodules.transforms.pose import PIXELS, Person, PosePipeline, evaluate_person, mpii_augmentation, whole
+from datamodules.transforms.pose import PIXELS, Person, PosePipeline, evaluate_person, mpii_augmentation, whole_image
 
 JOINT_NAMES = (
     *("right ankle", "right knee", "right hip", "left hip", "left knee", "left ankle"),
@@ -32,7 +32,7 @@ SKELETON = (
     *((0, 1), (1, 2), (2, 6), (5, 4), (4, 3), (3, 6), (6, 7), (7, 8), (8, 9)),
     *((10, 11), (11, 12), (12, 7), (15, 14), (14, 13), (13, 7)),
 )
-# Of a head box's diagonal: the length that PCKh measures errors in.
+# The length that PCKh measures errors in, as a share of a head box's diagonal.
 HEAD_SHARE = 0.6
 # The published code looks lower than the annotated centre, by so many pixels a unit of scale, and wider.
 LOWER, WIDER = 15.0, 1.25
@@ -63,7 +63,8 @@ class MPII(DataModule):
         val_annotations: JSON file of the people to validate on.
         val_heads: MATLAB file of their head boxes.
         num_workers: Loader processes for each process.
-        options: Of ``DataModule``; each list of transforms has a ``PersonCrop``, by default HRNet's for 256x256 pixels.
+        options: Further options of ``DataModule``. Transforms need a ``PersonCrop``; by default they are HRNet's for
+            256x256 pixels.
 
     Attributes:
         class_names: Names of the joints.
@@ -104,13 +105,13 @@ class MPII(DataModule):
 
     @override
     def example_sample(self, image: np.ndarray) -> dict[str, Any]:
-        person = whole(image.shape[:2])
+        person = whole_image(image.shape[:2])
         joints = np.column_stack([np.tile(person.centre, (len(JOINT_NAMES), 1)), np.ones(len(JOINT_NAMES))])
         person = replace(person, joints=joints, mirrored=_MIRRORED, head_size=HEAD_SHARE * PIXELS * person.scale)
         return {"image": image, "person": person}
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Reads the annotations; see ``DataModule.open``."""
         return {"train": self._people("train"), "val": self._people("val"), "test": None}
 
     def people(self, split: Split) -> People:
@@ -149,7 +150,7 @@ class MPII(DataModule):
             people.append(person)
             names.append(record["image"])
             numbers.append(number)
-        self.leave_out(path, problems)
+        self.leave_out(f"{path}: {len(problems)} records cannot be used", problems, file=path)
         if not people:
             raise DataError(f"{path} lists {len(records)} people, and none can be used.")
         return People(folder, names, people, numbers)

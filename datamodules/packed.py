@@ -36,8 +36,8 @@ class PackedImages(DataModule):
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
         mean: Mean of the RGB channels in [0, 1]; CIFAR's by default.
         std: Their standard deviation.
-        options: Of ``DataModule``; images are by default shifted by up to 4 pixels and flipped, and others resized to
-            32x32.
+        options: Further options of ``DataModule``. By default images to train on are shifted by up to 4 pixels and
+            flipped, and others resized to 32x32.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class PackedImages(DataModule):
     def default_eval_transforms(self) -> list[Transform]:
         return evaluate_at(32)
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Opens both archives; see ``DataModule.open``."""
         train, test = (Archive(self.root / f"{split}.npz") for split in ("train", "test"))
         if train.class_names != test.class_names:
             raise DataError(

@@ -40,7 +40,7 @@ class DigitScenes(Coco):
         num_val: Validation canvases, of the other 500.
         masks: Whether training targets have masks.
         num_workers: Loader processes for each process.
-        options: Of ``DataModule``; by default there are no transforms.
+        options: Further options of ``DataModule``. By default there are no transforms.
 
     Raises:
         ValueError: If there are no canvases, or digits do not fit on them.
@@ -91,8 +91,8 @@ class DigitScenes(Coco):
     def default_eval_transforms(self) -> list[Transform]:
         return []
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Writes the data set if it is not there yet, and opens it; see ``DataModule.open``."""
         painter = self.painters["train"]
         key = (LAYOUT, self.counts, painter.size, painter.objects, painter.digit_size, painter.overlap)
         self.root = write_once("digit-scenes", repr(key), self.write, source="The digit scenes")

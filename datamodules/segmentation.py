@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import numpy as np
 from rich.progress import track
 from typing_extensions import override
 
-from datamodules.base import LISTED, DataModule, Split
+from datamodules.base import DataModule, Split
 from datamodules.cache import unpack_once
 from datamodules.collation import stack
 from datamodules.decoding import Encoded
@@ -39,8 +38,8 @@ class Segmentation(DataModule):
         class_weighting: ``published`` weights classes as the data set's papers do; ``frequency`` by 1 / ln(1.02 + f)
             with f the class's share of all training pixels (arXiv 1606.02147), counted on first use; None does not.
         num_workers: Loader processes for each process.
-        options: Of ``DataModule``; images and labels are by default augmented as published for the data set, and there
-            are no transforms of other images, nor any of their labels.
+        options: Further options of ``DataModule``. By default images to train on and their labels are augmented as
+            published for the data set, and others left as they are; labels of others are never transformed.
 
     Attributes:
         label_map: Classes and how the files write them.
@@ -76,9 +75,9 @@ class Segmentation(DataModule):
             raise ValueError(f"class_weighting={class_weighting!r} must be one of {choices} for {type(self).__name__}.")
         refuse_labelled_fill(self.train_transforms)
         self.root, self.eval_batch_size, self.class_weighting = Path(root), eval_batch_size, class_weighting
-        self.describe(self.label_map)
+        self.set_classes(self.label_map)
 
-    def describe(self, label_map: LabelMap) -> None:
+    def set_classes(self, label_map: LabelMap) -> None:
         """Sets the classes."""
         self.label_map = label_map
         self.class_names = list(label_map.names)
@@ -89,8 +88,8 @@ class Segmentation(DataModule):
     def example_sample(self, image: np.ndarray) -> dict[str, Any]:
         return {"image": image, "annotation": np.zeros(image.shape[:2], np.uint8)}
 
+    @override
     def eval_batch(self, world_size: int) -> int:
-        """Images of one validation, test or prediction batch over all processes."""
         return self.eval_batch_size * world_size
 
     def raw_label(self, split: Split, index: int) -> np.ndarray:
@@ -158,14 +157,14 @@ class Segmentation(DataModule):
         """
         pictures, labels = _listing(images, image_suffix), _listing(masks, mask_suffix)
         lone = [
-            f"{images / pictures[key]}: its label file {masks / key}{mask_suffix}.png is missing"
+            (str(images / pictures[key]), f"its label file {masks / key}{mask_suffix}.png is missing")
             for key in pictures.keys() - labels.keys()
         ]
         lone += [
-            f"{masks / labels[key]}: its image {images / key}{image_suffix}.* is missing"
+            (str(masks / labels[key]), f"its image {images / key}{image_suffix}.* is missing")
             for key in labels.keys() - pictures.keys()
         ]
-        self._leave_out(split, sorted(lone))
+        self.leave_out(f"{len(lone)} files of the {split} split are without partner", sorted(lone))
         names = sorted(pictures.keys() & labels.keys())
         if not names:
             raise DataError(
@@ -186,26 +185,8 @@ class Segmentation(DataModule):
             raise DataError(f"The {split} split has no labels.")
         return source
 
-    def _leave_out(self, split: str, lone: list[str]) -> None:
-        """Raises for files without partner, or counts them."""
-        if not lone:
-            return
-        listed = "".join(f"\n  {reason}" for reason in lone[:LISTED])
-        listed += f"\n  and {len(lone) - LISTED} more" if len(lone) > LISTED else ""
-        if self.on_bad_sample == "error":
-            raise DataError(
-                f"{len(lone)} files of the {split} split are without partner:{listed}\nComplete or remove them, or set "
-                "on_bad_sample: skip to leave them out."
-            )
-        self.bad_samples |= {reason.split(": ", 1)[0]: reason for reason in lone}
-        if len(self.bad_samples) > self.max_bad_samples:
-            raise DataError(
-                f"{len(lone)} files of the {split} split are without partner, and with what was skipped before that is "
-                f"more than max_bad_samples={self.max_bad_samples}:{listed}\nComplete them or raise max_bad_samples."
-            )
-        warnings.warn(f"{len(lone)} files of the {split} split are left out:{listed}", stacklevel=2)
-
     @staticmethod
+    @override
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Joins images, labels and indices.
 
@@ -256,7 +237,7 @@ class Pairs:
         """The image's path."""
         return str(self.images / self.names[index][0])
 
-    def some(self, indices: Sequence[int] | np.ndarray, augmented: bool) -> Pairs:
+    def subset(self, indices: Sequence[int] | np.ndarray, augmented: bool) -> Pairs:
         """The samples at some positions."""
         return Pairs(self.images, self.masks, [self.names[int(i)] for i in indices], self.label_map, augmented)
 

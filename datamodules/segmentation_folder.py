@@ -53,7 +53,7 @@ class SegmentationFolder(Segmentation):
         holdout: Validation images taken from training if there is no ``val``: a number, or a fraction below 1.
         crop: Side of the square crop of the default augmentation, MMSegmentation's.
         class_weighting: ``frequency``, or None for no weights.
-        options: Of ``Segmentation``.
+        options: Further options of ``Segmentation``.
 
     Raises:
         ValueError: If classes are missing or share a value or colour; see also ``Segmentation``.
@@ -94,8 +94,8 @@ class SegmentationFolder(Segmentation):
         """MMSegmentation's: square crops of images resized to about them, times 0.5 to 2."""
         return mmseg_augmentation(self.crop, long_side=4 * self.crop, short_side=self.crop)
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Lists the folders; see ``DataModule.open``."""
         images, masks = (self.root / folder for folder in self.folders)
         for folder in (images, masks):
             if not folder.is_dir():
@@ -116,7 +116,7 @@ class SegmentationFolder(Segmentation):
             return {"train": train, "val": found["val"], "test": found.get("test")}
         kept, held = hold_out(np.zeros(len(train), np.int64), self.holdout)
         return {
-            "train": train.some(kept, augmented=True),
-            "val": train.some(held, augmented=False) if len(held) else None,
+            "train": train.subset(kept, augmented=True),
+            "val": train.subset(held, augmented=False) if len(held) else None,
             "test": found.get("test"),
         }

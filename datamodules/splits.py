@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.errors import DataError
 
@@ -37,7 +38,7 @@ class LabelledSource(Source, Protocol):
         """Class indices, int64 [n]."""
 
 
-class Subset:
+class Subset(LabelledSource):
     """Some samples of a data set, in the given order.
 
     Args:
@@ -50,20 +51,21 @@ class Subset:
         # As a tensor, worker processes get it as shared memory.
         self._indices = torch.from_numpy(indices)
 
+    @override
     def __len__(self) -> int:
         return len(self._indices)
 
     @property
+    @override
     def labels(self) -> np.ndarray:
-        """Class indices, int64 [n]."""
         return self.source.labels[self._indices.numpy()]
 
+    @override
     def load(self, index: int) -> dict[str, Any]:
-        """See ``Source``."""
         return self.source.load(int(self._indices[index]))
 
+    @override
     def name(self, index: int) -> str:
-        """See ``Source``."""
         return self.source.name(int(self._indices[index]))
 
 

@@ -41,8 +41,8 @@ class StickFigures(MPII):
         num_train: Training figures.
         num_val: Validation figures.
         num_workers: Loader processes for each process.
-        options: Of ``DataModule``; figures are by default cut out at 64x64 pixels, and slightly scaled and turned, and
-            mirrored, to train on.
+        options: Further options of ``DataModule``. By default figures are cut out at 64x64 pixels; those to train on
+            are slightly scaled and turned, and mirrored.
 
     Raises:
         ValueError: If there are no figures.
@@ -79,8 +79,8 @@ class StickFigures(MPII):
     def default_eval_transforms(self) -> list[Transform]:
         return [PersonCrop((64, 64), sigma=1.0)]
 
+    @override
     def open(self) -> dict[str, Source | None]:
-        """Writes the data set if it is not there yet, and opens it; see ``DataModule.open``."""
         self.root = write_once("stick-figures", repr((LAYOUT, self.counts)), self.write, source="The stick figures")
         return super().open()
 
@@ -143,7 +143,7 @@ def draw(joints: np.ndarray, height: float, random: np.random.Generator) -> np.n
     """A figure on noise, RGB uint8 [96,96,3].
 
     Args:
-        joints: As ``figure`` returns them.
+        joints: x, y in pixels, from 0, float64 [16,2]; see ``figure``.
         height: The figure's height in pixels.
         random: Where colours and noise come from.
     """

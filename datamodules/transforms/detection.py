@@ -13,6 +13,7 @@ import numpy as np
 from albumentations.augmentations.crops.transforms import BaseCrop
 from albumentations.augmentations.geometric.functional import keypoints_scale
 from PIL import Image
+from typing_extensions import override
 
 from datamodules.transforms.drawn_resize import DrawnResize
 
@@ -41,21 +42,23 @@ def fitted_size(height: int, width: int, size: int, max_size: int | None = None)
 class _Resize(DrawnResize):
     """A drawn resize by Pillow and torch's ``nearest``."""
 
+    @override
     def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Resizes an image, uint8 [H,W,3]."""
         if img.shape[:2] == size:
             return img
         return np.asarray(Image.fromarray(img).resize(size[::-1], Image.Resampling.BILINEAR))
 
+    @override
     def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Resizes masks, uint8 [H,W,k]."""
         rows, columns = (_nearest(old, new) for old, new in zip(mask.shape[:2], size, strict=True))
         return mask.take(columns, axis=1).take(rows, axis=0)
 
+    @override
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
         """Boxes are relative to the image here."""
         return bboxes
 
+    @override
     def apply_to_keypoints(self, keypoints: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
         """Moves keypoints."""
         height, width = params["shape"][:2]
@@ -88,8 +91,8 @@ class ResizeShortestEdge(_Resize):
         super().__init__(p=p)
         self.sizes, self.max_size = list(sizes), max_size
 
+    @override
     def drawn_size(self, height: int, width: int) -> tuple[int, int]:
-        """One of the sizes, fitted to the image."""
         return fitted_size(height, width, self.py_random.choice(self.sizes), self.max_size)
 
 
@@ -113,8 +116,8 @@ class ScaleJitter(_Resize):
         super().__init__(p=p)
         self.size, self.scales = size, scales
 
+    @override
     def drawn_size(self, height: int, width: int) -> tuple[int, int]:
-        """The image's proportions at a random scale."""
         factor = self.size * self.py_random.uniform(*self.scales) / max(height, width)
         return max(1, round(height * factor)), max(1, round(width * factor))
 
@@ -139,8 +142,8 @@ class RandomSizeCrop(BaseCrop):
         super().__init__(p=p)
         self.min_size, self.max_size = min_size, max_size
 
+    @override
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the window, with the sample's own random numbers."""
         left, right = self._interval(params["shape"][1])
         top, bottom = self._interval(params["shape"][0])
         return {"crop_coords": (left, top, right, bottom)}

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any
 
 import albumentations as A
+from typing_extensions import override
 
 
 class DrawnResize(A.DualTransform):
@@ -15,6 +16,6 @@ class DrawnResize(A.DualTransform):
     def drawn_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns for an image of so many rows and columns."""
 
+    @override
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the size, with the sample's own random numbers."""
         return {"size": self.drawn_size(*params["shape"][:2])}

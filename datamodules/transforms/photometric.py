@@ -7,6 +7,7 @@ from typing import Any
 import albumentations as A
 import cv2
 import numpy as np
+from typing_extensions import override
 
 LEVELS = np.arange(256, dtype=np.float32)
 
@@ -43,6 +44,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         super().__init__(p=p)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
+    @override
     def get_params(self) -> dict[str, Any]:
         """Draws the changes, with the sample's own random numbers; those that are not made are neutral."""
         random = self.py_random
@@ -58,6 +60,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
             "hue": random.randint(-self.hue, self.hue) if changed() else 0,
         }
 
+    @override
     def apply(
         self,
         img: np.ndarray,
@@ -68,7 +71,6 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         hue: int,
         **params: Any,
     ) -> np.ndarray:
-        """Changes an image, uint8 [H,W,3] RGB."""
         tones = _bytes(LEVELS + shift)
         if contrast_first:
             tones = _bytes(tones * np.float32(contrast))

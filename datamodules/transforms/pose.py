@@ -10,6 +10,7 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
@@ -18,7 +19,7 @@ from datamodules.transforms.resizing import Resizing
 
 # A person's scale counts in these.
 PIXELS = 200
-# Of the heat maps, in pixels of the network's input.
+# A cell of the heat maps in pixels of the network's input.
 STRIDE = 4
 # How far beyond its image a joint may be annotated, as a share of the person's size: limbs that the frame cuts off are.
 OVERHANG = 0.1
@@ -83,7 +84,7 @@ def heatmap_targets(
         annotated: 1 for joints to draw, else 0, [J].
         size: Height and width of the maps.
         stride: Pixels of a cell, or of its width and height.
-        sigma: In cells.
+        sigma: Standard deviation of the Gaussians in cells.
 
     Returns:
         Maps, float32 [J,h,w], and weights, float32 [J], 0 for joints that are not annotated or whose Gaussian lies
@@ -110,11 +111,11 @@ class PersonCrop(A.BasicTransform):
 
     As published for HRNet on MPII (arXiv 1902.09212): the scale is multiplied by ``1 + scale * n``, n normal, kept
     within ``1 -+ scale``; the square is turned by ``rotation * n`` degrees, kept within twice that; a mirror exchanges
-    left and right joints.
+    left and right joints. What lies outside of the image is black.
 
     Args:
         size: Height and width of the result in pixels, multiples of 32.
-        sigma: Of the heat maps' Gaussians, in cells of 4 pixels.
+        sigma: Standard deviation of the heat maps' Gaussians in cells of 4 pixels.
         scale: Standard deviation of the scale, below 1; 0 keeps it.
         rotation: Standard deviation of the rotation in degrees; 0 keeps people as they are.
         rotation_prob: Share of the people that are turned.
@@ -145,17 +146,18 @@ class PersonCrop(A.BasicTransform):
         self.scale, self.rotation, self.rotation_prob, self.flip = scale, rotation, rotation_prob, flip
 
     @property
+    @override
     def targets(self) -> dict[str, Callable[..., Any]]:
         """What it changes: ``image``, uint8 [H,W,3], and ``person``, a ``Person``."""
         return {"image": self.apply, "person": self.apply_to_person}
 
     @property
+    @override
     def targets_as_params(self) -> list[str]:
-        """What the crop depends on."""
         return ["person"]
 
+    @override
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the crop, with the sample's own random numbers."""
         person, random = data["person"], self.random_generator
         factor = 1 + np.clip(self.scale * random.standard_normal(), -self.scale, self.scale)
         rotation = np.clip(self.rotation * random.standard_normal(), -2 * self.rotation, 2 * self.rotation)
@@ -168,8 +170,8 @@ class PersonCrop(A.BasicTransform):
         # One map for the mirror and the crop: pixels are interpolated once.
         return {"matrix": crop_matrix(centre, person.scale * factor, rotation, self.size) @ mirror, "flipped": flipped}
 
+    @override
     def apply(self, img: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
-        """Cuts an image, uint8 [H,W,3]; what lies outside is black."""
         return cv2.warpAffine(img, matrix, self.size[::-1], flags=cv2.INTER_LINEAR)
 
     def apply_to_person(self, person: Person, matrix: np.ndarray, flipped: bool, **params: Any) -> Person:
@@ -194,16 +196,19 @@ class PosePipeline(Pipeline):
         ValueError: If none is.
     """
 
+    @override
     def first_step(self, transforms: list[Transform]) -> Resizing | None:
         """Nothing: a resize would have to move the joints, too."""
         return None
 
+    @override
     def composed(self, transforms: list[Transform]) -> A.Compose:
         """The transforms as one."""
         if not any(isinstance(transform, PersonCrop) for transform in transforms):
             raise ValueError("transforms of people need a datamodules.transforms.pose.PersonCrop")
         return A.Compose(transforms)
 
+    @override
     def __call__(self, sample: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Decodes and transforms one sample.
 
@@ -222,7 +227,7 @@ class PosePipeline(Pipeline):
         """
         self.random.seed(self.seed, epoch, index)
         image = sample["image"].decode() if isinstance(sample["image"], Encoded) else sample["image"]
-        person = sample["person"] if "person" in sample else whole(image.shape[:2])
+        person = sample["person"] if "person" in sample else whole_image(image.shape[:2])
         refuse_outside(person, image.shape[:2])
         done = self.compose(image=image, person=person)
         person = done["person"]
@@ -236,7 +241,7 @@ class PosePipeline(Pipeline):
         return fields
 
 
-def whole(size: tuple[int, int]) -> Person:
+def whole_image(size: tuple[int, int]) -> Person:
     """A person as large as an image of this height and width, without joints."""
     height, width = size
     return Person(np.array([width / 2, height / 2]), max(height, width) / PIXELS, None, np.empty(0, np.int64))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augment_transform
+from typing_extensions import override
 
 POLICIES = ("original", "originalr", "v0", "v0r", "3a")
 
@@ -30,8 +31,8 @@ class _Augment(A.ImageOnlyTransform):
         # Bicubic, as the published recipes; timm left to itself draws bilinear or bicubic for every operation.
         self._augment = make(policy, {"img_mean": self.fill, "interpolation": Image.Resampling.BICUBIC})
 
+    @override
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        """Augments one image, uint8 [H,W,3]."""
         # timm draws from the global generators. They are lent the sample's stream, so that the result is a function of
         # (seed, epoch, index), and are given back as they were.
         python_state, numpy_state = random.getstate(), np.random.get_state()

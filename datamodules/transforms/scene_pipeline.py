@@ -8,6 +8,7 @@ from typing import Any
 import albumentations as A
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
@@ -29,10 +30,12 @@ class ScenePipeline(Pipeline):
         seed: Run's seed.
     """
 
+    @override
     def first_step(self, transforms: list[Transform]) -> Resizing | None:
         """Nothing: a resize moves objects too."""
         return None
 
+    @override
     def composed(self, transforms: list[Transform]) -> A.Compose:
         """The transforms after decoding as one."""
         with warnings.catch_warnings():
@@ -44,6 +47,7 @@ class ScenePipeline(Pipeline):
                 keypoint_params=A.KeypointParams("xy", remove_invisible=False),
             )
 
+    @override
     def __call__(self, sample: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Decodes and transforms one sample.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import albumentations as A
 import cv2
 import numpy as np
+from typing_extensions import override
 
 from datamodules.label_maps import VOID
 from datamodules.transforms.drawn_resize import DrawnResize
@@ -25,12 +26,12 @@ REDRAWS = 10
 class _Resize(DrawnResize):
     """A drawn resize by OpenCV."""
 
+    @override
     def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Resizes an image, uint8 [H,W,3]."""
         return cv2.resize(img, size[::-1], interpolation=cv2.INTER_LINEAR)
 
+    @override
     def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Resizes labels, uint8 [H,W]."""
         return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
@@ -53,8 +54,8 @@ class RandomLongSide(_Resize):
         super().__init__(p=p)
         self.long_side, self.scales = long_side, scales
 
+    @override
     def drawn_size(self, height: int, width: int) -> tuple[int, int]:
-        """The image's proportions at a random scale."""
         steps = int((self.scales[1] - self.scales[0]) * 10 + 0.5)
         scale = self.scales[0] + self.py_random.randint(0, steps) / 10.0
         long = int(self.long_side * scale + 0.5)
@@ -83,8 +84,8 @@ class RandomBox(_Resize):
         super().__init__(p=p)
         self.long_side, self.short_side, self.scales = long_side, short_side, scales
 
+    @override
     def drawn_size(self, height: int, width: int) -> tuple[int, int]:
-        """The image's proportions in the box at a random scale."""
         scale = self.py_random.uniform(*self.scales)
         short, long = sorted((int(self.short_side * scale), int(self.long_side * scale)))
         factor = min(long / max(height, width), short / min(height, width))
@@ -125,8 +126,8 @@ class PaddedCrop(A.DualTransform):
         self.height, self.width, self.max_class_share = height, width, max_class_share
         self.padding, self.fill = padding, tuple(fill)
 
+    @override
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the window, with the sample's own random numbers."""
         padded = _padded(params["shape"], self.height, self.width)
         corner = self._corner(*padded)
         label = data.get("mask")
@@ -142,12 +143,12 @@ class PaddedCrop(A.DualTransform):
         left = self.py_random.randint(0, width - self.width)
         return self.py_random.randint(0, height - self.height), left
 
+    @override
     def apply(self, img: np.ndarray, corner: tuple[int, int], **params: Any) -> np.ndarray:
-        """Pads and crops an image, uint8 [H,W,3]."""
         return _pad(_window(img, *corner, self.height, self.width), self.height, self.width, self.padding, self.fill)
 
+    @override
     def apply_to_mask(self, mask: np.ndarray, corner: tuple[int, int], **params: Any) -> np.ndarray:
-        """Pads and crops labels, uint8 [H,W]."""
         return _pad(_window(mask, *corner, self.height, self.width), self.height, self.width, self.padding, VOID)
 
 
@@ -182,8 +183,8 @@ class ClassBalancedCrop(PaddedCrop):
         super().__init__(height, width, padding=padding, fill=fill, p=p)
         self.share = share
 
+    @override
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the class, the pixel and the window, with the sample's own random numbers."""
         label = data.get("mask")
         if label is not None and self.py_random.random() < self.share:
             present = np.flatnonzero(_pixels_of_classes(label))

@@ -7,6 +7,7 @@ from typing import Any
 
 import albumentations as A
 import cv2
+from typing_extensions import override
 
 from datamodules.decoding import Encoded
 from datamodules.label_maps import VOID
@@ -23,10 +24,12 @@ class SegmentationPipeline(Pipeline):
         seed: Run's seed.
     """
 
+    @override
     def first_step(self, transforms: list[Transform]) -> Resizing | None:
         """Nothing: a resize moves labels too, and images alone must be resized in the same way."""
         return None
 
+    @override
     def __call__(self, sample: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Decodes and transforms one sample.
 

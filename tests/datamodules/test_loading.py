@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules import DataError, Digits, ImageFolder
-from datamodules.loading import EvalBatches, TrainBatches, permutation, stack
+from datamodules.batches import EvalBatches, TrainBatches
+from datamodules.collation import stack
+from datamodules.ordering import permutation
 from datamodules.splits import hold_out
 
 sizes = st.integers(1, 300)
@@ -194,7 +196,7 @@ def test_workers_survive_the_signals_of_preemption_but_not_their_process(tmp_pat
     # The output goes to a file: workers that stay would keep a pipe open.
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         done = subprocess.run(
-            [sys.executable, script], env=environment, stdout=out, stderr=err, start_new_session=True, timeout=240
+            [sys.executable, script], env=environment, stdout=out, stderr=err, start_new_session=True, timeout=180
         )
     count, term, usr1, *workers = map(int, (tmp_path / "out").read_text().split())
     assert (done.returncode, count, term, usr1) == (-signal.SIGKILL, 78, signal.SIGTERM, signal.SIGUSR1)

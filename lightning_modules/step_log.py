@@ -20,6 +20,10 @@ class StepLog:
         self._rows: list[dict[str, Tensor]] = []
         self._since = self._paused = time.perf_counter()
 
+    def __len__(self) -> int:
+        """Micro-batches that are not logged yet."""
+        return len(self._rows)
+
     def add(self, terms: dict[str, Tensor]) -> None:
         """Notes a micro-batch."""
         self._rows.append(terms)
@@ -53,12 +57,7 @@ class StepLog:
 
     def state(self, trainer: Trainer) -> dict[str, Any]:
         """What is not logged yet, averaged over the processes, of which there may be another number later."""
-        if not self._rows:
-            return {}
-        return {
-            "names": list(self._rows[0]),
-            "values": trainer.strategy.reduce(self._table(), reduce_op="mean"),
-        }
+        return {"names": list(self._rows[0]), "values": trainer.strategy.reduce(self._table(), reduce_op="mean")}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores what `state` returned."""

@@ -321,8 +321,8 @@ class Task(LightningModule, ABC):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
-        if state := self._step_log.state(self.trainer):
-            checkpoint["unlogged"] = state
+        if len(self._step_log):
+            checkpoint["unlogged"] = self._step_log.state(self.trainer)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

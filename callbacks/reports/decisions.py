@@ -56,7 +56,7 @@ class Decisions(Report):
 
     @override
     def applies(self, task: LightningModule) -> bool:
-        return isinstance(task, Task) and task.costs_one_forward
+        return isinstance(task, Task) and task.costs_one_forward and not task.compile_network
 
     @override
     def start(self) -> None:

@@ -55,8 +55,8 @@ STATIC = 48.0
 class Data(lightning.LightningDataModule):
     batch_size = 4
 
-    def image_size(self) -> tuple[int, int, int]:
-        return 3, 2, 2
+    def example(self, samples: int = 1) -> dict[str, Tensor]:
+        return {"image": torch.zeros(samples, 3, 2, 2)}
 
     def batches(self, number: int) -> Batches:
         generator = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from callbacks.route_pictures import RoutePictures
-from exp.predict_segmentation import deadline_for, write_segmentations
 from PIL import Image
 from rich.console import Console
 
+from callbacks.reports import Source
+from callbacks.reports.segmented_files import SegmentedFiles
 from datamodules import DigitStreets
-from exp.cli import UsageError
 from lightning_modules import Segmentation
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
 from models.compute import executed
@@ -53,6 +53,7 @@ CONFIG = [
     "--wandb=disabled",
     "--experiment=run",
 ]
+SOURCE = Source(Path("last.ckpt"), {}, Scenes(1).class_names, Path("validate"))
 CHECKPOINT = "--ckpt_path=runs/run/0/checkpoints/best.ckpt"
 
 
@@ -135,28 +136,29 @@ def test_a_deadline_chooses_the_exit(milliseconds: str, exit: str, late: int, fo
     ],
 )
 def test_a_deadline_that_cannot_be_kept_is_refused(
-    milliseconds: float, network: Any, options: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    milliseconds: float, network: Any, options: dict[str, Any], message: str
 ) -> None:
-    command = SimpleNamespace(
-        config=SimpleNamespace(deadline_ms=milliseconds),
-        model=Segmentation(network(), **options),
-        trainer=SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))),
-    )
-    with pytest.raises(UsageError):
-        deadline_for(command)  # type: ignore[arg-type]
-    assert message in capsys.readouterr().err
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SegmentedFiles(milliseconds).prepare(trainer, Segmentation(network(), **options), SOURCE)
+
+
+def test_a_deadline_is_refused_in_one_line(folder: Path) -> None:
+    ended = run("predict", [CHECKPOINT, "--deadline_ms=-3", "a.jpg"], folder)
+    assert ended.code == 2
+    assert ended.output == "exp: --deadline-ms -3: it must be above 0\n"
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_images_with_routes_of_their_own_are_told_what_they_cost(dynamic: bool, tmp_path: Path) -> None:
     network = undecided(num_classes=CLASSES) if dynamic else tiny(num_classes=CLASSES, route="unet")
     data, model = Scenes(4), Segmentation(network)
-    runs = trainer(tmp_path, callbacks=[RoutePictures()])
+    report = SegmentedFiles()
+    runs = trainer(tmp_path, callbacks=[report])
+    report.prepare(runs, model, SOURCE)
     batches = runs.predict(model, data)
-    command: Any = SimpleNamespace(datamodule=data, model=model, trainer=runs)
-    _, written = write_segmentations(
-        command, batches or [], list(data.class_names), tmp_path / "out", Console(quiet=True)
-    )
+    (tmp_path / "out").mkdir()
+    written = report.finish(batches or [], tmp_path / "out", Console(quiet=True))
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert ("macs" in rows[0]) == (tmp_path / "out/routes" in written) == dynamic

@@ -1,12 +1,15 @@
 import json
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from exp.profile import main, profile
+from lightning_modules import Classification
 from models.compute import count
 
 
@@ -20,16 +23,18 @@ def asked(monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> list[str]:
     """What the config parser was asked for; it always builds the same network."""
     asked: list[str] = []
 
-    def build_network(argv: list[str]) -> tuple[nn.Module, tuple[int, ...]]:
-        asked.extend(argv)
-        return network, (3, 64, 64)
+    class Cli:
+        def __init__(self, argv: list[str], command: str) -> None:
+            asked.extend(argv)
+            self.model = Classification(network)
+            self.datamodule = SimpleNamespace(example=lambda samples: {"image": torch.randn(samples, 3, 64, 64)})
 
-    monkeypatch.setitem(sys.modules, "exp.cli", SimpleNamespace(build_network=build_network))
+    monkeypatch.setitem(sys.modules, "exp.cli", SimpleNamespace(Cli=Cli, UsageError=SystemExit))
     return asked
 
 
 def test_report(network: nn.Module) -> None:
-    report = profile(network, (3, 64, 64), batch_size=2, seconds=0)
+    report = profile(network, (torch.randn(2, 3, 64, 64),), seconds=0)
     assert report.dense == count(network, (3, 64, 64))
     assert report.executed.macs == report.dense.macs
     assert report.runs == 10
@@ -39,6 +44,25 @@ def test_report(network: nn.Module) -> None:
     # Beside weights and images, at least the inside of the first block is alive: four times its width.
     assert held + 4 * 2 * 16 * 16 * 16 < report.peak_memory < 2 * held
     assert network.training
+
+
+def test_a_detector_is_profiled_with_its_targets() -> None:
+    seen = []
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, images: list[Tensor], targets: list[dict[str, Any]]) -> list[Tensor]:
+            seen.append(targets[0]["original_size"])
+            return [self.layer(image.flatten(1).mean(1)) for image in images]
+
+    inputs = ([torch.randn(3, 8, 8)] * 2, [{"original_size": (16, 16)}] * 2)
+    report = profile(Detector(), inputs, seconds=0)
+    assert report.dense.macs == report.executed.macs == 6
+    assert (report.batch_size, report.input_size) == (2, (3, 8, 8))
+    assert set(seen) == {(16, 16)}
 
 
 def test_table(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def run(folder: Path, command: str, module: Segmentation) -> tuple[Taken | None,
     else:
         getattr(trainer, command)(module, Streets(), verbose=False)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    if not module.costs_one_forward:
+    if not report.applies(module):
         return None, metrics
     painter = report._painters["route"]
     assert isinstance(painter, routes.Routes)

@@ -124,7 +124,7 @@ class HRNetExits(nn.Module, ABC):
             forget(self)
             self._empty_from = NUM_EXITS
         x = self.backbone.stem(images)
-        return {"maps": [x], "layouts": None, "logits": None, "mask": None, "computed": []}
+        return {"maps": [x], "layouts": None, "logits": None, "computed": []}
 
     def advance(self, exit: int, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The next exit; runs no more than it needs.
@@ -138,14 +138,12 @@ class HRNetExits(nn.Module, ABC):
         """
         maps, logits, computed = state["maps"], state["logits"], state["computed"]
         at: list[Region | None] = [None] * NUM_EXITS
-        mask = state["mask"]
         if exit and self.adaptive:
-            regions = self._regions(exit, logits, mask)
-            mask = regions[0].mask
-            computed = self._note([*state["computed"], mask])
+            regions = self._regions(exit, logits, computed[-1])
+            computed = self._note([*computed, regions[0].mask])
             if regions[0].layout is not None and not len(regions[0].kept):
                 self._empty_from = min(self._empty_from, exit)
-                return logits, state | {"mask": mask, "computed": computed}
+                return logits, state | {"computed": computed}
             maps = _place(maps, state["layouts"], regions)
             at = list(regions)
         if exit:
@@ -155,7 +153,7 @@ class HRNetExits(nn.Module, ABC):
         if self.adaptive and not exit:
             computed = self._note([torch.ones_like(merged[:, 0], dtype=torch.bool)])
         layouts = [layout_of(region) for region in at]
-        return merged, {"maps": maps, "layouts": layouts, "logits": merged, "mask": mask, "computed": computed}
+        return merged, {"maps": maps, "layouts": layouts, "logits": merged, "computed": computed}
 
     def predict(self, exit: int, maps: list[Tensor], at: list[Region | None]) -> Tensor:
         """Raw logits of an exit, from the maps of its stage; in tiles where these are."""
@@ -206,13 +204,12 @@ class HRNetExits(nn.Module, ABC):
         note(self, "exit", torch.stack(computed, 1), "exit", [f"exit {i}" for i in range(len(computed))])
         return computed
 
-    def _regions(self, exit: int, logits: Tensor, before: Tensor | None) -> list[Region]:
+    def _regions(self, exit: int, logits: Tensor, before: Tensor) -> list[Region]:
         if not has_values(logits):
             return pyramid(torch.ones_like(logits[:, 0], dtype=torch.bool), NUM_EXITS)
         with torch.no_grad():
-            mask = self.unsure(exit - 1, logits)
             # Once skipped, always skipped: with other thresholds at later exits, too.
-            mask = mask if before is None else mask & before
+            mask = self.unsure(exit - 1, logits) & before
             tiles = self.skip and not self.training and not torch.is_grad_enabled()
             falloff = strongest_kernel(self) if tiles else None
             return pyramid(mask, NUM_EXITS, falloff)

@@ -21,6 +21,7 @@ from lightning_modules import Segmentation
 from lightning_modules.segmentation_losses import VOID, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import SegmentationFindings, Tally, scores
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
+from models.decisions import note
 from tests.batches import Batches
 
 CLASSES = 3
@@ -55,7 +56,9 @@ class OneByOne(Answers):
     def advance(self, exit: int, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         logits = self.conv(state["x"])
         mask = logits[:, 0] > 0
-        return (logits if exit else logits.flip(-2)), state | {"mask": mask}
+        computed = [torch.ones_like(mask), mask][: exit + 1]
+        note(self, "exit", torch.stack(computed, 1), "exit", [f"exit {i}" for i in range(exit + 1)])
+        return (logits if exit else logits.flip(-2)), state
 
 
 class Scenes(lightning.LightningDataModule):

@@ -9,7 +9,7 @@ from typing_extensions import override
 from datamodules.base import Split
 from datamodules.errors import DataError
 from datamodules.label_maps import LabelMap, voc_colours
-from datamodules.segmentation import Segmentation
+from datamodules.segmentation import LabelledPixels
 from datamodules.splits import Source
 from datamodules.transforms import Transform
 from datamodules.transforms.segmentation import mmseg_augmentation
@@ -19,14 +19,14 @@ NAMES_FILE = "objectInfo150.txt"
 FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 
 
-class ADE20K(Segmentation):
+class ADE20K(LabelledPixels):
     """ADE20K (ADEChallengeData2016): 20,210 training and 2,000 validation images of many sizes, 150 classes.
 
     ``root`` holds ``images/{training,validation}/*.jpg`` and ``annotations/{training,validation}/*.png``, as
     ADEChallengeData2016.zip of http://sceneparsing.csail.mit.edu unpacks. Value 0 of its label files, "other", is void
     and class n is written as n + 1. Classes are named by ``root/objectInfo150.txt`` where it exists.
 
-    See ``Segmentation`` for batches and arguments.
+    See ``LabelledPixels`` for batches and arguments.
     """
 
     label_map = LabelMap(

@@ -7,7 +7,7 @@ from typing_extensions import override
 from datamodules.base import Split
 from datamodules.errors import DataError
 from datamodules.label_maps import LabelMap
-from datamodules.segmentation import Segmentation
+from datamodules.segmentation import LabelledPixels
 from datamodules.splits import Source
 from datamodules.transforms import Transform
 from datamodules.transforms.segmentation import hrnet_augmentation
@@ -17,7 +17,7 @@ IDS_SUFFIX = "_gtFine_labelIds"
 TRAIN_IDS_SUFFIX = "_gtFine_labelTrainIds"
 
 
-class StreetScenes(Segmentation):
+class StreetScenes(LabelledPixels):
     """A data set in the layout of Cityscapes.
 
     Images are ``leftImg8bit/<split>/<city>/<name>_leftImg8bit.png`` (or another format), label files
@@ -25,7 +25,7 @@ class StreetScenes(Segmentation):
     ``..._gtFine_labelTrainIds.png``, whose values are train ids already. Splits are train, val and, where its labels
     are public, test.
 
-    See ``Segmentation`` for batches and arguments.
+    See ``LabelledPixels`` for batches and arguments.
     """
 
     test_labels_are_public = True
@@ -63,7 +63,7 @@ class Cityscapes(StreetScenes):
     https://www.cityscapes-dataset.com unpack. There is no test split, as the labels of its images are not public:
     predict on ``leftImg8bit/test`` and submit.
 
-    See ``Segmentation`` for batches and arguments.
+    See ``LabelledPixels`` for batches and arguments.
     """
 
     label_map = LabelMap(
@@ -146,7 +146,7 @@ class Cityscapes(StreetScenes):
 class CamVid(StreetScenes):
     """CamVid in the layout of Cityscapes: 367 training, 101 validation and 233 test images of 360x480, 11 classes.
 
-    See ``Segmentation`` for batches and arguments.
+    See ``LabelledPixels`` for batches and arguments.
     """
 
     label_map = LabelMap(

@@ -22,7 +22,7 @@ from datamodules.masks import EncodedMask
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
 
 
-class Segmentation(DataModule):
+class LabelledPixels(DataModule):
     """Images with a class for every pixel.
 
     Batch: ``image`` [B,3,H,W]; ``label`` uint8 [B,h,w] with 255 for void, of the image's size in training and of the

@@ -12,7 +12,7 @@ from typing_extensions import override
 from datamodules.base import Split
 from datamodules.errors import DataError
 from datamodules.label_maps import LabelMap, voc_colours
-from datamodules.segmentation import Segmentation
+from datamodules.segmentation import LabelledPixels
 from datamodules.splits import Source, hold_out
 from datamodules.transforms import Transform
 from datamodules.transforms.segmentation import mmseg_augmentation
@@ -33,14 +33,14 @@ class MaskClass:
     colour: tuple[int, int, int] | None = None
 
 
-class SegmentationFolder(Segmentation):
+class SegmentationFolder(LabelledPixels):
     """Images and label files of the same names: ``images/<split>/<name>.jpg`` and ``masks/<split>/<name>.png``.
 
     Splits are ``train``, ``val`` and ``test``; without ``val``, validation images are held out from ``train``, and
     without any of these folders, from all images. Label files are pictures of one channel with the classes' values, of
     a palette (whose indices are the values), or of the classes' colours; 255 is void.
 
-    Batch: see ``Segmentation``.
+    Batch: see ``LabelledPixels``.
 
     Args:
         root: Folder that holds both folders.
@@ -53,10 +53,10 @@ class SegmentationFolder(Segmentation):
         holdout: Validation images taken from training if there is no ``val``: a number, or a fraction below 1.
         crop: Side of the square crop of the default augmentation, MMSegmentation's.
         class_weighting: ``frequency``, or None for no weights.
-        options: Further options of ``Segmentation``.
+        options: Further options of ``LabelledPixels``.
 
     Raises:
-        ValueError: If classes are missing or share a value or colour; see also ``Segmentation``.
+        ValueError: If classes are missing or share a value or colour; see also ``LabelledPixels``.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
-from exp.cli import Cli, UsageError, is_child, place_reports
+from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
 from exp.processes import die_with_parent
@@ -106,6 +106,14 @@ class Length(Callback):
             self.run.update(total_steps=steps if steps != float("inf") else None, max_epochs=trainer.max_epochs)
 
 
+def _as_today(config: Path) -> dict[str, Any] | None:
+    """What a run's own config resolves to today; None if it no longer does."""
+    try:
+        return resolve([f"--config={config}"])
+    except ConfigError:
+        return None
+
+
 def _step_of(checkpoint: Path) -> int:
     return int(read_checkpoint(checkpoint)["global_step"])
 
@@ -124,7 +132,9 @@ def _agree_on_run(cli: Cli) -> Run:
     run, problem = None, None
     if trainer.is_global_zero:
         try:
-            run = open_run(Path(cli.config.runs), cli.experiment, cli.config.version, cli.config.resume, cli.plain)
+            run = open_run(
+                Path(cli.config.runs), cli.experiment, cli.config.version, cli.config.resume, cli.plain, _as_today
+            )
         except RunError as error:
             problem = str(error)
     if externally_started:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -111,7 +112,14 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old} -> {new}"]
 
 
-def open_run(root: Path, experiment: str, version: str | None, resume: str, config: dict[str, Any]) -> Run:
+def open_run(
+    root: Path,
+    experiment: str,
+    version: str | None,
+    resume: str,
+    config: dict[str, Any],
+    resolve: Callable[[Path], dict[str, Any] | None] = lambda path: None,
+) -> Run:
     """Chooses the run directory of a `fit` command and takes hold of it.
 
     With `resume="auto"`, the same command goes on with the newest unfinished run of the same config; `"never"` starts
@@ -123,15 +131,29 @@ def open_run(root: Path, experiment: str, version: str | None, resume: str, conf
         version: the run's name below the experiment; None takes the next free number.
         resume: `auto`, `never`, or the path of a run directory or a checkpoint.
         config: the resolved config, as plain values.
+        resolve: resolves a config file of an earlier version as today's would be, with options that have come since;
+            None for one that cannot be.
 
     Raises:
         RunError: the directory is in use by another process, or the path to resume holds nothing usable.
     """
     mark = fingerprint(config)
     folder = root / experiment
+
+    def is_same(path: Path) -> bool:
+        found = read_state(path).get("fingerprint")
+        if found in (None, mark):
+            return True
+        old = resolve(path / "config.yaml") if (path / "config.yaml").is_file() else None
+        if old is None or fingerprint(old) != mark:
+            return False
+        Run(path).update(fingerprint=mark)
+        return True
+
     if resume not in ("auto", "never"):
         path = Path(resume)
         if path.is_dir():
+            is_same(path)
             return _continue(path, mark)
         if not path.is_file():
             raise RunError(f"--resume {resume}: neither a run directory nor a checkpoint, nor 'auto' or 'never'")
@@ -147,7 +169,7 @@ def open_run(root: Path, experiment: str, version: str | None, resume: str, conf
             return _create(folder, version, mark)
         if resume == "never":
             raise RunError(f"{path} exists: choose another --version, remove it, or allow --resume auto")
-        if read_state(path).get("fingerprint") not in (None, mark):
+        if not is_same(path):
             raise RunError(f"{path} was started with another config: choose another --version or --resume {path}")
         return _continue(path, mark)
     notes = []
@@ -156,7 +178,7 @@ def open_run(root: Path, experiment: str, version: str | None, resume: str, conf
             state = read_state(path)
             if state.get("status") == "finished" or not state:
                 continue
-            if state.get("fingerprint") != mark:
+            if not is_same(path):
                 notes.append(f"{path} is unfinished, but of another config; go on with it by --resume {path}")
                 continue
             lock = _lock(path)

@@ -39,7 +39,7 @@ class Calibration:
     sure_accuracy: float
 
 
-def counted(logits: Tensor, predicted: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
+def confidence_counts(logits: Tensor, predicted: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
     """Counts that add up over images, exits being counted apart.
 
     Args:
@@ -72,7 +72,7 @@ def calibration(counts: Tensor) -> Calibration:
     """What the counts of a split say.
 
     Args:
-        counts: Sum of `counted`, [BINS + 1, 3].
+        counts: Sum of `confidence_counts`, [BINS + 1, 3].
     """
     bins, (sure, _, sure_right) = counts[:-1].cpu(), counts[-1].tolist()
     pixels, confidence, right = bins.unbind(1)

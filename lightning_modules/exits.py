@@ -19,7 +19,7 @@ def as_exits(output: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Spent:
+class ExitMacs:
     """Multiply-adds of an image up to each exit, cheapest first.
 
     Args:
@@ -33,7 +33,7 @@ class Spent:
     dense: list[float]
 
 
-def run_counted(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Spent]:
+def run_and_count(network: nn.Module, images: Tensor) -> tuple[list[Tensor], ExitMacs]:
     """Runs a network for dense prediction exit by exit, and counts.
 
     Args:
@@ -47,7 +47,7 @@ def run_counted(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Spent
     exits, executed = [maps for maps, _ in counted], [macs for _, macs in counted]
     published, dense = getattr(network, "published_macs", None), getattr(network, "dense_macs", None)
     size = images.shape[1:]
-    return exits, Spent(executed, published(size) if published else [], dense(size) if dense else [])
+    return exits, ExitMacs(executed, published(size) if published else [], dense(size) if dense else [])
 
 
 def valid_exit_weights(weights: ExitWeights) -> ExitWeights:

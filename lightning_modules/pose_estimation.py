@@ -11,11 +11,11 @@ from torchmetrics import MeanMetric, MetricCollection
 from typing_extensions import override
 
 from lightning_modules.exits import (
+    ExitMacs,
     ExitWeights,
-    Spent,
     as_exits,
     exit_suffixes,
-    run_counted,
+    run_and_count,
     valid_exit_weights,
     weights_of,
 )
@@ -165,7 +165,7 @@ class PoseEstimation(Task):
         joints, scores = decode(exits[-1], batch["centre"], batch["scale"])
         return {"index": batch["index"], "joints": joints, "scores": scores}
 
-    def _tested(self, images: Tensor, counted: bool) -> tuple[list[Tensor], Spent | None]:
+    def _tested(self, images: Tensor, counted: bool) -> tuple[list[Tensor], ExitMacs | None]:
         """Heat maps of every exit, averaged with those of the mirrored images if asked to; and what they cost without.
 
         Args:
@@ -174,7 +174,7 @@ class PoseEstimation(Task):
         """
         spent = None
         if counted:
-            exits, spent = run_counted(self.network, self.in_memory_order(images))
+            exits, spent = run_and_count(self.network, self.in_memory_order(images))
         else:
             exits = as_exits(self(images))
         exits = [maps.float() for maps in exits]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_modules.calibration import counted
-from lightning_modules.exits import ExitWeights, as_exits, run_counted, valid_exit_weights, weights_of
+from lightning_modules.calibration import confidence_counts
+from lightning_modules.exits import ExitWeights, as_exits, run_and_count, valid_exit_weights, weights_of
 from lightning_modules.findings import Findings
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import Absent, SegmentationFindings, Tally
@@ -183,7 +183,7 @@ class Segmentation(Task):
                 predicted = _classes(logits)[0]
                 tally.count(exit, predicted, label, self.num_classes, loss)
                 if everything and has_exits:
-                    tally.calibrate(exit, counted(logits, predicted, label, self._threshold(exit)))
+                    tally.calibrate(exit, confidence_counts(logits, predicted, label, self._threshold(exit)))
             tally.images += 1
             predictions.append(predicted)
         return predictions
@@ -258,7 +258,7 @@ class Segmentation(Task):
         if tally is None or self.compile_network:
             exits = list(each_exit(self.network, images))
         else:
-            exits, spent = run_counted(self.network, images)
+            exits, spent = run_and_count(self.network, images)
             tally.spend(len(images), spent)
         for exit, logits in enumerate(exits):
             if logits.shape[1] != self.num_classes:

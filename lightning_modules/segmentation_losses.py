@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.layers.resize import resize
+
 VOID = 255
 Normalisation = Literal["weights", "pixels"]
 
@@ -79,7 +81,7 @@ def ohem_cross_entropy(logits: Tensor, label: Tensor, ohem: Ohem, class_weights:
     Returns:
         Scalar, float32; 0 where no pixel is kept.
     """
-    logits = _at_label(logits, label)
+    logits = resize(logits.float(), label.shape[-2:])
     losses, label = _pixel_losses(logits, label, class_weights)
     valid = label != VOID
     with torch.no_grad():
@@ -92,17 +94,11 @@ def ohem_cross_entropy(logits: Tensor, label: Tensor, ohem: Ohem, class_weights:
     return losses.where(kept, 0).sum() / pixels
 
 
-def _at_label(logits: Tensor, label: Tensor) -> Tensor:
-    logits = logits.float()
-    if logits.shape[-2:] == label.shape[-2:]:
-        return logits
-    return F.interpolate(logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
-
-
 def _pixel_losses(logits: Tensor, label: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weighted losses [B, H, W], zero at void pixels, and the label as int64."""
     label = label.long()
-    losses = F.cross_entropy(_at_label(logits, label), label, class_weights, ignore_index=VOID, reduction="none")
+    logits = resize(logits.float(), label.shape[-2:])
+    losses = F.cross_entropy(logits, label, class_weights, ignore_index=VOID, reduction="none")
     return losses, label
 
 

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from typing_extensions import override
 
 from lightning_modules.calibration import Calibration, calibration
-from lightning_modules.exits import Spent, exit_suffixes
+from lightning_modules.exits import ExitMacs, exit_suffixes
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.segmentation_losses import VOID
 
@@ -88,7 +88,7 @@ class Tally:
         images: Images.
         published_macs, dense_macs: The same as the network's paper counts them, and where every pixel is computed;
             empty for networks that do not say.
-        calibration: Counts of each exit, see `calibration.counted`; empty for networks with one exit.
+        calibration: Counts of each exit, see `calibration.confidence_counts`; empty for networks with one exit.
     """
 
     confusion: list[Tensor] = field(default_factory=list)
@@ -118,12 +118,12 @@ class Tally:
         self.losses[exit] += loss
 
     def calibrate(self, exit: int, counts: Tensor) -> None:
-        """Adds an image's counts of confidence at one exit, see `calibration.counted`."""
+        """Adds an image's counts of confidence at one exit, see `calibration.confidence_counts`."""
         if exit == len(self.calibration):
             self.calibration.append(torch.zeros_like(counts))
         self.calibration[exit] += counts
 
-    def spend(self, images: int, spent: Spent) -> None:
+    def spend(self, images: int, spent: ExitMacs) -> None:
         """Adds what a forward pass of so many images took."""
         self.macs = _added(self.macs, [images * each for each in spent.executed])
         self.published_macs = _added(self.published_macs, [images * each for each in spent.published])

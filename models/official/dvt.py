@@ -7,23 +7,17 @@ Reference: "Not All Images are Worth 16x16 Words", arXiv 2105.15075; layout of b
 Dynamic-Vision-Transformer at 22cc8951.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
-import torch
 
-from models.anytime import Policy
 from models.official.layout import (
     SAME,
     WEIGHT,
     WEIGHT_BIAS,
     Layout,
-    LayoutError,
     Maybe,
     Row,
     Table,
     inside,
-    some,
     within,
 )
 
@@ -71,25 +65,3 @@ LAYOUT = Layout(
     official=[rf"({'|'.join(_STAGES)})\.cls_token"],
     ours=[r"stages\.\d+\.cls_token"],
 )
-
-
-def published_exits(checkpoint: Mapping[str, Any]) -> tuple[list[float], list[Policy]]:
-    """When images leave a published cascade, which its checkpoint holds next to the weights.
-
-    Args:
-        checkpoint: What `torch.load` returned, with `flops` (multiply-adds up to each exit, in 1e9) and
-            `dynamic_threshold` (thresholds of the largest softmax probability, one row a budget).
-
-    Returns:
-        Multiply-adds up to each exit, and a policy for each budget, in the checkpoint's order.
-
-    Raises:
-        LayoutError: An entry is missing, or there are not as many thresholds as costs in every row.
-    """
-    if missing := [name for name in ("flops", "dynamic_threshold") if name not in checkpoint]:
-        raise LayoutError(f"no exits in it: missing {some(missing)} (it has {some(checkpoint)})")
-    costs = [1e9 * float(cost) for cost in checkpoint["flops"]]
-    thresholds = torch.as_tensor(checkpoint["dynamic_threshold"], dtype=torch.float64)
-    if thresholds.ndim != 2 or thresholds.shape[1] != len(costs):
-        raise LayoutError(f"dynamic_threshold is {tuple(thresholds.shape)}, not [budgets, {len(costs)}] as flops tells")
-    return costs, [Policy("max_prob", tuple(row)) for row in thresholds.tolist()]

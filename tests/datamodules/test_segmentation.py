@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datamodules import CamVid, Cityscapes, DataError
-from datamodules.segmentation import Segmentation
+from datamodules.segmentation import LabelledPixels
 from datamodules.transforms import PaddedCrop
 
 SIZE = (16, 32)
@@ -166,7 +166,7 @@ def test_faults_are_named_or_left_out(streets: Path, split: str, fault: str) -> 
         "image": "corrupt or truncated",
     }[fault]
 
-    def batches(**options: Any) -> tuple[Segmentation, list[dict[str, Any]]]:
+    def batches(**options: Any) -> tuple[LabelledPixels, list[dict[str, Any]]]:
         data = cityscapes(streets, **options)
         return data, list(data.train_dataloader() if split == "train" else data.val_dataloader())
 

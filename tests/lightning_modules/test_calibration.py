@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.calibration import BINS, calibration
-from lightning_modules.calibration import counted as counted_with
+from lightning_modules.calibration import confidence_counts as counted_with
 from lightning_modules.segmentation_losses import VOID
 
 
@@ -18,7 +18,7 @@ def logits_of(confidence: Tensor) -> Tensor:
     return torch.stack([confidence.log(), (1 - confidence).log()])[None]
 
 
-def counted(logits: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
+def confidence_counts(logits: Tensor, label: Tensor, threshold: float | None = None) -> Tensor:
     return counted_with(logits, logits[0].argmax(0), label, threshold)
 
 
@@ -27,7 +27,7 @@ def test_error_is_that_of_the_definition() -> None:
     confidence = 0.501 + 0.498 * torch.rand(2, 30, 40, generator=generator)
     label = (torch.rand(2, 30, 40, generator=generator) < 0.3).long()
     label[:, :3] = VOID
-    found = calibration(sum(counted(logits_of(c), y, 0.9) for c, y in zip(confidence, label, strict=True)))
+    found = calibration(sum(confidence_counts(logits_of(c), y, 0.9) for c, y in zip(confidence, label, strict=True)))
     valid = label != VOID
     sure, right = confidence[valid].double(), (label == 0)[valid].double()
     bins = (sure * BINS).long()
@@ -48,7 +48,7 @@ def test_error_is_that_of_the_definition() -> None:
 
 def test_certain_and_right_is_no_error() -> None:
     logits = torch.tensor([50.0, -50.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
-    found = calibration(counted(logits, torch.zeros(4, 4, dtype=torch.uint8)))
+    found = calibration(confidence_counts(logits, torch.zeros(4, 4, dtype=torch.uint8)))
     assert found.error == 0
     assert found.share[-1] == 1
     assert math.isnan(found.sure_share)
@@ -56,7 +56,7 @@ def test_certain_and_right_is_no_error() -> None:
 
 
 def test_nothing_is_sure_enough() -> None:
-    found = calibration(counted(logits_of(torch.full((4, 4), 0.6)), torch.zeros(4, 4, dtype=torch.uint8), 0.9))
+    found = calibration(confidence_counts(logits_of(torch.full((4, 4), 0.6)), torch.zeros(4, 4, dtype=torch.uint8), 0.9))
     assert found.sure_share == 0
     assert math.isnan(found.sure_accuracy)
     assert found.error == pytest.approx(0.4)

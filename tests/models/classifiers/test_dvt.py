@@ -18,7 +18,7 @@ from models.classifiers.dvt_blocks import Attention, Upsample
 from models.classifiers.tokens_to_token import TokenPerformer, first_split, sinusoid
 from models.compute import parameter_count
 from models.official import LayoutError, load
-from models.official.dvt import LAYOUT, published_exits
+from models.official.dvt import LAYOUT
 
 TINY = {
     "num_classes": 5,
@@ -338,15 +338,3 @@ def test_new_classes_get_new_heads() -> None:
     dropped = load(network, tiny().state_dict())
     assert dropped == [f"stages.{i}.head.{kind}" for i in range(3) for kind in ("weight", "bias")]
     assert torch.equal(network.stages[2].norm.weight, tiny().stages[2].norm.weight)
-
-
-def test_thresholds_come_with_official_weights() -> None:
-    thresholds = [[0.9, 0.5, -1e8], [1e8, 0.7, -1e8]]
-    for stored in (thresholds, torch.tensor(thresholds, dtype=torch.float64)):
-        costs, policies = published_exits({"flops": [0.5, 1.5, 3.5], "dynamic_threshold": stored})
-        assert costs == [0.5e9, 1.5e9, 3.5e9]
-        assert policies == [Policy("max_prob", tuple(row)) for row in thresholds]
-    with pytest.raises(LayoutError, match=r"missing flops, dynamic_threshold \(it has model\)"):
-        published_exits({"model": {}})
-    with pytest.raises(LayoutError, match=r"dynamic_threshold is \(2, 3\), not \[budgets, 2\]"):
-        published_exits({"flops": [1, 2], "dynamic_threshold": thresholds})

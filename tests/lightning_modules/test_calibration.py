@@ -56,7 +56,8 @@ def test_certain_and_right_is_no_error() -> None:
 
 
 def test_nothing_is_sure_enough() -> None:
-    found = calibration(confidence_counts(logits_of(torch.full((4, 4), 0.6)), torch.zeros(4, 4, dtype=torch.uint8), 0.9))
+    predicted = torch.zeros(4, 4, dtype=torch.uint8)
+    found = calibration(confidence_counts(logits_of(torch.full((4, 4), 0.6)), predicted, 0.9))
     assert found.sure_share == 0
     assert math.isnan(found.sure_accuracy)
     assert found.error == pytest.approx(0.4)

@@ -21,6 +21,7 @@ from models.compute import inference
 from models.decisions import forget, noted
 from models.layers.resize import resize
 from models.segmenters.inference import (
+    DIVISOR,
     multi_scale,
     padded,
     sliding_window,
@@ -45,8 +46,8 @@ class Segmentation(Task):
     `sure_accuracy`: the share of the pixels that they are sure of, and how many of those are right. What there is to
     say beyond numbers is in `findings`. A compiled network's operators cannot be counted, so it has no `macs`.
 
-    Images whose sides are no multiples of 32 are padded with zeros at the bottom and at the right, and what is
-    predicted there is cut off.
+    Images whose sides are no multiples of the network's `size_divisor` (32 where it does not say) are padded with zeros
+    at the bottom and at the right, and what is predicted there is cut off.
 
     Args:
         network: images [B, 3, H, W] -> logits [B, C, H, W], or a list of them, one per exit. Exits of a
@@ -100,6 +101,7 @@ class Segmentation(Task):
         self.sliding_window = sliding_window
         self.multi_scale = multi_scale
         self.write_labels = write_labels
+        self.size_divisor = int(getattr(network, "size_divisor", DIVISOR))
         # The data's, which it says again in every run.
         self.register_buffer("class_weights", None, persistent=False)
         # How long `predict` may compute on an image; set by `predict --deadline-ms`.
@@ -128,7 +130,7 @@ class Segmentation(Task):
     @override
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
         """Images whose sides are what the network needs."""
-        return (padded(self.in_memory_order(batch["image"])),)
+        return (self._padded(batch["image"]),)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -204,8 +206,8 @@ class Segmentation(Task):
             return outputs
         outputs |= {"exit": [], "seconds": []}
         for image, size in zip(batch["image"].split(1), sizes, strict=True):
-            logits, exit, seconds = self.deadline.run(self.network, padded(self.in_memory_order(image)))
-            outputs["predicted"].append(_classes(resize(unpadded(logits, image.shape[-2:]), size))[0].cpu())
+            logits, exit, seconds = self.deadline.run(self.network, self._padded(image))
+            outputs["predicted"].append(_classes(resize(self._unpadded(logits, image), size))[0].cpu())
             outputs["exit"].append(exit)
             outputs["seconds"].append(seconds)
         return outputs
@@ -220,7 +222,7 @@ class Segmentation(Task):
         """
         forget(self.network)
         with inference(self.network):
-            exits = list(each_exit(self.network, padded(self.in_memory_order(image[None]))))
+            exits = list(each_exit(self.network, self._padded(image[None])))
         decision = noted(self.network).get("")
         computed: Sequence[Tensor | None] = [None] * len(exits)
         if decision is not None and decision.kind == "exit":
@@ -228,12 +230,20 @@ class Segmentation(Task):
             computed = [None, *decision.values.unbind(1)[1:]]
         looks = []
         for logits, where in zip(exits, computed, strict=True):
-            probabilities, predicted = resize(unpadded(logits, image.shape[1:]), size)[0].softmax(0).max(0)
+            probabilities, predicted = resize(self._unpadded(logits, image), size)[0].softmax(0).max(0)
             share = None
             if where is not None:
-                share = resize(unpadded(where[:, None], image.shape[1:]), size)[0, 0]
+                share = resize(self._unpadded(where[:, None], image), size)[0, 0]
             looks.append(ExitLook(predicted.to(torch.uint8), probabilities, share))
         return looks
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as large as the network takes them, in its memory order."""
+        return padded(self.in_memory_order(images), self.size_divisor)
+
+    def _unpadded(self, maps: Tensor, images: Tensor) -> Tensor:
+        """What the network says of padded images, [B, C, H, W] of the images before."""
+        return unpadded(maps, images.shape[-2:], self.size_divisor)
 
     def _threshold(self, exit: int) -> float | None:
         """The probability from which an exit is sure of a pixel; None if it has none or goes by something else."""
@@ -246,14 +256,14 @@ class Segmentation(Task):
         if self.sliding_window is None and self.multi_scale is None:
             exits = self._run(images, tally)
             for i in range(len(images)):
-                yield (unpadded(logits[i : i + 1], images.shape[-2:]) for logits in exits)
+                yield (self._unpadded(logits[i : i + 1], images) for logits in exits)
             return
         for image in images.split(1):
             yield self._views(image, tally)
 
     def _run(self, images: Tensor, tally: Tally | None) -> list[Tensor]:
         """Logits of every exit for padded images, at the network's resolution; counts what ran."""
-        images = padded(self.in_memory_order(images))
+        images = self._padded(images)
         # Predictions are timed, and counting takes time.
         if tally is None or self.compile_network:
             exits = list(each_exit(self.network, images))
@@ -271,7 +281,7 @@ class Segmentation(Task):
         """Logits of every exit for one image, by windows and scales."""
 
         def predict(view: Tensor) -> list[Tensor]:
-            return [unpadded(logits, view.shape[-2:]) for logits in self._run(view, tally)]
+            return [self._unpadded(logits, view) for logits in self._run(view, tally)]
 
         window, scales = self.sliding_window, self.multi_scale
         if scales is None:

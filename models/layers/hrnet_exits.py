@@ -96,6 +96,8 @@ class HRNetExits(nn.Module, ABC):
     """
 
     num_exits = NUM_EXITS
+    # The coarsest stride.
+    size_divisor = 32
     # Starts are an ImageNet trunk, and a network that computes every pixel (see `models.official.absent_parts`).
     fresh_parts: ClassVar[dict[str, str]] = {
         "falloffs of masked convolutions": r".*\.falloff",

@@ -31,8 +31,6 @@ from models.segmenters.dynamic_routing_routes import (
 
 Maps = dict[int, Tensor]
 Budget = Literal["expected", "executed"]
-# What the sides of images are padded to multiples of: the coarsest stride.
-DIVISOR = 4 << (NUM_LEVELS - 1)
 
 
 class Decoder(nn.Module):
@@ -110,6 +108,8 @@ class DynamicRouting(nn.Module):
     """
 
     stem_chans = 64
+    # The coarsest stride.
+    size_divisor = 4 << (NUM_LEVELS - 1)
     # A network that was trained with every path open is a start (see `models.official.absent_parts`).
     fresh_parts: ClassVar[dict[str, str]] = {"gates": r"layers\.\d+\.\d+\.gate\..*"}
     path_index: Tensor
@@ -190,7 +190,7 @@ class DynamicRouting(nn.Module):
         """
         height, width = images.shape[-2:]
         maps, gates = self.features(images)
-        self._note(gates, (height + -height % DIVISOR, width + -width % DIVISOR))
+        self._note(gates, (height + -height % self.size_divisor, width + -width % self.size_divisor))
         logits = F.interpolate(self.decoder(maps), scale_factor=4, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 
@@ -204,7 +204,7 @@ class DynamicRouting(nn.Module):
             Maps by level, `width * 2^k` channels at stride 4 * 2^k; levels that no image has reached may be missing.
             And the gates [B, layers + 1, 4, 3], with their gradient.
         """
-        images = F.pad(images, (0, -images.shape[-1] % DIVISOR, 0, -images.shape[-2] % DIVISOR))
+        images = F.pad(images, (0, -images.shape[-1] % self.size_divisor, 0, -images.shape[-2] % self.size_divisor))
         if self.small_gate and min(images.shape[-2:]) < 128:
             raise ValueError(f"small gates need images of 128 pixels or more, not {tuple(images.shape[-2:])}")
         x = self.stem(images)

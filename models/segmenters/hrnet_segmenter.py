@@ -27,6 +27,8 @@ class HRNetSegmenter(nn.Module):
         ValueError: Stages that do not make a network.
     """
 
+    # The coarsest stride.
+    size_divisor = 32
     # An ImageNet trunk is a start (see `models.official.absent_parts`).
     fresh_parts: ClassVar[dict[str, str]] = {"head": r"head\..*"}
 

@@ -14,27 +14,33 @@ from models.layers.resize import resize
 # Images [B, 3, H, W] to scores [B, C, H, W] of each exit, cheapest first.
 Predict = Callable[[Tensor], list[Tensor]]
 Average = Literal["softmax", "exp_logits"]
-# What every network takes images in multiples of.
+# What a network that does not state its `size_divisor` takes images in multiples of.
 DIVISOR = 32
 
 
-def padded(images: Tensor) -> Tensor:
-    """Images [B, C, H, W] with zeros at the bottom and at the right, so that both sides are multiples of 32."""
-    return F.pad(images, (0, -images.shape[-1] % DIVISOR, 0, -images.shape[-2] % DIVISOR))
+def padded(images: Tensor, divisor: int = DIVISOR) -> Tensor:
+    """Images with zeros at the bottom and at the right, so that both sides are multiples of a number.
+
+    Args:
+        images: [B, C, H, W].
+        divisor: The number, which networks state as `size_divisor`.
+    """
+    return F.pad(images, (0, -images.shape[-1] % divisor, 0, -images.shape[-2] % divisor))
 
 
-def unpadded(logits: Tensor, size: Sequence[int]) -> Tensor:
+def unpadded(logits: Tensor, size: Sequence[int], divisor: int = DIVISOR) -> Tensor:
     """What a network says of padded images, at the size that they had before.
 
     Args:
         logits: [B, C, h, w] of any resolution.
         size: Height and width before padding.
+        divisor: What they were padded to multiples of.
 
     Returns:
         [B, C, *size], float32.
     """
     height, width = size
-    return resize(logits.float(), (height + -height % DIVISOR, width + -width % DIVISOR))[..., :height, :width]
+    return resize(logits.float(), (height + -height % divisor, width + -width % divisor))[..., :height, :width]
 
 
 def windows(size: Sequence[int], crop: Sequence[int], stride: Sequence[int]) -> list[tuple[slice, slice]]:

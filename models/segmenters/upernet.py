@@ -13,6 +13,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from models.backbones.size_divisor import size_divisor
 from models.layers.resize import resize
 
 NUM_LEVELS = 4
@@ -139,6 +140,7 @@ class UperNet(nn.Module):
         self.backbone = _features(backbone, drop_path_rate, pretrained, options or {})
         # Swin's maps are [B, h, w, channels].
         self.channels_last = getattr(self.backbone, "output_fmt", Format.NCHW) == Format.NHWC
+        self.size_divisor = size_divisor(self.backbone)
         chans = self.backbone.feature_info.channels()
         self.head = UperHead(chans, hidden_dim, num_classes, pool_sizes, dropout)
         self.auxiliary = FCNHead(chans[AUX_LEVEL], aux_dim, num_classes, dropout)

@@ -19,7 +19,7 @@ data to decide by, it does all its work:
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +126,14 @@ def count(network: nn.Module, input_size: Sequence[int] = (3, 224, 224), batch_s
     device = reference.device if reference is not None else torch.device("cpu")
     dtype = reference.dtype if reference is not None else torch.float32
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        # On the meta device nothing has data anyway, and goes faster.
+        with nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True):
             images = torch.empty(batch_size, *input_size, device=device, dtype=dtype)
             return _measure(network, (network_input(network, images),), batch_size)
-    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+    except (DynamicOutputShapeException, DataDependentOutputException, NotImplementedError) as error:
+        operator = getattr(error, "func", "an operator")
         raise NotCountable(
-            f"{type(network).__name__} chooses its shapes by what it sees ({error.func}), so that shapes alone do not "
+            f"{type(network).__name__} chooses its shapes by what it sees ({operator}), so that shapes alone do not "
             "tell what it costs: measure what it executed"
         ) from error
     finally:

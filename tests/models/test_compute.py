@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models  # noqa: F401 (registers the backbones)
-from models.compute import count, executed, flop_counter
+from models.compute import NotCountable, count, executed, flop_counter
 
 
 class Everything(nn.Module):
@@ -69,6 +69,20 @@ def test_network_is_left_as_it_was() -> None:
     assert not network.norm.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert network(torch.randn(2, 3, 16, 16)).requires_grad
+
+
+class Picky(nn.Conv2d):
+    """Looks at the pixels that it likes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y[y > 0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_shapes_that_depend_on_the_images_cannot_be_counted(device: str) -> None:
+    with pytest.raises(NotCountable, match="Picky chooses its shapes by what it sees"):
+        count(Picky(3, 4, 3, device=device), (3, 16, 16))
 
 
 def test_network_without_data() -> None:

@@ -147,6 +147,7 @@ def test_configs_are_the_published_recipes(config: str, monkeypatch: pytest.Monk
     optimizer = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (optimizer["lr"], optimizer["weight_decay"], cli.model.exit_weights) == (0.1, 1e-4, "sum")
     assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, False)
+    assert [group["weight_decay"] for group in cli.model.main.groups(0.1, 1e-4)] == [1e-4]
     batch, epochs, milestones = (256, 90, [30, 60]) if imagenet else (64, 300, [150, 225])
     assert cli.datamodule.batch_size == cli.model.reference_batch == batch
     assert cli.datamodule.holdout == (50_000 if imagenet else 5000)

@@ -290,10 +290,12 @@ def _own_config(argv: list[str]) -> Iterator[list[str]]:
         raise UsageError(str(error)) from error
     if not text:
         raise UsageError(f"{checkpoint} carries no config: give one with --config")
+    # What the run started from is no longer asked for: the checkpoint has all weights.
+    config = yaml.safe_load(text) | {"weights": None}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / (yaml.safe_load(text).get("experiment") or "checkpoint")
+        path = Path(folder) / (config.get("experiment") or "checkpoint")
         path = path.with_name(path.name + ".yaml")
-        path.write_text(text)
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         yield [f"--config={path}", *argv]
 
 

@@ -53,8 +53,9 @@ def _train(cli: Cli, run: Run) -> None:
         (run.path / "config.yaml").write_text(cli.config_text())
         run.update(status="running", wandb_id=run.state().get("wandb_id") or new_wandb_id())
     table = MetricsTable(run.path / "metrics.csv")
-    if run.checkpoint is not None and leads:
-        table.rewind(_step_of(run.checkpoint))
+    if leads:
+        # A run that was killed before its first checkpoint starts afresh.
+        table.rewind(_step_of(run.checkpoint) if run.checkpoint is not None else 0)
     loggers: list[Any] = [table]
     if leads and not trial:
         wandb = wandb_logger(cli.config.wandb, run.path, cli.experiment, run.state().get("wandb_id", ""), cli.plain)

@@ -60,8 +60,10 @@ class MetricsTable(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drops the rows at and after a step."""
-        self.rows = [row for row in self.rows if int(row["step"]) < step]
-        self._rewrite()
+        kept = [row for row in self.rows if int(row["step"]) < step]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self._rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -238,3 +238,10 @@ def test_fit_starts_from_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert fit.main(["--config=configs/quickstart.yaml", f"--model.network.options={options}", *quick]) == 0
     message = "part.pth: another number of classes, so head.fc.weight, head.fc.bias start afresh"
     assert message in capsys.readouterr().out
+
+
+def test_what_a_run_started_from_is_not_asked_for_again(tmp_path: Path) -> None:
+    config = f"experiment: mine\nweights: {tmp_path / 'gone.safetensors'}\n" + Path("configs/quickstart.yaml").read_text()
+    torch.save({"exp_config": config}, tmp_path / "best.ckpt")
+    cli = Cli([f"--ckpt_path={tmp_path / 'best.ckpt'}"], "validate")
+    assert to_evaluate(cli) == tmp_path / "best.ckpt"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exp import runner
+from tests.library import runner
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,18 +21,18 @@ from exp.cli import Cli
 from lightning_modules.parameter_groups import parameter_groups
 from models.classifiers import DRNet, timm_classifier
 from models.compute import count, parameter_count
-from tests.datamodules.coco_files import CocoFiles
-from tests.datamodules.test_cifar import write as write_cifar
-from tests.datamodules.test_packed import arrays, pack
-from tests.datamodules.test_segmentation import save, street
-from tests.exp.runner import run
-from tests.models.backbones.test_convnext_ladder import COSTS
-from tests.models.backbones.test_dynamic_kernels import COMPUTED, MEASURED
-from tests.models.backbones.test_shufflenet_drconv import COSTS as DRCONV
-from tests.models.classifiers.test_dvt import TABLE as DVT
-from tests.models.classifiers.test_ranet import CONFIGS as RANET
-from tests.models.classifiers.test_ranet import MEASURED as RANET_MEASURED
-from tests.recipes import HARDWARE, ROOT, TASKS, built, command, is_recipe, without_weights
+from tests.library.cifar_files import write as write_cifar
+from tests.library.coco_files import CocoFiles
+from tests.library.drconv_costs import COSTS as DRCONV
+from tests.library.dvt_costs import TABLE as DVT
+from tests.library.kernel_mixture_costs import COMPUTED, MEASURED
+from tests.library.ladder_costs import COSTS
+from tests.library.packed_files import arrays, pack
+from tests.library.ranet_costs import CONFIGS as RANET
+from tests.library.ranet_costs import MEASURED as RANET_MEASURED
+from tests.library.recipes import HARDWARE, ROOT, TASKS, built, command, is_recipe, without_weights
+from tests.library.runner import run
+from tests.library.street_files import save, street
 
 IMAGENET_TRAIN = 1_281_167
 

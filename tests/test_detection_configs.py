@@ -14,7 +14,7 @@ from datamodules import Coco
 from datamodules.transforms.detection import MultiScaleCrop, ResizeShortestEdge
 from exp.cli import Cli
 from models.compute import parameter_count
-from tests.recipes import ROOT, TASKS, built, is_recipe
+from tests.library.recipes import ROOT, TASKS, built, is_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from callbacks import ComputeBudget
 from datamodules import Cityscapes
 from exp.cli import Cli
 from models.compute import parameter_count
-from tests.recipes import ROOT, built
+from tests.library.recipes import ROOT, built
 
 IMAGES = 2975
 # Parameters, width of the redesigned heads and threshold.

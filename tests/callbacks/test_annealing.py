@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from callbacks import Annealing
 from callbacks.annealing import find_buffers
 from lightning_modules import Classification
-from tests.callbacks.test_callbacks import Data, batches
+from tests.library.callback_batches import Data, batches
 
 
 class Gate(nn.Module):

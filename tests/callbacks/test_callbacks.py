@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from callbacks import NonFiniteGuard, NonFiniteLoss, StepSeed, WeightEMA
 from drawing.figures import confusion_matrix, contact_sheet, learning_curve, save
 from lightning_modules import Classification
-from tests.batches import Batches
+from tests.library.batches import Batches
+from tests.library.callback_batches import Data, batches
 
 
 class Linear(nn.Module):
@@ -29,32 +29,6 @@ class Linear(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layer(images.flatten(1))
-
-
-class Data(lightning.LightningDataModule):
-    batch_size = 4
-
-    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
-        super().__init__()
-        self.batches = batches
-
-    def train_dataloader(self) -> Batches:
-        return Batches(self.batches)
-
-    def sample_name(self, split: str, index: int) -> str:
-        return f"{split}/{index}.png"
-
-
-def batches(number: int) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {
-            "image": torch.randn(4, 3, 2, 2, generator=generator),
-            "label": torch.randint(3, (4,), generator=generator),
-            "index": torch.arange(4 * i, 4 * i + 4),
-        }
-        for i in range(number)
-    ]
 
 
 def fit(module: Classification, data: Data, callbacks: list[Callback], folder: Path, **options: Any) -> Trainer:

@@ -17,7 +17,7 @@ from callbacks.reports import Place
 from exp.loggers import MetricsTable
 from lightning_modules import Classification
 from models.compute import has_values, record, recorded
-from tests.batches import Batches
+from tests.library.batches import Batches
 
 COST = 12.0
 

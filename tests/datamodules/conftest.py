@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.datamodules.coco_files import CocoFiles
+from tests.library.coco_files import CocoFiles
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def test_normalisation_constants_are_those_of_the_training_images() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_images_have_the_precision_of_the_network(precision: Any) -> None:
-    from tests.datamodules.test_resume import Recorder
+    from tests.library.recorder import Recorder
 
     class Check(Recorder):
         def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from datamodules import Coco, DataError, DataModule, coco_annotations
 from datamodules.batches import TrainBatches
 from datamodules.coco_annotations import draw
 from datamodules.transforms import MultiScaleCrop, ScenePipeline
-from tests.datamodules.coco_files import CocoFiles
+from tests.library.coco_files import CocoFiles
 
 
 def target(data: Coco, index: int, split: str = "train") -> dict[str, Any]:

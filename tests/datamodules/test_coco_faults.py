@@ -13,7 +13,7 @@ import torch
 
 from datamodules import DataError, coco_json
 from datamodules.coco_json import records
-from tests.datamodules.coco_files import CocoFiles
+from tests.library.coco_files import CocoFiles
 
 
 def change(where: str, **fields: Any) -> Callable[[CocoFiles], None]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,32 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from datamodules import DataError, PackedImages
-
-
-def arrays(n: int = 40, classes: int = 4, form: str = "PNG") -> dict[str, np.ndarray]:
-    """n images of 32x32 whose grey level is 6 * number."""
-    files = []
-    for number in range(n):
-        stream = io.BytesIO()
-        Image.new("RGB", (32, 32), (6 * number,) * 3).save(stream, form)
-        files.append(stream.getvalue())
-    return {
-        "data": np.frombuffer(b"".join(files), np.uint8),
-        "offsets": np.cumsum([0, *map(len, files)]),
-        "labels": np.arange(n) * classes // n,
-        "classes": np.array([f"class {k}" for k in range(classes)]),
-    }
-
-
-def pack(folder: Path, compressed: bool = True, **changed: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    content = {key: value for key, value in (arrays() | changed).items() if value is not None}
-    for split in ("train", "test"):
-        (np.savez_compressed if compressed else np.savez)(folder / f"{split}.npz", **content)
-    return folder
+from tests.library.packed_files import arrays, pack
 
 
 @pytest.mark.parametrize("compressed", [True, False])

@@ -15,20 +15,10 @@ from PIL import Image
 from datamodules import CamVid, Cityscapes, DataError
 from datamodules.segmentation import LabelledPixels
 from datamodules.transforms import PaddedCrop
+from tests.library.street_files import save, street
 
 SIZE = (16, 32)
 CROP = [PaddedCrop(8, 16), A.HorizontalFlip()]
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def street(root: Path, split: str, number: int, kind: str = "labelIds") -> tuple[Path, Path]:
-    name = f"ulm_{number:06d}_000019"
-    image = root / "leftImg8bit" / split / "ulm" / f"{name}_leftImg8bit.png"
-    return image, root / "gtFine" / split / "ulm" / f"{name}_gtFine_{kind}.png"
 
 
 @pytest.fixture

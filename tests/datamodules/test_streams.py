@@ -16,7 +16,7 @@ from datamodules import DataError, Digits
 from datamodules.batches import RoundBatches, SideBySide, TrainBatches
 from datamodules.ordering import derived_seed, permutation
 from datamodules.splits import Source, Subset
-from tests.datamodules.test_resume import SaveEverywhere
+from tests.library.recorder import SaveEverywhere
 
 EPOCHS, BATCH = 3, 250
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from exp.cli import resolve
-from tests.exp.runner import SMALL, run
+from tests.library.runner import SMALL, run
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exp.runner import run
+from tests.library.runner import run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exp.runner import PATIENCE, SMALL, run
+from tests.library.runner import PATIENCE, SMALL, run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = [*SMALL, "--model.network.drop_path_rate=0", "--experiment=run"]

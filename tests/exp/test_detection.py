@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lightning_modules import Detection
-from tests.exp.runner import PATIENCE, run
-from tests.exp.test_resume import after, assert_same, contents
+from tests.library.run_contents import after, assert_same, contents
+from tests.library.runner import PATIENCE, run
 
 ROOT = Path(__file__).parents[2]
 NETWORK = """{class_path: models.detectors.SOLQ, init_args: {backbone: plain_conv, frozen_norm: false,

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules import Digits
 from exp.loggers import MetricsTable
 from exp.summary import result_lines
-from tests.exp.runner import SMALL, run
+from tests.library.runner import SMALL, run
 
 OPTIONS = {
     "sgd-multistep": [

@@ -18,7 +18,7 @@ from PIL import Image
 from datamodules import Digits
 from models.anytime import confidence, exit_costs
 from models.classifiers import DVT
-from tests.exp.runner import PATIENCE, SMALL, run
+from tests.library.runner import PATIENCE, SMALL, run
 
 ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {

@@ -23,9 +23,9 @@ from lightning_modules import Segmentation
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
 from models.compute import executed
 from models.segmenters.inference import padded
-from tests.exp.runner import run
-from tests.lightning_modules.test_segmentation import CLASSES, Answers, OneByOne, Scenes, trainer
-from tests.models.segmenters.test_dynamic_routing import tiny, undecided
+from tests.library.routed_networks import tiny, undecided
+from tests.library.runner import run
+from tests.library.segmentation import CLASSES, Answers, OneByOne, Scenes, trainer
 
 NETWORK = {
     "class_path": "models.segmenters.adpc.ADPC",

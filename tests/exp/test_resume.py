@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import zipfile
@@ -17,7 +16,8 @@ from callbacks import Checkpoints, StepSeed
 from exp import checkpoint_io
 from exp.checkpoint_io import AtomicCheckpointIO, damage
 from lightning_modules import Classification
-from tests.exp.runner import SMALL, Ended, die, run
+from tests.library.run_contents import after, assert_same, contents, table
+from tests.library.runner import SMALL, Ended, die, run
 
 FULL = ["--model.mix.mixup=0.8", "--trainer.callbacks+=WeightEMA", "--trainer.callbacks.decay=0.9"]
 ACCUMULATE = ["--trainer.accumulate_grad_batches=2"]
@@ -25,52 +25,6 @@ ACCUMULATE = ["--trainer.accumulate_grad_batches=2"]
 
 def fit(folder: Path, argv: list[str], sabotage: Callable[[], None] | None = None) -> Ended:
     return run("fit", [*SMALL, "--experiment=run", *argv], folder, sabotage)
-
-
-def after(owner: type, method: str, calls: int, act: Callable[[], None] = die) -> Callable[[], None]:
-    """A sabotage: acts at the given call of a method, before it does anything."""
-
-    def sabotage() -> None:
-        original, count = getattr(owner, method), [0]
-
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            if count[0] == calls:
-                act()
-            return original(*args, **kwargs)
-
-        setattr(owner, method, counting)
-
-    return sabotage
-
-
-def contents(folder: Path, name: str = "last") -> dict[str, Any]:
-    checkpoint = torch.load(folder / f"runs/run/0/checkpoints/{name}.ckpt", weights_only=True)
-    del checkpoint["exp_config"]
-    return checkpoint
-
-
-def assert_same(a: Any, b: Any, path: str = "checkpoint") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "runs/run/0/metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row.pop("train/images_per_second")
-    return rows
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from exp.weights import Start, start_from, to_evaluate, weight_files
 from models import official, pose, segmenters
 from models.detectors.features import Features
 from models.segmenters.dynamic_routing import DynamicRouting
-from tests.recipes import ROOT
+from tests.library.recipes import ROOT
 
 ADPC = "--config=configs/segmentation/adpc_w18_cityscapes.yaml"
 ROUTING = "--config=configs/segmentation/dynamic_routing_digits.yaml"
@@ -241,7 +241,8 @@ def test_fit_starts_from_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_what_a_run_started_from_is_not_asked_for_again(tmp_path: Path) -> None:
-    config = f"experiment: mine\nweights: {tmp_path / 'gone.safetensors'}\n" + Path("configs/quickstart.yaml").read_text()
+    gone = f"weights: {tmp_path / 'gone.safetensors'}\n"
+    config = gone + Path("configs/quickstart.yaml").read_text()
     torch.save({"exp_config": config}, tmp_path / "best.ckpt")
     cli = Cli([f"--ckpt_path={tmp_path / 'best.ckpt'}"], "validate")
     assert to_evaluate(cli) == tmp_path / "best.ckpt"

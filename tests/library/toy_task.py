@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules import Task
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.task import Batch
-from tests.batches import Batches
+from tests.library.batches import Batches
 
 SAMPLES = 10
 

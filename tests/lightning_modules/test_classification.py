@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_modules import Classification, Mix
 from models.classifiers import dynamic_kernels
-from tests.batches import Batches
+from tests.library.batches import Batches
 
 CLASSES = 7
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from callbacks import Cost
 from lightning_modules import Detection
 from lightning_modules.coco_metrics import CocoEvaluation
-from tests.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
+from tests.library.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:

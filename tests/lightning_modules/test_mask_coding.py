@@ -17,9 +17,9 @@ from callbacks.mask_code_curve import MaskCodeCurve
 from lightning_modules.mask_coding import MaskCoding
 from models.layers.mask_code import MaskCode, crop, mask_iou
 from models.layers.mask_code_baselines import GridCode, PrincipalCode
-from tests.batches import Batches
+from tests.library.batches import Batches
+from tests.library.mask_blobs import blobs
 from tests.library.reports import placed
-from tests.models.layers.test_mask_code import blobs
 
 SIZE = 16
 BOX = (4.0, 2.0, 20.0, 18.0)

@@ -17,8 +17,8 @@ from lightning_modules import PoseEstimation
 from lightning_modules.pose_metrics import PCKh, heatmap_accuracy
 from models.pose import ADPCPose
 from models.pose.decoding import decode, mirror_back
-from tests.batches import Batches
-from tests.recipes import built
+from tests.library.batches import Batches
+from tests.library.recipes import built
 
 SIZE = 16
 

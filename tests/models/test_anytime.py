@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from torch import nn
 
 from models.anytime import (
     ALWAYS,
@@ -32,6 +30,7 @@ from models.anytime import (
     step_accuracy,
     step_auc,
 )
+from tests.library.outcomes import naive_exits, outcomes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COSTS = [1.0, 2.5, 4.0, 9.0]
@@ -52,21 +51,6 @@ def naive_thresholds(sure: np.ndarray, shares: np.ndarray) -> list[float]:
         gone = [left or sure[k, n] >= thresholds[k] for n, left in enumerate(gone)]
     thresholds[-1] = -1e8
     return thresholds
-
-
-def naive_exits(sure: np.ndarray, thresholds: list[float]) -> list[int]:
-    exits = range(len(sure))
-    return [next((k for k in exits if sure[k, n] >= thresholds[k]), len(sure) - 1) for n in range(sure.shape[1])]
-
-
-def outcomes(samples: int = 200, classes: int = 10, exits: int = 4, seed: int = 0, **kwargs: Any) -> Outcomes:
-    """Exits of rising quality: the later, the more of the truth is in the logits."""
-    generator = torch.Generator().manual_seed(seed)
-    target = torch.randint(classes, (samples,), generator=generator)
-    truth = nn.functional.one_hot(target, classes) * torch.rand(samples, 1, generator=generator) * 3
-    noise = torch.randn(exits, samples, classes, generator=generator)
-    logits = noise + truth * torch.linspace(0.6, 1.6, exits)[:, None, None]
-    return Outcomes.from_logits(logits, target, **kwargs)
 
 
 # Few different values, so that samples tie.

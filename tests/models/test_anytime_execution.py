@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.anytime import ALWAYS, CRITERIA, NEVER, MultiExit, Outcomes, Policy, each_exit, exit_costs, iterate, run
 from models.compute import count, executed_by_parts
-from tests.models.test_anytime import naive_exits
+from tests.library.outcomes import naive_exits
 
 
 class Cascade(nn.Module):

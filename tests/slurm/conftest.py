@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing
+from tests.library.slurm_cluster import Cluster, missing
 
 
 @pytest.fixture(scope="session")

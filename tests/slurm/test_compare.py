@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import PATIENCE, Cluster
+from tests.library.slurm_cluster import PATIENCE, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from exp.checkpoint_io import damage
-from tests.exp.runner import SMALL, run
-from tests.exp.test_resume import assert_same, contents, table
-from tests.slurm.cluster import PATIENCE, Cluster, ClusterError
+from tests.library.run_contents import assert_same, contents, table
+from tests.library.runner import SMALL, run
+from tests.library.slurm_cluster import PATIENCE, Cluster, ClusterError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 

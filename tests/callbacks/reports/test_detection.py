@@ -24,7 +24,7 @@ from drawing.detection import (
 from drawing.figures import save
 from lightning_modules import Detection
 from tests.library.reports import placed, trainer_with
-from tests.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
+from tests.library.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
 
 PICTURES = ["category_ap.png", "detections.png", "precision_recall.png"]
 

@@ -30,9 +30,9 @@ from models.anytime import (
     shuffled,
     step_auc,
 )
-from tests.batches import Batches
+from tests.library.batches import Batches
+from tests.library.outcomes import outcomes
 from tests.library.reports import placed, trainer_with
-from tests.models.test_anytime import outcomes
 
 CLASSES = 5
 COSTS = [10.0, 25.0, 40.0, 100.0]

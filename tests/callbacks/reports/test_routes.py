@@ -26,8 +26,8 @@ from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.dynamic_routing_routes import TRANSFORMS, all_edges, common_route
 from models.segmenters.inference import padded
 from tests.library.reports import trainer_with
-from tests.lightning_modules.test_segmentation import CLASSES, Scenes
-from tests.models.segmenters.test_dynamic_routing import tiny, undecided
+from tests.library.routed_networks import tiny, undecided
+from tests.library.segmentation import CLASSES, Scenes
 
 
 class Streets(Scenes):

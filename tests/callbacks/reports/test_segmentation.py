@@ -23,7 +23,7 @@ from drawing.segmentation import (
 )
 from lightning_modules import Segmentation
 from tests.library.reports import placed, trainer_with
-from tests.lightning_modules.test_segmentation import Answers, OneByOne, Scenes
+from tests.library.segmentation import Answers, OneByOne, Scenes
 
 PICTURES = ["class_iou.png", "confusion_matrix.png", "miou_curve.png", "reliability.png", "segmentation.png"]
 

@@ -14,9 +14,9 @@ from callbacks import ThresholdCurve
 from callbacks.reports.threshold_curve import Point, choices
 from lightning_modules import Segmentation
 from models.segmenters import ADPC
+from tests.library.adpc_networks import TINY, settled
 from tests.library.reports import placed, trainer_with
-from tests.lightning_modules.test_segmentation import CLASSES, Answers, Scenes
-from tests.models.segmenters.test_adpc import TINY, settled
+from tests.library.segmentation import CLASSES, Answers, Scenes
 
 THRESHOLDS = (0.7, 0.9, 0.99)
 

@@ -16,7 +16,7 @@ from exp.claims.code_version import Version, changes, code_version, merged, regi
 from exp.claims.imports import OURS, Sources, find_sources
 from exp.claims.module_text import Module, read_module
 from exp.cli import resolve
-from tests.recipes import ROOT
+from tests.library.recipes import ROOT
 
 CONFIGS = {
     "quickstart": "configs/quickstart.yaml",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exp.runner import PATIENCE, Ended, fork_cells, run
+from tests.library.runner import PATIENCE, Ended, fork_cells, run
 
 ROOT = Path(__file__).parents[3]
 CLAIM = f"""\

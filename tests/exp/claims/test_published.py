@@ -11,7 +11,7 @@ from exp.claims.claim_file import read_claim
 from exp.claims.code_version import code_version
 from exp.claims.published import config_digest, freshness, outdated
 from exp.cli import resolve
-from tests.recipes import ROOT
+from tests.library.recipes import ROOT
 
 CLAIM = """\
 claim: One.

@@ -7,7 +7,7 @@ from torch import nn
 
 import models  # noqa: F401 (registers the backbones)
 from models.official import LayoutError, load
-from models.official.convnext import to_official, to_ours
+from models.official.convnext import LAYOUT
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 
@@ -60,15 +60,15 @@ def test_impossible_stages_are_refused(out_indices: tuple[int, ...]) -> None:
 
 def test_official_weights_of_all_maps_fit_those_that_are_asked_for() -> None:
     whole = dense(**SMALL).eval()
-    official = to_official(whole.state_dict())
+    official = LAYOUT.to_official(whole.state_dict())
     images = torch.randn(1, 3, 64, 64)
     for indices in ((1, 2, 3), (0, 1), (2,)):
         network = dense(out_indices=indices, **SMALL).eval()
-        load(network, to_ours(official))
+        load(network, LAYOUT.to_ours(official))
         for i, features in zip(indices, network(images), strict=True):
             torch.testing.assert_close(features, whole(images)[i])
     with pytest.raises(LayoutError, match="unknown stages"):
-        load(dense(**SMALL | {"depths": (1, 1, 1, 1)}), to_ours(official))
+        load(dense(**SMALL | {"depths": (1, 1, 1, 1)}), LAYOUT.to_ours(official))
     with pytest.raises(LayoutError, match="missing norm3"):
         load(dense(out_indices=(1, 3), **SMALL), dense(out_indices=(1, 2), **SMALL).state_dict())
 

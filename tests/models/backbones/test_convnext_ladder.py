@@ -5,26 +5,8 @@ from timm.models import group_parameters
 
 from models.backbones.convnext_ladder import LADDERS, Rung
 from models.compute import count
+from tests.library.ladder_costs import COSTS
 
-# Rung: multiply-adds (G, convolutions and linear layers, 224 x 224) and parameters (M), measured for R50 and R200.
-COSTS = {
-    "0_resnet": (4.0892, 25.557, 15.0075, 64.674),
-    "1_stage_ratio": (4.5259, 28.629, 14.5184, 83.066),
-    "2_patchify": (4.4175, 28.622, 14.3762, 83.058),
-    "3_depthwise": (2.3495, 15.723, 7.2344, 42.586),
-    "4_width": (5.2680, 33.761, 16.7639, 96.527),
-    "5_inverted": (4.6444, 25.851, 15.6794, 83.700),
-    "6_depthwise_up": (4.0651, 25.626, 14.6270, 83.095),
-    "7a_kernel5": (4.0973, 25.721, 14.6989, 83.369),
-    "7b_kernel7": (4.1456, 25.864, 14.8066, 83.781),
-    "7c_kernel9": (4.2100, 26.054, 14.9503, 84.330),
-    "7d_kernel11": (4.2906, 26.292, 15.1300, 85.016),
-    "8_gelu": (4.1456, 25.864, 14.8066, 83.781),
-    "9_fewer_activations": (4.1456, 25.864, 14.8066, 83.781),
-    "10_fewer_norms": (4.1456, 25.797, 14.8066, 83.600),
-    "11_layernorm": (4.1456, 25.797, 14.8066, 83.600),
-    "12_convnext": (4.4555, 28.589, 15.3547, 88.591),
-}
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "num_classes": 5}
 
 

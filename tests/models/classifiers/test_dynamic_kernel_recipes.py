@@ -11,7 +11,7 @@ from timm.optim import RMSpropTF
 from torch import nn
 
 from callbacks import Annealing
-from tests.recipes import ROOT, TASKS, built
+from tests.library.recipes import ROOT, TASKS, built
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import yaml
 from lightning_modules.convnext_layers import layer_wise_id
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
 from models import detectors
-from tests.recipes import ROOT
+from tests.library.recipes import ROOT
 
 NUM_LAYERS = 6
 

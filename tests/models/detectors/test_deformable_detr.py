@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.compute import flop_counter
 from models.detectors.batching import pad
 from models.detectors.deformable_detr import DeformableDETR
 from models.detectors.deformable_transformer import BoxHead, token_centres, valid_ratio
 from models.layers.deformable_attention import Levels
 from models.official import load
-from tests.models.detectors.deformable_networks import VARIANTS, small
-from tests.models.detectors.dense_networks import images, targets
+from tests.library.deformable_networks import VARIANTS, small
+from tests.library.dense_networks import images, targets
+from tests.library.detector_costs import giga_macs
 
 DC5 = {"num_levels": 1, "backbone_options": {"output_stride": 16}}
 # Parameters, those that train, multiply-adds in billions at 800 x 1333 and at 640 x 640: of the official modules.
@@ -23,16 +23,6 @@ MEASURED = [
     ({"refine": True}, 40_849_660, 40_627_260, 204.20, 79.59),
     ({"refine": True, "two_stage": True}, 41_181_529, 40_959_129, 209.19, 81.54),
 ]
-
-
-def giga_macs(network: DeformableDETR, height: int, width: int) -> float:
-    """Multiply-adds in billions as the official modules spend them: heads of all layers, and refining boxes twice."""
-    image = torch.empty(1, 3, height, width, device="meta")
-    with torch.no_grad(), flop_counter() as counter:
-        predictions = network.eval().predict(image, image[:, 0].bool(), all_layers=True)
-    layers, _, queries, _ = predictions.boxes.shape
-    head = sum(p.numel() for p in network.bbox_embed[0].parameters() if p.dim() > 1)
-    return (counter.get_total_flops() / 2 + (layers * queries * head if network.refine else 0)) / 1e9
 
 
 @pytest.mark.parametrize(("options", "total", "trained", "large", "square"), MEASURED)

@@ -9,7 +9,7 @@ from models.detectors.dense_transformer import Attention, DenseTransformer
 from models.detectors.detr import DETR
 from models.detectors.matching import MatchCosts
 from models.detectors.smca import SMCA
-from tests.models.detectors.dense_networks import SMALL, images, small, smca, targets
+from tests.library.dense_networks import SMALL, images, small, smca, targets
 
 # Parameters, those that train, buffers, entries of the state dict, multiply-adds (G) at 800 x 1333 and 640 x 640.
 COSTS: dict[str, tuple[type[DETR], dict[str, Any], tuple[int, int, int, int], tuple[float, float]]] = {

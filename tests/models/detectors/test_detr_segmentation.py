@@ -5,7 +5,7 @@ import torch
 
 from models.detectors.batching import pad
 from models.detectors.detr_segmentation import DETRSegmentation, binary_masks
-from tests.models.detectors.dense_networks import images, small, targets
+from tests.library.dense_networks import images, small, targets
 
 WIDE: dict[str, Any] = {"num_levels": 4, "hidden_dim": 128, "num_heads": 8}
 

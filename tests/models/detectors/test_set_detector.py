@@ -8,8 +8,8 @@ import torch
 from models.detectors.batching import pad
 from models.detectors.detr_segmentation import DETRSegmentation
 from models.detectors.set_detector import SetDetector
-from tests.models.detectors import deformable_networks, dense_networks
-from tests.models.detectors.dense_networks import images, targets
+from tests.library import deformable_networks, dense_networks
+from tests.library.dense_networks import images, targets
 
 FAMILY: dict[str, Callable[[], SetDetector]] = {
     "detr": dense_networks.small,

@@ -6,7 +6,7 @@ import torch
 
 from models.detectors.batching import pad
 from models.detectors.smca import GAUSSIAN_SCALES, SMCA, GaussianPrior
-from tests.models.detectors.dense_networks import SMALL, images, smca
+from tests.library.dense_networks import SMALL, images, smca
 
 
 @pytest.mark.parametrize("scale", GAUSSIAN_SCALES)

@@ -5,9 +5,9 @@ import torch
 
 from models.detectors.predictions import Predictions
 from models.detectors.solq import SOLQ
-from tests.models.detectors.deformable_networks import small, small_solq
-from tests.models.detectors.dense_networks import images, targets
-from tests.models.detectors.test_deformable_detr import giga_macs
+from tests.library.deformable_networks import small, small_solq
+from tests.library.dense_networks import images, targets
+from tests.library.detector_costs import giga_macs
 
 SWIN = {"backbone": "swin_large_dense", "frozen_stages": 0}
 # Parameters, those that train, multiply-adds in billions at 800 x 1333: of the official modules.

@@ -4,18 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
-from torch import Tensor
 
 from models.layers.mask_code import MaskCode, zigzag
-
-
-def blobs(count: int, size: int, seed: int = 0) -> Tensor:
-    """Masks of half planes, which no two are alike and none of which is empty or full."""
-    draw = torch.Generator().manual_seed(seed)
-    normals = torch.randn(count, 2, generator=draw)
-    axis = torch.arange(size) - (size - 1) / 2
-    heights = normals[:, :1, None] * axis[:, None] + normals[:, 1:, None] * axis
-    return heights > 0.1
+from tests.library.mask_blobs import blobs
 
 
 def test_zigzag_of_four_is_the_published_table() -> None:

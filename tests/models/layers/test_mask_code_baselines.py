@@ -3,7 +3,7 @@ import torch
 
 from models.layers.mask_code import mask_iou
 from models.layers.mask_code_baselines import GridCode, PrincipalCode
-from tests.models.layers.test_mask_code import blobs
+from tests.library.mask_blobs import blobs
 
 
 def test_a_grid_of_every_pixel_is_the_mask() -> None:

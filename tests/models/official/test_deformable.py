@@ -5,7 +5,7 @@ import timm
 import torch
 
 from models.official import LayoutError, deformable_detr, solq
-from tests.models.detectors.deformable_networks import VARIANTS, small, small_solq
+from tests.library.deformable_networks import VARIANTS, small, small_solq
 
 SWIN: dict[str, Any] = {
     "backbone": "swin_tiny_dense",

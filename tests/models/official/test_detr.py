@@ -2,7 +2,7 @@ import torch
 
 from models.detectors.detr_segmentation import DETRSegmentation
 from models.official import layout_of, load
-from tests.models.detectors.dense_networks import small, smca
+from tests.library.dense_networks import small, smca
 
 NETWORKS = {
     "detr": small(),

@@ -15,7 +15,7 @@ from models.pose.adpc_pose import ADPCPose
 from models.pose.hrnet_pose import HRNetPose
 from models.segmenters.adpc import ADPC
 from models.segmenters.hrnet_segmenter import HRNetSegmenter
-from tests.models.segmenters.test_adpc import TINY
+from tests.library.adpc_networks import TINY
 
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "segmenter": ("hrnet", lambda: HRNetSegmenter(5, TINY["stages"])),

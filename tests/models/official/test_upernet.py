@@ -5,7 +5,7 @@ import timm
 
 from models.official import LayoutError, system_of
 from models.official.upernet import LAYOUT
-from tests.models.segmenters.test_upernet import TINY
+from tests.library.upernet_networks import TINY
 
 
 def test_a_backbone_alone_is_not_this_system() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.compute import count, parameter_count
 from models.pose.adpc_pose import ADPCPose
 from models.pose.hrnet_pose import HRNetPose
-from tests.models.segmenters.test_adpc import TINY, blobs, settled
+from tests.library.adpc_networks import TINY, blobs, settled
 
 POSE: dict[str, Any] = {"num_joints": 4, "stages": TINY["stages"], "pooled_dim": 6, "init_std": None}
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.anytime import exit_costs, iterate
 from models.compute import count, executed, executed_by_parts, expected, parameter_count, static_macs
@@ -13,13 +12,8 @@ from models.layers.hrnet import HRNet, concatenate
 from models.layers.masked_conv import MaskedConv2d
 from models.segmenters.adpc import ADPC
 from models.segmenters.hrnet_segmenter import HRNetSegmenter
+from tests.library.adpc_networks import TINY, blobs, settled
 
-TINY: dict[str, Any] = {
-    "num_classes": 5,
-    "stages": [(1, [1], [4]), (1, [1] * 2, [4, 6]), (2, [1] * 3, [4, 6, 8]), (1, [1] * 4, [4, 6, 8, 10])],
-    "pooled_dim": 6,
-    "init_std": None,
-}
 W18, W48 = {"stages": "w18_small_v2", "pooled_dim": 64}, {"stages": "w48", "pooled_dim": 128}
 FULL = (3, 1024, 2048)
 # Measured on the published implementation: options, parameters, multiply-adds / 2**30 up to each exit at 1024x2048
@@ -43,25 +37,6 @@ class Chosen(ADPC):
 
     def unsure(self, exit: int, logits: Tensor) -> Tensor:
         return self.masks[exit]
-
-
-def settled(network: nn.Module) -> Any:
-    """In evaluation mode, with norms that are not the identity."""
-    generator = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(0, 0.2, generator=generator)
-    return network.eval()
-
-
-def blobs(batch: int, size: tuple[int, int], kept: tuple[float, ...]) -> list[Tensor]:
-    """Coherent masks that lie within each other."""
-    noise = torch.randn(batch, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(2))
-    score = F.interpolate(noise, size=size, mode="bicubic", align_corners=False)[:, 0]
-    return [score > (torch.quantile(score, 1 - share) if share < 1 else -torch.inf) for share in kept]
 
 
 @pytest.mark.parametrize("row", MEASURED)

@@ -15,8 +15,8 @@ from datamodules import ADE20K
 from exp.cli import Cli
 from lightning_modules.parameter_groups import parameter_groups
 from models.compute import parameter_count
-from tests.models.segmenters.test_upernet import MEASURED
-from tests.recipes import ROOT, command
+from tests.library.recipes import ROOT, command
+from tests.library.upernet_networks import MEASURED
 
 IMAGES, STEPS = 20_210, 160_000
 

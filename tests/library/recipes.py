@@ -11,7 +11,7 @@ import torch
 
 from exp.cli import Cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Claims are configs of `exp compare`, which are run, not fitted; their arms are checked with that command.
 CONFIGS = sorted(p.relative_to(ROOT) for p in ROOT.glob("configs/**/*.yaml") if "claims" not in p.parts)
 HARDWARE = [path for path in CONFIGS if path.parent.name == "hardware"]

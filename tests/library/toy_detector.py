@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.batches import Batches
+from tests.library.batches import Batches
 
 CATEGORY_IDS = [7, 3, 90]
 

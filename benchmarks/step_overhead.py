@@ -104,17 +104,18 @@ def framework(width: int, steps: int, folder: Path) -> float:
     """Seconds a step with exp."""
     checkpoints, clock = Checkpoints(every_n_steps=10**9), Clock()
     checkpoints.folder = folder
+    task = Classification(network(width))
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",
         logger=MetricsTable(folder / "metrics.csv"),
-        callbacks=[clock, ProgressBar(), *standard_callbacks(0, checkpoints)],
+        callbacks=[clock, ProgressBar(), *standard_callbacks(0, checkpoints, task, [])],
         plugins=[AtomicCheckpointIO()],
         profiler=NoProfiler(),
         enable_model_summary=False,
         log_every_n_steps=10,
     )
-    trainer.fit(Classification(network(width)), Data(steps + WARM_UP))
+    trainer.fit(task, Data(steps + WARM_UP))
     return clock.seconds / steps
 
 
@@ -138,8 +139,15 @@ class Minimal(lightning.LightningModule):
 def minimal(width: int, steps: int) -> float:
     """Seconds a step with Lightning alone."""
     clock = Clock()
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[clock], **quiet)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(Minimal(network(width)), Data(steps + WARM_UP))
     return clock.seconds / steps
 

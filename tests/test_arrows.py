@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -171,3 +172,9 @@ def test_every_room_has_one_idea() -> None:
     assert not [path.name for path in paths if path.stem in NAMELESS]
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths}
     assert not {path: count for path, count in lines.items() if count > MOST_LINES}
+
+
+def test_tests_help_themselves_from_the_library() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        wrong = [name for name in imports(ast.parse(path.read_text())) if re.search(r"^tests\..*\btest_", name)]
+        assert not wrong, path

@@ -22,7 +22,7 @@ class NonFiniteGuard(Callback):
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[int, dict[str, Tensor], Any] | None = None
+        self._pending: tuple[int, dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -31,8 +31,7 @@ class NonFiniteGuard(Callback):
         self.settle(trainer)
         losses: dict[str, Tensor] = getattr(pl_module, "losses", {})
         if losses:
-            samples = batch.get("index") if isinstance(batch, dict) else None
-            self._pending = (trainer.fit_loop.epoch_loop.total_batch_idx, losses, samples)
+            self._pending = (trainer.fit_loop.epoch_loop.total_batch_idx, losses, _samples(batch))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the verdict on the epoch's last step."""
@@ -59,9 +58,16 @@ class NonFiniteGuard(Callback):
         )
 
     @staticmethod
-    def _names(trainer: Trainer, samples: Tensor | None) -> str:
-        if samples is None:
-            return "unknown"
+    def _names(trainer: Trainer, samples: dict[str, Tensor]) -> str:
         name = getattr(trainer.datamodule, "sample_name", None)  # type: ignore[attr-defined]
-        indices = samples.tolist()
-        return ", ".join(name("train", i) if name else str(i) for i in indices)
+        found = [(split, index) for split, indices in samples.items() for index in indices.tolist()]
+        return ", ".join(name(split, index) if name else str(index) for split, index in found) or "unknown"
+
+
+def _samples(batch: Any) -> dict[str, Tensor]:
+    """Positions of a batch's samples by the split that they are of; a batch of several streams has a part for each."""
+    if not isinstance(batch, dict):
+        return {}
+    if "index" in batch:
+        return {"train": batch["index"]}
+    return {split: part["index"] for split, part in batch.items() if isinstance(part, dict) and "index" in part}

@@ -96,11 +96,6 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Number of classes."""
         return len(self.class_names)
 
-    def image_size(self) -> tuple[int, int, int]:
-        """Channels, height and width that the evaluation transforms make of an image of ``typical_size``."""
-        channels, height, width = self.example()["image"][0].shape
-        return channels, height, width
-
     def example(self, samples: int = 1) -> dict[str, Any]:
         """A batch as evaluation steps get it, without a data set: images of noise with a label each.
 

@@ -25,6 +25,7 @@ from tests.library.cifar_files import write as write_cifar
 from tests.library.coco_files import CocoFiles
 from tests.library.drconv_costs import COSTS as DRCONV
 from tests.library.dvt_costs import TABLE as DVT
+from tests.library.images import image_size
 from tests.library.kernel_mixture_costs import COMPUTED, MEASURED
 from tests.library.ladder_costs import COSTS
 from tests.library.packed_files import arrays, pack
@@ -144,7 +145,7 @@ def test_other_network_has_the_published_size(name: str) -> None:
     assert parameter_count(network) == pytest.approx(params, rel=0.01)
     if macs is not None:
         # DRNet's is its classifier's at the largest resolution.
-        cost = network.dense if isinstance(network, DRNet) else count(network, cli.datamodule.image_size()).macs
+        cost = network.dense if isinstance(network, DRNet) else count(network, image_size(cli.datamodule)).macs
         assert cost / 1e9 == pytest.approx(macs, rel=0.01)
 
 
@@ -155,7 +156,7 @@ def recipe(request: pytest.FixtureRequest) -> tuple[Recipe, Cli]:
 
 def test_network_has_the_published_size(recipe: tuple[Recipe, Cli]) -> None:
     published, cli = recipe
-    report = count(cli.model.network, cli.datamodule.image_size())
+    report = count(cli.model.network, image_size(cli.datamodule))
     assert report.params == published.params
     assert report.conv_linear_macs / 1e9 == pytest.approx(published.macs, abs=1e-4)
     assert report.macs == report.conv_linear_macs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from callbacks import NonFiniteGuard, NonFiniteLoss, StepSeed, WeightEMA
+from callbacks.non_finite import _samples
 from drawing.figures import confusion_matrix, contact_sheet, learning_curve, save
 from lightning_modules import Classification
 from tests.library.batches import Batches
@@ -55,6 +57,15 @@ def test_non_finite_loss_names_step_term_and_samples(step: int, tmp_path: Path) 
     message = str(error.value)
     assert f"'ce' is not finite at step {step} (epoch 0)" in message
     assert ", ".join(f"train/{i}.png" for i in range(4 * step, 4 * step + 4)) in message
+
+
+def test_samples_of_several_streams_are_named_by_split() -> None:
+    names = SimpleNamespace(sample_name=lambda split, index: f"{split} #{index}")
+    batch = {"train": {"index": torch.tensor([3, 1])}, "unlabelled": {"index": torch.tensor([7])}}
+    guard, trainer = NonFiniteGuard(), SimpleNamespace(current_epoch=0, datamodule=names)
+    guard._pending = (4, {"loss": torch.tensor(float("nan"))}, _samples(batch))
+    with pytest.raises(NonFiniteLoss, match="train #3, train #1, unlabelled #7"):
+        guard.settle(trainer)  # type: ignore[arg-type]
 
 
 def test_finite_losses_pass(tmp_path: Path) -> None:

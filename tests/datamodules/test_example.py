@@ -20,6 +20,7 @@ from datamodules import (
     ImageNet,
     StickFigures,
 )
+from tests.library.images import image_size
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ from datamodules import (
 )
 def test_images_are_normalised_and_of_the_size_of_the_evaluation(data: DataModule, size: tuple[int, int, int]) -> None:
     batch = data.example(2)
-    assert data.image_size() == size
+    assert image_size(data) == size
     assert batch["image"].shape == (2, *size)
     assert batch["image"].dtype == torch.float32
     # Noise around the middle of the bytes, before the normalisation.
@@ -63,7 +64,7 @@ def test_segmentation_has_labels_of_the_image_that_was_not_resized() -> None:
 def test_detection_has_lists_of_images_and_targets() -> None:
     data = Coco("")
     batch = data.example(2)
-    assert data.image_size() == (3, 800, 800)
+    assert image_size(data) == (3, 800, 800)
     assert [image.shape for image in batch["image"]] == [(3, 800, 800)] * 2
     target = batch["target"][1]
     assert {"boxes", "labels", "image_id", "original_size"} == set(target)

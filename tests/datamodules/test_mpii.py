@@ -14,6 +14,7 @@ from datamodules import MPII, StickFigures
 from datamodules.errors import DataError
 from datamodules.mpii import JOINT_NAMES, MIRRORED, SKELETON
 from datamodules.transforms.pose import PersonCrop
+from tests.library.images import image_size
 
 CROP = [PersonCrop((64, 64), sigma=1.0)]
 
@@ -56,7 +57,7 @@ def test_batches_have_what_the_task_needs(root: Path) -> None:
     assert evaluation["scale"].shape == evaluation["head_size"].shape == (2,)
     assert all(value.dtype == torch.float32 for key, value in evaluation.items() if key not in ("image", "index"))
     assert data.has("test") is False
-    assert data.image_size() == (3, 64, 64)
+    assert image_size(data) == (3, 64, 64)
 
 
 def test_coordinates_are_the_published_ones(root: Path) -> None:

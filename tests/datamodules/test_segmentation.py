@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules import CamVid, Cityscapes, DataError
 from datamodules.segmentation import LabelledPixels
 from datamodules.transforms import PaddedCrop
+from tests.library.images import image_size
 from tests.library.street_files import save, street
 
 SIZE = (16, 32)
@@ -86,8 +87,8 @@ def test_what_a_data_module_says_of_itself(streets: Path) -> None:
     data = cityscapes(streets)
     assert (data.num_classes, data.ignore_index, data.class_names[18], data.label_ids[18]) == (19, 255, "bicycle", 33)
     assert (data.palette.dtype, data.palette.shape, data.palette[13].tolist()) == (np.uint8, (19, 3), [0, 0, 142])
-    assert data.image_size() == (3, 1024, 2048)
-    assert cityscapes(streets, eval_transforms=[A.Resize(64, 128)]).image_size() == (3, 64, 128)
+    assert image_size(data) == (3, 1024, 2048)
+    assert image_size(cityscapes(streets, eval_transforms=[A.Resize(64, 128)])) == (3, 64, 128)
     assert data.has("val")
     # Files of the test split come with empty labels, which nobody shall be told the accuracy of.
     street_image, mask = street(streets, "test", 0)

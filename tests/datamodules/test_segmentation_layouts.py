@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules import ADE20K, CamVid, DataError, DataModule, DigitStreets, SegmentationFolder
 from datamodules.digit_streets import CANVAS_SEED
 from datamodules.segmentation_folder import MaskClass
+from tests.library.images import image_size
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -105,7 +106,7 @@ def test_digit_streets_are_the_same_for_everyone(cache: Path) -> None:
     (first, second), val = list(data.train_dataloader()), list(data.val_dataloader())
     assert first["image"].shape == (4, 3, 48, 48)
     assert [len(batch["label"]) for batch in val] == [3]
-    assert (data.num_classes, data.image_size(), data.has("test")) == (11, (3, 48, 48), True)
+    assert (data.num_classes, image_size(data), data.has("test")) == (11, (3, 48, 48), True)
     # Digits are bright, and what the labels call background is not.
     label, grey = val[0]["label"], val[0]["image"].float().mean(1)
     assert 0.01 < (label > 0).float().mean() < 0.5

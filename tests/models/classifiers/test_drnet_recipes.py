@@ -11,6 +11,7 @@ from torch import nn
 from callbacks import ComputeBudget
 from exp.cli import Cli
 from lightning_modules.parameter_groups import parameter_groups
+from tests.library.images import image_size
 
 ROOT = Path(__file__).parents[3]
 RECIPES = ["drnet_resnet50_imagenet1k", "drnet_resnet101_imagenet1k", "drnet_mobilenetv2_imagenet1k"]
@@ -27,7 +28,7 @@ def test_recipe_is_the_published_one(host: str, joint: bool) -> None:
     assert network.candidates == [(224, 224), (168, 168), (112, 112)]
     assert network.predictor_size == ((64, 64) if "mobilenet" in host else (128, 128))
     assert cli.datamodule.batch_size == cli.model.reference_batch == 256
-    assert cli.datamodule.image_size() == (3, 224, 224)
+    assert image_size(cli.datamodule) == (3, 224, 224)
     assert cli.trainer.max_epochs == (100 if joint else 70)
     defaults = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"], cli.model.exit_weights) == (0.1, 1e-4, "sum")

@@ -11,6 +11,7 @@ from timm.optim import RMSpropTF
 from torch import nn
 
 from callbacks import Annealing
+from tests.library.images import image_size
 from tests.library.recipes import ROOT, TASKS, built
 
 
@@ -42,7 +43,7 @@ def test_condconv_efficientnet(size: str) -> None:
     assert 0.15 < rates[-1] < 0.2
     augment = cli.plain["data"]["init_args"]["train_transforms"][2]
     assert augment["class_path"] == "datamodules.transforms.AutoAugment"
-    assert cli.datamodule.image_size() == ((3, 240, 240) if size == "b1_8e" else (3, 224, 224))
+    assert image_size(cli.datamodule) == ((3, 240, 240) if size == "b1_8e" else (3, 224, 224))
 
 
 @pytest.mark.parametrize("path", [path for path in TASKS if path.stem.startswith("dynamic_conv")], ids=str)

@@ -20,6 +20,7 @@ from models.official import LayoutError, load
 from models.official.ranet import LAYOUT
 from tests.golden_builders.ranet import build
 from tests.library.golden import open_vector, section
+from tests.library.images import image_size
 from tests.library.ranet_costs import CIFAR, CONFIGS, IMAGENET, MEASURED, SCRIPT
 from tests.library.recipes import ROOT, built
 
@@ -71,7 +72,7 @@ def test_configs_are_the_published_recipes(config: str, monkeypatch: pytest.Monk
     options, size, *_ = MEASURED[CONFIGS[config]]
     network, imagenet = cli.model.network, size == IMAGENET
     assert cli.plain["experiment"] == config
-    assert cli.datamodule.image_size() == size
+    assert image_size(cli.datamodule) == size
     given = cli.plain["model"]["init_args"]["network"]["init_args"]
     assert {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in options} == options
     optimizer = cli.model.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults

@@ -72,7 +72,7 @@ class PredictionOptions:
 def _refusal(name: str, kind: type[Predictions], task: LightningModule) -> str:
     option = f"--{name.replace('_', '-')}"
     network = type(getattr(task, "network", task)).__name__
-    return f"{option} is for {kind.reads.__name__}, not for {type(task).__name__} with {network}; leave {option} out"
+    return f"{option} is for {kind.reads.__name__}, not for {type(task).__name__} with {network}; leave it out"
 
 
 def _is_task(thing: Any) -> bool:

@@ -123,7 +123,7 @@ def test_predict_in_pixels_of_the_files(folder: Path) -> None:
     ("command", "options", "message"),
     [
         ("predict", ["--query=100"], "--query 100: the network has queries 0 to 99"),
-        ("predict", ["--budget=0.5"], "--budget is for Classification, not for Detection with SOLQ; leave --budget out"),
+        ("predict", ["--budget=0.5"], "--budget is for Classification, not for Detection with SOLQ; leave it out"),
         ("validate", ["--data.num_val=0"], "num_val=0"),
         ("validate", ["--model.lr_multipliers={neck: 0.1}"], "no parameter's name contains 'neck'"),
     ],

@@ -99,7 +99,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *_STAGES[1:]]}),
     "condconv": _timm("condconv_mobilenetv2_100", num_classes=4),
     "convnext": _timm("convnext_tiny", num_classes=3, **_CONVNEXT),
-    "convnext/dense": _timm("convnext_tiny_dense", num_classes=0, out_indices=(1, 2), **_CONVNEXT),
+    "convnext/dense": _timm("convnext_tiny_dense", features_only=True, num_classes=0, out_indices=(1, 2), **_CONVNEXT),
     "convnext/without_gamma": _timm("convnext_base", num_classes=3, ls_init_value=None, **_CONVNEXT),
     "convnext/without_head": _timm("convnext_large", num_classes=0, **_CONVNEXT),
     "convnext/isotropic": _timm("convnext_isotropic_small", depth=2, dim=8, num_classes=3),

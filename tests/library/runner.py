@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing.forkserver
 import os
 import signal
@@ -16,9 +17,16 @@ from typing import IO
 
 import torch
 
-import exp.fit  # noqa: F401  imported once here, so that a forked copy starts at once
+import exp.fit
+import exp.predict  # noqa: F401
+from callbacks.reports import reports_of
+from drawing.figures import learning_curve
 from exp.claims import executors
+from lightning_modules import Task
 
+# What every copy would find for itself: the reports that there are, and the fonts of figures.
+reports_of(Task)
+learning_curve({"loss": {"train": ([0, 1], [1.0, 0.5])}}, "fonts").savefig(io.BytesIO())
 # Seconds for what takes a few on a machine that has nothing else to do.
 PATIENCE = 240.0
 

@@ -108,7 +108,7 @@ def test_rows_of_panels() -> None:
     assert [[panel is not None for panel in row] for row in plain] == [[True] * 4, [True, False, True, True]]
     looks = Segmentation(OneByOne()).look(data.images[0], label.shape)
     rows = panels(image, "x", label, looks, palette())
-    assert [panel is not None for panel in rows[2]] == [False, False, True, True]
+    assert [panel is not None for panel in rows[2]] == [False, False, False, True]
     assert rows[2][3] is not None
     computed = rows[2][3].pixels.mean()
     assert rows[2][3].caption == f"computed: {computed:.1%}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.compute_budget import ComputeBudget
+from lightning_modules import Segmentation
 from models.compute import count, executed, expected, has_values, parameter_count, recorded, static_macs
 from models.decisions import noted
 from models.layers.soft_gate import SoftGate, soft_gate
@@ -149,7 +150,7 @@ def test_compute_in_training_is_weighted_by_the_gates() -> None:
 
 def test_the_budget_is_on_what_gates_decide_over() -> None:
     network = tiny(num_layers=3).train()
-    module: Any = SimpleNamespace(network=network, penalties={})
+    module = Segmentation(network)
     strategy = SimpleNamespace(reduce=lambda value, reduce_op: value)
     trainer: Any = SimpleNamespace(num_training_batches=100, accumulate_grad_batches=1, strategy=strategy)
     trainer.datamodule = None

@@ -81,10 +81,10 @@ def test_recipe_is_the_published_one(name: str, monkeypatch: pytest.MonkeyPatch)
 
     defaults = task.main.optimizer([nn.Parameter(torch.zeros(1))]).defaults
     assert (defaults["lr"], defaults["weight_decay"], tuple(defaults["betas"])) == (published.lr, 0.05, (0.9, 0.999))
-    groups = parameter_groups(task.network, published.lr, 0.05, task.layer_decay)
+    groups = parameter_groups(task.network, published.lr, 0.05, task.main.layer_decay)
     expected = {0.9**k for k in (0, *range(published.layers - 3, published.layers + 2))}
     assert sorted({group["lr_scale"] for group in groups}) == pytest.approx(sorted(expected))
-    table = task.schedule.table(published.lr, IMAGES // 16, STEPS)
+    table = task.main.schedule.table(published.lr, IMAGES // 16, STEPS)
     assert table[0] == pytest.approx(published.lr * 1e-6)
     assert table.argmax() == 1500
     assert table[1500:] == pytest.approx(published.lr * (1 - np.arange(1500, STEPS) / STEPS))

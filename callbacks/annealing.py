@@ -81,7 +81,7 @@ class Annealing(Callback):
 
         Args:
             epoch: epochs since its start, with a fraction.
-            epochs: of the whole training.
+            epochs: epochs of the whole training.
         """
         if self.shape == "steps":
             passed = sum(epoch >= milestone for milestone in self.milestones)

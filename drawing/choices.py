@@ -21,7 +21,7 @@ def kernel_attention(layers: Mapping[str, np.ndarray], names: Sequence[str], tit
 
     Args:
         layers: name -> mean coefficients [K, n]; rows of classes without samples are NaN.
-        names: of the K classes.
+        names: names of the K classes.
         title: above the figure.
     """
     columns = min(PANELS_IN_A_ROW, len(layers))
@@ -62,9 +62,9 @@ def choices_by_class(
 
     Args:
         counts: [K, m] images of a class that got a choice.
-        names: of the K classes.
+        names: names of the K classes.
         choices: names of the m choices.
-        costs: of the m choices, as shares of the highest; they order classes and bars.
+        costs: what the m choices cost, as shares of the dearest; classes and bars are ordered by them.
         title: above the figure.
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -48,7 +48,7 @@ def overlay(image: np.ndarray, objects: Objects, names: Sequence[str], title: st
     Args:
         image: uint8 [H, W, 3].
         objects: in its pixels.
-        names: of the labels.
+        names: class names, by label.
         title: above the figure.
     """
     height, width = image.shape[:2]
@@ -71,7 +71,7 @@ def comparison_sheet(
         images: uint8 [H, W, 3] each, of any sizes; at least one.
         truth: annotations of each.
         found: predictions for each.
-        names: of the labels.
+        names: class names, by label.
         title: above the figure.
     """
     columns = min(3, math.ceil(math.sqrt(len(images) / 2)))
@@ -94,7 +94,7 @@ def detection_sheet(
     Args:
         images: uint8 [H, W, 3] each, of any sizes; at least one.
         found: predictions for each.
-        names: of the labels.
+        names: class names, by label.
         captions: one for each image.
         title: above the figure.
     """
@@ -115,9 +115,9 @@ def category_bars(
     """Average precision of every category that has objects, best first.
 
     Args:
-        names: of the K categories.
+        names: names of the K categories.
         precision: kind (box, mask) -> AP of each category [K].
-        objects: of each category [K].
+        objects: annotated objects of each category [K].
         title: above the figure.
     """
     first = next(iter(precision.values()))
@@ -173,7 +173,7 @@ def sampling_points(
         points: [layers, n, 2], x and y in the image's pixels.
         weights: [layers, n] of the attention; a point's area and colour show it.
         objects: what the query found, at most one.
-        names: of the labels.
+        names: class names, by label.
         title: above the figure.
     """
     height, width = image.shape[:2]
@@ -203,7 +203,7 @@ def attention_maps(
         image: uint8 [H, W, 3].
         maps: [layers, h, w], attention of the query to each cell of the image.
         objects: what the query found, at most one.
-        names: of the labels.
+        names: class names, by label.
         title: above the figure.
     """
     height, width = image.shape[:2]

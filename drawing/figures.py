@@ -43,7 +43,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], title: str = "") 
 
     Args:
         counts: [K, K] samples of class i predicted as class j.
-        names: of the K classes.
+        names: names of the K classes.
         title: above the figure.
     """
     classes = len(names)
@@ -73,7 +73,7 @@ def contact_sheet(
         images: uint8 [H, W, 3] each, of any sizes.
         captions: one for each image.
         title: above the figure.
-        colours: of the captions.
+        colours: a colour for each caption.
     """
     columns = min(6, max(1, math.ceil(math.sqrt(len(images)))))
     rows = max(1, math.ceil(len(images) / columns))

@@ -23,7 +23,7 @@ class Skeleton:
     """What to draw of people.
 
     Args:
-        names: Of the joints, in order.
+        names: Names of the joints, in order.
         bones: Pairs of joints that a line connects.
     """
 

@@ -24,7 +24,7 @@ def region_overlay(
         regions: whole numbers [h, w] each, of any size: a position covers its part of the image.
         num_regions: colours to use; a region has the same one in every picture.
         title: above the figure.
-        opacity: of the map over the image, from 0 to 1.
+        opacity: how much the map hides of the image, from 0 to 1.
 
     Raises:
         ValueError: No image, another number of maps than of images, or a region that there is not.

@@ -66,7 +66,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, names: S
         image: uint8 [H, W, 3].
         labels: Classes [h, w].
         palette: uint8 [K, 3].
-        names: Of the K classes.
+        names: Names of the K classes.
         title: Above the figure.
     """
     height, width = image.shape[:2]
@@ -94,7 +94,7 @@ def panel_sheet(
     Args:
         rows: As many panels in each, at least one; None leaves a place empty.
         palette: uint8 [K, 3].
-        names: Of the K classes.
+        names: Names of the K classes.
         present: Classes in the legend.
         title: Above the figure.
     """
@@ -134,7 +134,7 @@ def class_bars(names: Sequence[str], exits: Mapping[str, Sequence[float]], title
     """Intersection over union of each class, the best one above; a bar for the last exit, a mark for each other.
 
     Args:
-        names: Of the classes.
+        names: Names of the classes.
         exits: Exit -> [K]; NaN for classes that do not count.
         title: Above the figure.
     """
@@ -163,7 +163,7 @@ def miou_curve(macs: Sequence[float], miou: Sequence[float], title: str = "") ->
 
     Args:
         macs: Multiply-adds an image up to each exit.
-        miou: Of each exit.
+        miou: Mean intersection over union of each exit.
         title: Above the figure.
     """
     unit, name = (1e9, "G") if macs[-1] >= 1e9 else (1e6, "M")
@@ -189,7 +189,7 @@ def threshold_curve(
 
     Args:
         exits: Threshold -> cost and mean intersection over union of each exit, cheapest first.
-        swept: Of the last exit, the same and the threshold, by rising threshold; empty without thresholds.
+        swept: Compute, mIoU and threshold of the last exit, by rising threshold; empty without thresholds.
         chosen: Budgets, and what was chosen within each; costs and budgets are shares of computing every pixel.
         cost: What is counted.
         title: Above the figure.

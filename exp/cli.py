@@ -261,7 +261,7 @@ def standard_callbacks(
     """The callbacks of every run, in the order that they rely on: checkpoints are taken last.
 
     Args:
-        seed: of the run; None leaves random generators alone.
+        seed: the run's seed; None leaves random generators alone.
         checkpoints: when a checkpoint is taken.
         model: the task, which has its reports.
         given: callbacks of the config; a report among them takes the place of the one that every run has.

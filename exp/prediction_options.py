@@ -52,7 +52,7 @@ class PredictionOptions:
         """What writes a task's predictions, as the options say.
 
         Args:
-            config: of the command.
+            config: the command's config.
             task: that predicts.
 
         Raises:

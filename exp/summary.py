@@ -30,7 +30,7 @@ def content(reports: list[Report], run: Run) -> dict[str, str]:
     """What may lie in a run directory, by path in it, with what a person is told of it.
 
     Args:
-        reports: of the run.
+        reports: the run's reports.
         run: its directory.
     """
     pictures = {f"{run.plots.name}/{name}": told for report in reports for name, told in report.pictures.items()}

@@ -46,7 +46,7 @@ def confidence_counts(logits: Tensor, predicted: Tensor, label: Tensor, threshol
         logits: [1, C, H, W].
         predicted: The likeliest classes [H, W].
         label: Classes [H, W]; pixels of label 255 do not count.
-        threshold: Of the largest softmax probability; the exit is sure of pixels above. None for no threshold.
+        threshold: Largest softmax probability above which the exit is sure of a pixel. None for no threshold.
 
     Returns:
         float64 [BINS + 1, 3], a row for each bin and one for the pixels above the threshold: how many, the sum of their

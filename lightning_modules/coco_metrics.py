@@ -103,10 +103,10 @@ class CocoFindings(Findings):
 
     Args:
         metrics: COCO's twelve numbers of each kind, `box_ap`, `mask_ar100` ...; -1 where nothing is there to be found.
-        category_names: of the K categories.
-        objects: of each category in the evaluated images [K].
-        per_category: of each kind, AP and AP50 by category [K, 2]; -1 for categories without objects.
-        precision: of each kind, precision at 101 recalls from 0 to 1 and 10 IoU thresholds from 0.5 to 0.95, the mean
+        category_names: names of the K categories.
+        objects: annotated objects of each category in the evaluated images [K].
+        per_category: AP and AP50 by kind and category [K, 2]; -1 for categories without objects.
+        precision: by kind, precision at 101 recalls from 0 to 1 and 10 IoU thresholds from 0.5 to 0.95, the mean
             over the categories that have objects [10, 101].
         images: the results, by image id.
     """
@@ -135,8 +135,8 @@ class CocoEvaluation:
     """Compares results with the annotations of a split.
 
     Args:
-        ground_truth: of COCO's format: `images`, `annotations`, `categories`.
-        category_ids: of each label, its category.
+        ground_truth: annotations in COCO's format: `images`, `annotations`, `categories`.
+        category_ids: COCO's category of each label.
         kinds: `box`, `mask` or both.
 
     Raises:
@@ -171,7 +171,7 @@ class CocoEvaluation:
         """Computes COCO's numbers over the images that there are results of, each counted once.
 
         Args:
-            results: of each evaluated image one, empty ones included.
+            results: one for each evaluated image, empty ones included.
 
         Raises:
             ValueError: a result of an image that has no entry in the annotations.
@@ -236,8 +236,8 @@ def upload_format(results: Sequence[ImageResult], category_ids: Sequence[int], k
     """Results as COCO's evaluation server takes them, one entry an object.
 
     Args:
-        results: of any images.
-        category_ids: of each label, its category.
+        results: what was found in any images.
+        category_ids: COCO's category of each label.
         kind: `box` makes entries with a `bbox` (x y width height), `mask` with a `segmentation`.
     """
     ids = np.asarray(category_ids)

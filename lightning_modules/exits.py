@@ -23,7 +23,7 @@ class ExitMacs:
     """Multiply-adds of an image up to each exit, cheapest first.
 
     Args:
-        executed: Of the operators that ran.
+        executed: What the operators that ran took.
         published: As the network's paper counts them; empty for networks that do not say.
         dense: Where everything is computed; empty likewise.
     """

@@ -100,7 +100,7 @@ def follow_in_groups(
 
     Args:
         optimizer: As it was built.
-        key: Of its parameter groups, such as `lr` or `weight_decay`.
+        key: What it is called in the parameter groups, such as `lr` or `weight_decay`.
         schedule: What is followed.
         base: The value of a group whose factor is 1, to which the schedule is relative.
         steps_per_epoch, total_steps: Optimiser steps of an epoch and of the training.

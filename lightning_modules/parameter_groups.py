@@ -76,7 +76,7 @@ def parameter_groups(
     Args:
         network: Its trainable parameters are grouped.
         lr: Learning rate of the head.
-        weight_decay: Of the parameters that decay.
+        weight_decay: Weight decay of the parameters that have one.
         layer_decay: Learning rates by layer; None for one rate.
         lr_multipliers: Factors of the learning rate by a text that parameter names contain; the first that fits counts.
         decay_all: Whether everything decays, norms and biases too.

@@ -33,7 +33,7 @@ class PoseFindings(Findings):
     """What an evaluation found, ordered by the people's positions in the split; on the host.
 
     Args:
-        metrics: Of every exit, by name; the names without an exit number are those of the last one.
+        metrics: What each exit reaches, by name; the names without an exit number are those of the last one.
         index: Positions, int64 [n].
         joints: x, y in pixels of the image, from 0, float32 [n,J,2].
         scores: Heat at each joint, float32 [n,J].

@@ -13,7 +13,7 @@ def step_seed(seed: int, epoch: int, step: int, rank: int | None = None) -> int:
         seed: The run's.
         epoch: From 0.
         step: Batch of the epoch, from 0.
-        rank: Of one process, or None for a seed that all processes share.
+        rank: Process that the seed is for, or None for a seed that all processes share.
     """
     key = struct.pack("<3q", seed, epoch, step) + (b"all" if rank is None else struct.pack("<q", rank))
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")

@@ -170,7 +170,7 @@ class Segmentation(Task):
 
         Args:
             tally: Gets what is found.
-            batch: Of an evaluation.
+            batch: A batch as evaluations get it.
             everything: Whether the loss and how sure exits are is counted, too, which takes as long as the rest.
 
         Returns:

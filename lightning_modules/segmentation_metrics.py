@@ -106,7 +106,7 @@ class Tally:
             exit: 0 ...
             predicted, label: Classes [H, W]; pixels of label 255 do not count.
             num_classes: C.
-            loss: Of the image, a scalar.
+            loss: Loss of the image, a scalar.
         """
         confusion = multiclass_confusion_matrix(
             predicted, label, num_classes, ignore_index=VOID, validate_args=False
@@ -166,14 +166,14 @@ class SegmentationFindings(Findings):
     """What an evaluation has found.
 
     Args:
-        class_names: Of the C classes.
+        class_names: Names of the C classes.
         exits: Scores of each exit, cheapest first.
         macs: Multiply-adds that an image took up to each exit, the mean over the split, counted from the operators
             that ran; empty where they were not counted.
         images: Evaluated images.
         published_macs, dense_macs: The same as the network's paper counts them, and where every pixel is computed;
             empty for networks that do not say.
-        calibration: Of each exit; empty for networks with one exit.
+        calibration: How sure each exit may be; empty for networks with one exit.
     """
 
     class_names: list[str] = field(default_factory=list)

@@ -32,7 +32,7 @@ class StepLog:
         """The means of what was noted, and samples a second over all processes; begins anew.
 
         Args:
-            trainer: Of the training; every process must ask.
+            trainer: The training's trainer; every process must ask.
             batch_size: Samples of a micro-batch on this process.
         """
         # Over the processes first, as `state` does: sums in another order differ in the last digit.

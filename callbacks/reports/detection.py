@@ -23,7 +23,7 @@ class Detections(Report):
 
     Args:
         images: on the sheet of detections, the first of the split.
-        score_threshold: of more predictions than there are annotations, those below are not drawn.
+        score_threshold: least score that is drawn, once there are as many predictions as annotations.
     """
 
     reads = Detection

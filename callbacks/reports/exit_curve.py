@@ -227,7 +227,7 @@ def exit_metrics(
     """The metrics that `ExitCurve` logs, by their names without the split.
 
     Args:
-        outcomes: of the samples to judge on.
+        outcomes: what each exit says of the samples to judge on.
         costs: multiply-adds up to each exit.
         thresholds: solved on validation samples; None where there are none.
         low, high: multiply-adds between which areas are taken.

@@ -94,9 +94,9 @@ def as_coco(
 
     Args:
         results: one of each image.
-        files: of the images.
-        names: of the labels.
-        category_ids: of the labels.
+        files: file names of the images.
+        names: class names, by label.
+        category_ids: COCO's category of each label.
     """
     images = [
         {"id": each.image_id, "file_name": file, "height": each.size[0], "width": each.size[1]}

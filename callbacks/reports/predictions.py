@@ -27,7 +27,7 @@ class Source:
 
     Args:
         path: the file.
-        content: of a checkpoint, what else is in it; empty for weights alone.
+        content: what else is in the checkpoint; empty for weights alone.
         class_names: empty where neither the checkpoint nor the data says.
         validated: the folder where `validate` puts what it makes of the file.
     """
@@ -60,7 +60,7 @@ class Predictions(Report, ABC):
         """Has the task follow the options.
 
         Args:
-            trainer: of the prediction that follows.
+            trainer: the one that will predict.
             task: with its weights.
             source: where they are from.
 

@@ -25,11 +25,11 @@ def draw_query(network: Any, image: Tensor, picture: np.ndarray, query: Query, n
     """Where a query looks: sampling points of deformable attention, maps of dense attention, layer by layer.
 
     Args:
-        network: of the DETR family.
+        network: a network of the DETR family.
         image: what it takes [3, h, w].
         picture: the image before any transform, uint8 [H, W, 3].
         query: its number, or `best`: the one that is surest of what it found.
-        names: of the classes.
+        names: class names, by label.
 
     Raises:
         ValueError: a query that the network does not have.

@@ -35,7 +35,7 @@ class Taken:
         index: Position of each image [N].
         gates: How far each way is open [N, layers, levels, ways].
         macs: Multiply-adds that ran for each [N], float64.
-        names: Of the ways.
+        names: What the ways are called.
         grid: What there is to be taken.
     """
 
@@ -196,7 +196,7 @@ def routed_image(taken: Taken, place: int, name: str, image: Any) -> RoutedImage
     Args:
         taken: The routes of the images.
         place: Which of them.
-        name: Of the image.
+        name: The image's file name.
         image: uint8 [H, W, 3].
     """
     use = taken.use(place)

@@ -144,7 +144,7 @@ def panels(
         image: uint8 [H, W, 3].
         name: Its caption.
         label: Annotation [h, w], with 255 for void.
-        looks: Of each exit, cheapest first.
+        looks: What each exit makes of it, cheapest first.
         palette: uint8 [K, 3].
     """
     right = label != VOID
@@ -182,7 +182,7 @@ def write_labels(predicted: np.ndarray, label_ids: list[int], path: Path) -> Pat
     Args:
         predicted: Classes, uint8.
         label_ids: What each class is written as, 0 to 255.
-        path: Of the file.
+        path: The file to be written.
 
     Raises:
         OSError: It cannot be written.

@@ -33,7 +33,7 @@ class Point:
     """One way to use the network, and what came of it on a split.
 
     Args:
-        thresholds: Of the exits.
+        thresholds: From which probability on each exit is sure.
         exit: Where inference stops, 0 for the first.
         miou: Mean intersection over union.
         macs: Executed multiply-adds of an image, the mean over the split.
@@ -203,7 +203,7 @@ def choices(points: Sequence[Point]) -> dict[int, tuple[Thresholds, int]]:
     """For every budget that reaches a point, the thresholds and the exit of the best one within it.
 
     Args:
-        points: Of the images to choose on.
+        points: What came of each threshold and exit on the images to choose on.
 
     Returns:
         By budget, a whole percentage of computing every pixel. Of equally good points the cheaper one.

@@ -28,8 +28,8 @@ class Progress:
 
     Args:
         step: optimiser steps done.
-        total: of all; 0 if not known yet.
-        epochs: of all; None if training is measured in steps.
+        total: optimiser steps of the whole run; 0 if not known yet.
+        epochs: epochs of the whole run; None if training is measured in steps.
         metric: the last logged value of the claim's metric, or of the validation metric like it.
     """
 

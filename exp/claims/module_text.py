@@ -26,7 +26,7 @@ class Module:
         digest: hash of its syntax tree without docstrings; of a package, also without the names that it only hands on.
             Empty if nothing is left.
         imports: what its text uses; of a package, what its own statements use.
-        offers: of a package, the names that it imports from elsewhere.
+        offers: the names that a package imports from elsewhere.
         defines: the names that it binds itself.
         words: string constants that could be names.
         patterns: regular expressions of the texts that its f-strings can become.

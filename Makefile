@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-GOLDEN := $(BIN)/python -m pytest -q -n 2 tests/test_golden.py tests/test_golden_sensitivity.py
+GOLDEN := $(BIN)/python -m pytest -q tests/test_golden.py
 
 .PHONY: quickstart test test-all test-golden lint clean
 

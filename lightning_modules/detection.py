@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_modules.coco_metrics import CocoEvaluation, CocoFindings, ImageResult, Kind
+from lightning_modules.coco_metrics import CocoEvaluation, ImageResult, Kind
 from lightning_modules.findings import Findings, gathered_on_first, told_by_first
 from lightning_modules.task import Batch, Task, classes_of
 
@@ -80,11 +80,11 @@ class Detection(Task):
     def finish(self, split: str) -> Findings:
         results = gathered_on_first(self._results)
         self._results = []
-        findings = Findings()
+        found = None
         if results is not None:
-            findings = self.coco(split).evaluate([result for each in results for result in each])
-        metrics = told_by_first(dict(findings.metrics))
-        return findings if isinstance(findings, CocoFindings) else Findings(metrics)
+            found = self.coco(split).evaluate([result for each in results for result in each])
+        metrics = told_by_first({} if found is None else dict(found.metrics))
+        return Findings(metrics) if found is None else found
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -115,7 +115,10 @@ class ExitCurve(Report):
 
     @override
     def applies(self, task: LightningModule) -> bool:
-        return super().applies(task) and _multi_exit(task) is not None
+        if not super().applies(task):
+            return False
+        network = task.network
+        return isinstance(network, MultiExit) and network.num_exits > 1
 
     @override
     def start(self) -> None:
@@ -261,8 +264,3 @@ def operating_points(outcomes: Outcomes, costs: list[float], thresholds: ExitThr
 def random_accuracy(outcomes: Outcomes, found: Evaluation) -> float:
     """Expected accuracy where as many samples leave at each exit, but no one looks which."""
     return (found.exit_shares * outcomes.accuracy).sum().item()
-
-
-def _multi_exit(task: LightningModule) -> MultiExit | None:
-    network = getattr(task, "network", None)
-    return network if isinstance(network, MultiExit) and network.num_exits > 1 else None

@@ -117,13 +117,13 @@ class Predictions(Report, ABC):
 
     @override
     def look(self, batch: Batch) -> None:
-        _wait(self.task.device)
+        wait_for(self.task.device)
         self._started = time.perf_counter()
 
     @override
     def keep(self, batch: Batch, outputs: Any) -> None:
         # A task that has a deadline to keep has timed its images itself, trial runs left out.
-        _wait(self.task.device)
+        wait_for(self.task.device)
         self.seconds += sum(outputs["seconds"]) if "seconds" in outputs else time.perf_counter() - self._started
 
 
@@ -142,7 +142,7 @@ def title_of(images: int, shown: int) -> str:
     return f"{images} images" + (f", the first {shown}" if images > shown else "")
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Until the device has done what it was given; the CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Column, Table
 from typing_extensions import override
 
-from callbacks.reports.predictions import Predictions, Source
+from callbacks.reports.predictions import Predictions, Source, wait_for
 from callbacks.reports.routes import Routes, routed_image
 from callbacks.reports.segmentation import file_names, write_labels
 from drawing.figures import contact_sheet, readable, save
@@ -57,15 +57,8 @@ class SegmentedFiles(Predictions):
             )
         if task.sliding_window is not None or task.multi_scale is not None:
             raise ValueError("--deadline-ms is for whole images: set sliding_window and multi_scale to null")
-        device = trainer.strategy.root_device
-
-        def wait() -> None:
-            # The CPU always has done what it was given.
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-
         try:
-            task.deadline = Deadline(self.deadline_ms / 1e3, wait)
+            task.deadline = Deadline(self.deadline_ms / 1e3, partial(wait_for, trainer.strategy.root_device))
         except ValueError as error:
             raise ValueError(f"--deadline-ms {self.deadline_ms:g}: it must be above 0") from error
 

@@ -29,6 +29,7 @@ import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
 from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
+from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.messages import explain, refusal
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
@@ -127,7 +128,11 @@ class Cli(LightningCLI):
             help="start from these weights, of an exp checkpoint or one that `convert` wrote; --weights.PART=FILE: "
             "weights of a part, such as teacher or network.backbone",
         )
-        parser.add_argument("--ckpt_path", type=str | None, help="validate, test, predict: the checkpoint to use")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="validate, test, predict: the checkpoint to use: a file, a run's directory, NAME/best or NAME/last",
+        )
         if self.command == "predict":
             self.predictions.add_to(parser)
         parser.add_class_arguments(Checkpoints, "checkpoint")
@@ -139,6 +144,8 @@ class Cli(LightningCLI):
         if weights:
             given = self.config.weights
             self.config.weights = ({WHOLE: given} if isinstance(given, str) else given or {}) | weights
+        if self.config.ckpt_path is not None:
+            self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
@@ -284,6 +291,9 @@ def _own_config(argv: list[str]) -> Iterator[list[str]]:
     if checkpoint is None or any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
         yield argv
         return
+    # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
+    checkpoint = str(_found(checkpoint, _option(argv, "--runs") or "runs"))
+    argv = [*argv, f"--ckpt_path={checkpoint}"]
     try:
         text = read_checkpoint(Path(checkpoint)).get("exp_config")
     except CheckpointError as error:
@@ -297,6 +307,13 @@ def _own_config(argv: list[str]) -> Iterator[list[str]]:
         path = path.with_name(path.name + ".yaml")
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         yield [f"--config={path}", *argv]
+
+
+def _found(checkpoint: str, runs: str) -> Path:
+    try:
+        return find_checkpoint(checkpoint, Path(runs))
+    except NoCheckpoint as error:
+        raise UsageError(f"--ckpt_path {error}") from None
 
 
 def _option(argv: list[str], name: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.cli import WHOLE, Cli, UsageError
 from exp.convert import ConvertError, read
 from models import official
@@ -51,11 +52,13 @@ def weight_files(cli: Cli) -> dict[str, Path]:
     """
     given = cli.config.weights
     named = {WHOLE: given} if isinstance(given, str) else dict(given or {})
-    files = {part: Path(named[part]) for part in sorted(named)}
-    for part, path in files.items():
+    files = {}
+    for part in sorted(named):
         _find(cli, part)
-        if not path.is_file():
-            raise UsageError(f"{_option(part)} {path}: no such file")
+        try:
+            files[part] = find_checkpoint(named[part], Path(cli.config.runs))
+        except NoCheckpoint as error:
+            raise UsageError(f"{_option(part)} {error}") from None
     return files
 
 

@@ -22,6 +22,7 @@ from lightning_modules.parameter_groups import parameter_groups
 from models.classifiers import DRNet, timm_classifier
 from models.compute import count, parameter_count
 from tests.library.cifar_files import write as write_cifar
+from tests.library.class_folders import write_class_folders
 from tests.library.coco_files import CocoFiles
 from tests.library.drconv_costs import COSTS as DRCONV
 from tests.library.dvt_costs import TABLE as DVT
@@ -299,6 +300,9 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         argv = [*argv, f"--data.init_args.num_train={batch}", "--data.init_args.num_val=4"]
     elif data["class_path"].endswith("CamVid"):
         write_camvid(tmp_path / data["init_args"]["root"])
+    elif data["class_path"].endswith("ImageFolder"):
+        write_class_folders(tmp_path / data["init_args"]["root"], classes=5, images=16)
+        argv = [*argv, "--data.init_args.num_workers=0"]
     elif data["class_path"].endswith("Coco"):
         write_coco(tmp_path / data["init_args"]["root"])
         # As small as they are: at full size one batch takes a minute.

@@ -199,9 +199,10 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Training batches; resumable to the sample."""
         rank, world_size = self._processes()
         accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         (name, batch_size), *others = self.streams().items()
         first = TrainBatches(
-            len(self.source(name)), batch_size, accumulate, self.seed, rank, world_size, self.batch_groups()
+            len(self.source(name)), batch_size, accumulate, self.seed, rank, world_size, self.batch_groups(), overfits
         )
         if not others:
             return self._loader(self._train_samples(name), first)

@@ -28,6 +28,7 @@ class TrainBatches:
         world_size: Number of processes.
         groups: Group of each sample, int64 [num_samples], if a batch (over all processes) shall take its samples from
             one group. What does not fill a batch of its group is left out of the epoch.
+        same_order: Whether every epoch has the order of the first, so that its first batches are always the same.
 
     Raises:
         DataError: If the batch cannot be shared equally, or there are fewer samples than one step takes.
@@ -42,6 +43,7 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         groups: np.ndarray | None = None,
+        same_order: bool = False,
     ) -> None:
         self.share = equal_share(batch_size, world_size)
         self.offset = rank * self.share
@@ -53,6 +55,7 @@ class TrainBatches:
                 f"{accumulate} accumulated batches). Lower batch_size or accumulate_grad_batches."
             )
         self.num_samples, self.batch_size, self.seed, self.groups = num_samples, batch_size, seed, groups
+        self.same_order = same_order
         self.num_batches = full // accumulate * accumulate
 
     def __len__(self) -> int:
@@ -73,7 +76,7 @@ class TrainBatches:
                 f"The checkpoint stopped {samples} samples into epoch {epoch}, which is no multiple of "
                 f"batch_size={self.batch_size}. Resume with the batch size it was trained with, or one that divides it."
             )
-        order = permutation(self.seed, epoch, self.num_samples)
+        order = permutation(self.seed, 0 if self.same_order else epoch, self.num_samples)
         if self.groups is not None:
             order = by_group(order, self.groups, self.batch_size)
         for start in range(samples + self.offset, self.num_batches * self.batch_size, self.batch_size):

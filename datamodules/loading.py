@@ -149,7 +149,7 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.dataset, self.batches, self.report, self.position = samples, batches, report, position
+        self.batches, self.report, self.position = batches, report, position
         self.num_workers = num_workers
         self._cursor = _Cursor(batches)
         self._running: int | None = None

@@ -20,6 +20,8 @@ MESSAGES = (
     r"Total length of `list` across ranks is zero",
     # An epoch of few batches is what small data sets have.
     r"The number of training batches .* is smaller than the logging interval",
+    # With `overfit_batches` the order of our loaders is that of the first epoch; Lightning can but warn.
+    r"You requested to overfit but enabled .* dataloader shuffling",
     # A 1x1 convolution's gradient has two equivalent strides; DDP remarks on the one it did not choose.
     r"(?s)Grad strides do not match bucket view strides",
     # wandb and timm use names that their own dependencies deprecate.

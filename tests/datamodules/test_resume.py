@@ -50,6 +50,12 @@ def test_uninterrupted_stream_covers_each_epoch_once(whole: tuple[Path, list[Any
     assert stream[0][1] != stream[4][1]
 
 
+def test_overfitting_sees_the_same_batches_in_every_epoch(whole: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    stream = fit(tmp_path, max_epochs=2, overfit_batches=2).stream
+    assert [epoch for epoch, _, _ in stream] == [0, 0, 1, 1]
+    assert [indices for _, indices, _ in stream] == 2 * [indices for _, indices, _ in whole[1][:2]]
+
+
 CHECKPOINTS = [(f"batch{n}.ckpt", n) for n in (1, 2, 4, 5, 8, 11)]
 CHECKPOINTS += [("epoch0.ckpt", 4), ("epoch1.ckpt", 8), ("val0.ckpt", 4), ("val1.ckpt", 8)]
 

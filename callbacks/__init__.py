@@ -5,6 +5,7 @@ from callbacks.averaging import WeightEMA
 from callbacks.bad_samples import BadSamples
 from callbacks.checkpoints import Checkpoints
 from callbacks.compute_budget import ComputeBudget
+from callbacks.monitored import Monitored
 from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
 from callbacks.preemption import Preempted, Preemption
 from callbacks.reports.cost import Cost
@@ -19,6 +20,7 @@ __all__ = [
     "ComputeBudget",
     "Cost",
     "ExitCurve",
+    "Monitored",
     "NonFiniteGuard",
     "NonFiniteLoss",
     "Preempted",

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
@@ -26,7 +27,7 @@ import models.classifiers
 import models.detectors
 import models.pose
 import models.segmenters  # noqa: F401
-from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
+from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
 from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
@@ -46,6 +47,8 @@ def _load(text: str) -> Any:
 
 
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
+# Lightning's enumerations are texts, too.
+yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
 
 
 class UsageError(SystemExit):
@@ -72,7 +75,7 @@ class Cli(LightningCLI):
 
     def __init__(self, argv: list[str], command: str) -> None:
         self.command = command
-        with _own_config(argv) as argv:
+        with _own_config(_files_first(argv)) as argv:
             self._parse(argv)
 
     def _parse(self, argv: list[str]) -> None:
@@ -186,6 +189,8 @@ class Cli(LightningCLI):
         config["profiler"] = config["profiler"] or NoProfiler()
         try:
             trainer = self.trainer_class(**config)
+        except (MisconfigurationException, ModuleNotFoundError) as error:
+            raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
         except KeyError as error:
             if "SLURM_" not in str(error):
                 raise
@@ -274,7 +279,7 @@ def standard_callbacks(
         given: callbacks of the config; a report among them takes the place of the one that every run has.
     """
     reports = [kind() for kind in reports_of(type(model)) if not any(isinstance(each, kind) for each in given)]
-    return [StepSeed(seed), NonFiniteGuard(), Preemption(), *reports, checkpoints]
+    return [StepSeed(seed), NonFiniteGuard(), Preemption(), Monitored(), *reports, checkpoints]
 
 
 def place_reports(trainer: Trainer, place: Place) -> None:
@@ -307,6 +312,19 @@ def _own_config(argv: list[str]) -> Iterator[list[str]]:
         path = path.with_name(path.name + ".yaml")
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         yield [f"--config={path}", *argv]
+
+
+def _files_first(argv: list[str]) -> list[str]:
+    """Config files before what is typed, which is meant to change them, wherever it stands."""
+    files: list[str] = []
+    rest: list[str] = []
+    left = iter(argv)
+    for argument in left:
+        if argument in ("-c", "--config"):
+            files += [argument, *(value for value in [next(left, None)] if value is not None)]
+        else:
+            (files if argument.startswith("--config=") else rest).append(argument)
+    return files + rest
 
 
 def _found(checkpoint: str, runs: str) -> Path:

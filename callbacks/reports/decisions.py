@@ -59,6 +59,10 @@ class Decisions(Report):
         return isinstance(task, Task) and task.costs_one_forward and not task.compile_network
 
     @override
+    def may_log(self, task: LightningModule) -> bool:
+        return isinstance(task, Task) and self.applies(task) and bool(decisions.noted(task.network))
+
+    @override
     def start(self) -> None:
         self._painters: dict[str, Painter] = {
             "mixture": Mixtures(self),

@@ -104,6 +104,10 @@ class Report(Callback):
         """What is logged, by name without the split; the same on each process."""
         return {}
 
+    def may_log(self, task: LightningModule) -> bool:
+        """Whether it may have metrics, asked once the task's network has seen a batch."""
+        return self.applies(task) and type(self).metrics is not Report.metrics
+
     def draw(self) -> Mapping[str, Figure]:
         """Figures by the name of their file, without its ending."""
         return {}

@@ -14,6 +14,7 @@ from tests.library.runner import SMALL, run
 
 ROOT = Path(__file__).parents[2]
 
+EARLY = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/topp1}}"
 MISTAKES = {
     "trainr.max_epochs=3": "unknown option 'trainr.max_epochs'; did you mean 'trainer.max_epochs'?",
     "trainer.max_epoch=3": "unknown option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?",
@@ -41,6 +42,13 @@ MISTAKES = {
 }
 
 
+# What Lightning and the callbacks of others refuse when they are built.
+MISTAKES |= {
+    "trainer.devices=0": "trainer: `Trainer(devices='0')` value is not a valid input using cpu accelerator",
+    "trainer.accelerator=tpu": "trainer: Requirement 'torch_xla",
+}
+
+
 @pytest.mark.parametrize("argument", MISTAKES)
 def test_mistake_is_answered_in_one_line(argument: str, tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -51,6 +59,19 @@ def test_mistake_is_answered_in_one_line(argument: str, tmp_path: Path) -> None:
     assert lines[0].startswith("exp: ")
     assert MISTAKES[argument] in lines[0]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_typed_counts_before_a_config_file_after_it() -> None:
+    config = f"--config={ROOT / 'configs/quickstart.yaml'}"
+    for argv in (["--trainer.max_epochs=7", config], [config, "--trainer.max_epochs=7"]):
+        assert resolve(argv)["trainer"]["max_epochs"] == 7
+    assert resolve(["--trainer.max_epochs", "7", *config.split("=")])["trainer"]["max_epochs"] == 7
+
+
+def test_defaults_that_are_enumerations_are_written_as_texts() -> None:
+    timer = "{class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: '00:00:00:10'}}"
+    plain = resolve([f"--config={ROOT / 'configs/quickstart.yaml'}", f"--trainer.callbacks={timer}"])
+    assert plain["trainer"]["callbacks"]["init_args"]["interval"] == "step"
 
 
 def test_null_reaches_a_class_within_a_class() -> None:
@@ -73,7 +94,8 @@ def test_mistake_in_a_file_names_key_and_choice(tmp_path: Path) -> None:
     [
         ("--model.schedule.warmup_epochs=3", "the warm-up (27 steps) leaves nothing of the training (27 steps)"),
         ("--model.network.num_classes=7", "the network has 7 classes but the data has 10"),
-        ("--checkpoint.monitor=val/map", "checkpoint.monitor is 'val/map', but validation logs"),
+        ("--checkpoint.monitor=val/map", "checkpoint.monitor is 'val/map', but validation logs val/loss, val/top1"),
+        (f"--trainer.callbacks={EARLY}", "EarlyStopping.monitor is 'val/topp1', but validation logs val/loss"),
     ],
 )
 def test_refusal_during_training_has_no_traceback(argument: str, answer: str, tmp_path: Path) -> None:
@@ -81,6 +103,7 @@ def test_refusal_during_training_has_no_traceback(argument: str, answer: str, tm
     assert ended.code == 1
     assert answer in ended.output.splitlines()[-1]
     assert "Traceback" not in ended.output
+    assert not list(tmp_path.glob("runs/**/metrics.csv")), "refused before the first step"
 
 
 def test_help_is_quick_and_lists_every_command() -> None:

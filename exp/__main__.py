@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import locale
 import os
 import signal
 import sys
@@ -58,5 +59,13 @@ def main(argv: list[str]) -> int:
     return importlib.import_module(f"exp.{command}").main(rest)
 
 
+def speak_utf8() -> None:
+    """Starts Python anew, with names of files and texts in UTF-8, where the locale has another encoding."""
+    if sys.getfilesystemencoding() != "utf-8" or locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    speak_utf8()
     sys.exit(main(sys.argv[1:]))

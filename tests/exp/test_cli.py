@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,13 @@ def test_unknown_command() -> None:
     ended = subprocess.run([sys.executable, "-m", "exp", "ft"], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
     assert ended.stderr == "exp: unknown command 'ft': did you mean 'fit'?\n"
+
+
+def test_names_are_utf8_in_any_locale() -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "exp", "fêt"]
+    ended = subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | ascii_only)
+    assert ended.stderr.decode() == "exp: unknown command 'fêt': did you mean 'fit'?\n"
 
 
 def test_configs_merge_and_print_config_round_trips(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,26 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from exp.weight_files import WeightFileError, read
+from models.official import some
+
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message names the file and the remedy."""
+    """A checkpoint could not be written or read; the message names the file and the remedy.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, path: Path, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{path}: {reason}; {remedy}" if remedy else f"{path}: {reason}")
+        self.reason = reason
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name, flushes to the disk, then renames; reads with `weights_only=True` alone."""
+    """Writes to a temporary name, flushes to the disk, then renames; reads with `exp.weight_files` alone."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes a checkpoint so that a crash at any moment leaves the old file or the new one.
@@ -38,17 +50,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            raise CheckpointError(f"{target}: the checkpoint could not be written: {_reason(error)}") from error
+            raise CheckpointError(target, f"the checkpoint could not be written: {_reason(error)}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint; nothing in it is executed.
+        """Reads a checkpoint to the CPU; nothing in it is executed.
 
         Raises:
-            CheckpointError: the file is missing, torn, or holds more than tensors and plain values.
+            CheckpointError: the file is missing, damaged, or no checkpoint of a run.
         """
-        return read_checkpoint(Path(path), map_location)
+        return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint file if it is there."""
@@ -72,29 +84,39 @@ def _sync_folder(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None: torn files and flipped bits are found by their checksums."""
+    """What is wrong with a checkpoint file, or None; whatever cannot be loaded is damaged.
+
+    It costs one reading of the file, which is what loading it costs.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except FileNotFoundError:
-        return "no such file"
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return f"torn or corrupt ({error})"
-    return f"corrupt (checksum of {broken})" if broken else None
+        read_checkpoint(path)
+    except CheckpointError as error:
+        return error.reason
+    return None
 
 
-def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
-    """Reads a checkpoint file after checking it.
+def read_checkpoint(path: Path, tensors: bool = True) -> dict[str, Any]:
+    """Reads a checkpoint file and compares its checksums; nothing in it is executed.
+
+    Args:
+        path: the file.
+        tensors: whether the numbers of tensors are wanted; without them little of the file is read.
+
+    Returns:
+        What it holds, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, torn, or holds more than tensors and plain values.
+        CheckpointError: the file is missing, damaged, or no checkpoint of a run.
     """
-    if problem := damage(path):
-        raise CheckpointError(f"{path}: {problem}")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
+        content = read(path, tensors)
+    except WeightFileError as error:
+        others = sorted(each.name for each in path.parent.glob("*.ckpt") if each != path)
+        remedy = f"beside it there is {', '.join(others)}" if others and error.what != str(error) else ""
+        raise CheckpointError(path, error.what, remedy or str(error).removeprefix(error.what)[2:]) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        found = f"it has {some(content)}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
         raise CheckpointError(
-            f"{path}: not a checkpoint of exp ({str(error).splitlines()[0]}); "
-            "official checkpoints are translated by `python -m exp convert`"
-        ) from error
+            path, f"not a checkpoint of a run ({found})", "official files are translated by `python -m exp convert`"
+        )
+    return content

@@ -300,7 +300,7 @@ def _own_config(argv: list[str]) -> Iterator[list[str]]:
     checkpoint = str(_found(checkpoint, _option(argv, "--runs") or "runs"))
     argv = [*argv, f"--ckpt_path={checkpoint}"]
     try:
-        text = read_checkpoint(Path(checkpoint)).get("exp_config")
+        text = read_checkpoint(Path(checkpoint), tensors=False).get("exp_config")
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     if not text:

@@ -8,12 +8,10 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PICKLED = (".pth", ".pt", ".ckpt", ".tar")
 
 
 class ConvertError(ValueError):
@@ -33,7 +31,7 @@ def main(argv: list[str]) -> int:
         prog="python -m exp convert",
         description="Translate an official checkpoint to our layout (timm's names), or back.",
     )
-    parser.add_argument("source", type=Path, metavar="IN", help=f"{', '.join(PICKLED)} or .safetensors")
+    parser.add_argument("source", type=Path, metavar="IN", help="file of torch, numpy or safetensors, or a pickle")
     parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors, or .pth for {'model': weights}")
     parser.add_argument("--system", help="whose layout it is; recognised by the key names unless given")
     parser.add_argument("--to", choices=("ours", "official"), default="ours", help="layout of OUT (default: ours)")
@@ -52,7 +50,7 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     """Translate a checkpoint file.
 
     Args:
-        source: Read with `read`.
+        source: Read with `exp.weight_files.read`.
         target: Written with `write`.
         system: Whose layout; None to recognise it by the key names.
         to: Layout of the target, `ours` or `official`.
@@ -64,9 +62,7 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     Raises:
         ConvertError: The source cannot be understood or the target not be written.
     """
-    if not source.is_file():
-        raise ConvertError("no such file")
-
+    from exp.weight_files import WeightFileError, read
     from models import official
 
     try:
@@ -77,7 +73,7 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
             system = system or official.system_of(state, to)
             layout = official.layout_of(system)
             converted = layout.to_ours(state) if to == "ours" else layout.to_official(state)
-    except official.LayoutError as error:
+    except (WeightFileError, official.LayoutError) as error:
         raise ConvertError(str(error)) from error
     write(converted, target)
     for note in notes:
@@ -85,36 +81,6 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     numbers = sum(tensor.numel() for tensor in converted.values())
     weights = f"{system} {'averaged ' if ema else ''}weights in {'our' if to == 'ours' else 'the official'} layout"
     return f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers"
-
-
-def read(path: Path) -> Any:
-    """Load a checkpoint without executing anything in it.
-
-    Args:
-        path: `.safetensors`, or a file of `torch.save`.
-
-    Returns:
-        What the file holds, on the CPU.
-
-    Raises:
-        ConvertError: Not a checkpoint.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ConvertError(f"not a safetensors file ({_first_line(error)})") from error
-    try:
-        # Official training checkpoints carry their command line; a namespace of plain values does no harm.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's age; what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle may raise nearly anything
-        raise ConvertError(f"not a checkpoint of tensors and plain values ({_first_line(error)})") from error
 
 
 def write(state: dict[str, Tensor], path: Path) -> None:

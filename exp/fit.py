@@ -116,7 +116,7 @@ def _as_today(config: Path) -> dict[str, Any] | None:
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(read_checkpoint(checkpoint)["global_step"])
+    return int(read_checkpoint(checkpoint, tensors=False)["global_step"])
 
 
 def _agree_on_run(cli: Cli) -> Run:

@@ -13,7 +13,7 @@ from torch import nn
 
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.cli import WHOLE, Cli, UsageError
-from exp.convert import ConvertError, read
+from exp.weight_files import WeightFileError, read
 from models import official
 from models.official import State
 
@@ -81,8 +81,6 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
         UsageError: the file does not fit, or is in an official layout.
     """
     option = _option(part)
-    if not path.is_file():
-        raise UsageError(f"{option} {path}: no such file")
     top, _, rest = part.partition(".")
     _find(cli, part)
     network = getattr(cli.model, top)
@@ -90,7 +88,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
         checkpoint = read(path)
         # Of a run with averaged weights, what its evaluation used.
         state = official.unwrap(checkpoint, ema="averaging_state" in checkpoint)
-    except (ConvertError, official.LayoutError) as error:
+    except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     behind: list[str] = []
     fitted = state

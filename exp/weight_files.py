@@ -24,6 +24,7 @@ from torch import Tensor
 
 from exp.pickled import STORAGES, Name, PickleError, Record, Storage, array, plain_key
 from exp.unpickling import unpickle
+from models.official import some
 
 # What torch writes first into a file that is no archive.
 _TORCH, _TORCH_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -71,7 +72,10 @@ def read(path: Path, tensors: bool = True) -> Any:
     try:
         check(path)
         with path.open("rb") as file:
-            return plain(_read(file, path, tensors))
+            content = _plain(_read(file, path, tensors))
+        if isinstance(content, Record):
+            raise WeightFileError(f"not a checkpoint (it holds an object, {some([content.kind])}, not named tensors)")
+        return content
     except OSError as error:
         raise WeightFileError(f"not readable ({error.strerror or type(error).__name__})") from error
     except MemoryError:
@@ -88,14 +92,12 @@ def check(path: Path) -> None:
     """Whether there is a file to read at all.
 
     Raises:
-        WeightFileError: There is none, or an empty one.
+        WeightFileError: There is none.
     """
     try:
         if path.is_dir():
             raise WeightFileError("a folder: give the file of weights in it")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise WeightFileError("empty, a file of 0 bytes", _AGAIN)
+        path.open("rb").close()
     except FileNotFoundError:
         raise WeightFileError("no such file") from None
     except OSError as error:
@@ -105,6 +107,8 @@ def check(path: Path) -> None:
 def _read(file: IO[bytes], path: Path, tensors: bool) -> Any:
     start = file.read(1024)
     file.seek(0)
+    if not start:
+        raise WeightFileError("empty, a file of 0 bytes", _AGAIN)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _archive(file, tensors)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
@@ -141,8 +145,9 @@ def _archive(file: IO[bytes], tensors: bool) -> Any:
             "a program of TorchScript, which would have to be executed: save its weights alone, by "
             "torch.save(module.state_dict(), ...)"
         )
-    names = ", ".join(list(entries)[:3]) or "nothing"
-    raise WeightFileError(f"a zip archive without a checkpoint of torch in it (it has {names}): unpack it first")
+    raise WeightFileError(
+        f"a zip archive without a checkpoint of torch in it (it has {some(entries, 3) or 'nothing'}): unpack it first"
+    )
 
 
 class _TorchArchive:
@@ -300,7 +305,7 @@ def _numpy(file: Any) -> Any:
     return array(file.read(), dtype, shape, "F" if in_columns else "C")
 
 
-def plain(content: Any) -> Any:
+def _plain(content: Any) -> Any:
     """Content whose networks and dictionaries of other kinds are plain dictionaries, down to those in the first one."""
     content = _as_dict(content)
     if not isinstance(content, dict) or not any(isinstance(value, Record) for value in content.values()):
@@ -376,16 +381,17 @@ def _told(start: bytes, file: IO[bytes], path: Path) -> str:
         return "a tar archive: unpack it first"
     if not start.strip(b"\0"):
         return f"cut off or damaged (it begins with zeros): {_AGAIN}"
+    wanted = "safetensors file" if path.suffix == ".safetensors" else "checkpoint of torch, numpy or safetensors"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
-        return f"text, not a checkpoint (it begins with {start[:40].decode(errors='replace').split(chr(10))[0]!r})"
-    return f"not a checkpoint of torch, numpy or safetensors (it begins with the bytes {start[:8].hex(' ')})"
+        return f"text, not a {wanted} (it begins with {start[:40].decode(errors='replace')!r})"
+    return f"not a {wanted} (it begins with the bytes {start[:8].hex(' ')})"
 
 
 def _told_json(file: IO[bytes]) -> str:
     try:
         said = json.loads(file.read(_LONGEST_HEADER))
     except (ValueError, RecursionError):
-        return "text, not a checkpoint (it begins like JSON)"
+        return "text, not a checkpoint (it begins like JSON but is none)"
     if isinstance(said, dict) and "weight_map" in said:
         return "an index of weights that are in several files beside it; exp reads one file"
     return "JSON, not weights: perhaps what a server answered instead of the file; download it again"

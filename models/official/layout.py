@@ -313,8 +313,8 @@ def refuse(missing: Sequence[str], unknown: Sequence[str], what: str) -> None:
 
 
 def some(names: Iterable[Any], limit: int = 6) -> str:
-    """A readable list: the first few names and how many more there are."""
-    listed = [str(name) for name in names]
+    """A readable list in one line: the first few names and how many more there are."""
+    listed = [text if (text := str(name)[:200]).isprintable() else ascii(text) for name in names]
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 

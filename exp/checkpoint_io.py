@@ -60,7 +60,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: the file is missing, damaged, or no checkpoint of a run.
         """
-        return read_checkpoint(Path(path))
+        content = read_checkpoint(Path(path))
+        if not isinstance(content.get("state_dict"), dict):
+            raise _not_ours(Path(path), content)
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint file if it is there."""
@@ -112,11 +115,15 @@ def read_checkpoint(path: Path, tensors: bool = True) -> dict[str, Any]:
         content = read(path, tensors)
     except WeightFileError as error:
         others = sorted(each.name for each in path.parent.glob("*.ckpt") if each != path)
-        remedy = f"beside it there is {', '.join(others)}" if others and error.what != str(error) else ""
+        remedy = f"take {' or '.join(others)} beside it" if others and error.what != str(error) else ""
         raise CheckpointError(path, error.what, remedy or str(error).removeprefix(error.what)[2:]) from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        found = f"it has {some(content)}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
-        raise CheckpointError(
-            path, f"not a checkpoint of a run ({found})", "official files are translated by `python -m exp convert`"
-        )
+    if not isinstance(content, dict) or not ("exp_config" in content or "state_dict" in content):
+        raise _not_ours(path, content)
     return content
+
+
+def _not_ours(path: Path, content: Any) -> CheckpointError:
+    found = f"it has {some(content)}" if isinstance(content, dict) else f"it holds a {type(content).__name__}"
+    return CheckpointError(
+        path, f"not a checkpoint of exp ({found})", "official checkpoints are translated by `python -m exp convert`"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 import datamodules  # noqa: F401  makes short class names known
 import lightning_modules  # noqa: F401
@@ -31,6 +32,7 @@ from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSe
 from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
+from exp.hubs import HubError, covered, held_back
 from exp.messages import explain, refusal
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
@@ -157,13 +159,27 @@ class Cli(LightningCLI):
         """Builds data, model and trainer; what a class refuses is a usage error."""
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        try:
+        # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
+        asks = self.command not in ("fit", "validate", "test", "predict")
+        with _refusals(), held_back(lambda number: not asks) as self.held_back:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            raise UsageError(refusal(str(error))) from error
         seed = self.config.seed_everything
         if hasattr(self.datamodule, "seed"):
             self.datamodule.seed = seed
+
+    def ask_hubs(self, parts: Iterable[nn.Module]) -> None:
+        """Builds the model again, now with the weights that its networks ask a hub for, if any are wanted.
+
+        Args:
+            parts: parts of the model whose weights come from a file, so that no hub is asked for theirs.
+        """
+        given = list(parts)
+        wanted = {number for number, network in self.held_back.items() if not covered(network, given, self.model)}
+        if not wanted:
+            return
+        self._set_seed()
+        with _refusals(), held_back(lambda number: number not in wanted):
+            self.model = self._get(self.parser.instantiate_classes(self.config), "model")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that make every run trustworthy."""
@@ -216,6 +232,17 @@ class Cli(LightningCLI):
     def config_text(self) -> str:
         """The resolved config as YAML."""
         return yaml.safe_dump(self.plain, sort_keys=False)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Makes what a class refuses while it is built a usage error."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(refusal(str(error))) from error
+    except HubError as error:
+        raise UsageError(str(error)) from error
 
 
 def _weights_of_parts(argv: list[str]) -> tuple[list[str], dict[str, str]]:

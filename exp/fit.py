@@ -21,7 +21,7 @@ from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
-from exp.weights import start_from, weight_files
+from exp.weights import part_of, start_from, weight_files
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         if run.finished:
             print(f"{run.path} is finished; nothing to do")
             return 0
+        if run.checkpoint is None:
+            cli.ask_hubs(part_of(cli, part) for part in weight_files(cli))
         _train(cli, run)
     return outcome.code
 

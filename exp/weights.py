@@ -54,7 +54,7 @@ def weight_files(cli: Cli) -> dict[str, Path]:
     named = {WHOLE: given} if isinstance(given, str) else dict(given or {})
     files = {}
     for part in sorted(named):
-        _find(cli, part)
+        part_of(cli, part)
         try:
             files[part] = find_checkpoint(named[part], Path(cli.config.runs))
         except NoCheckpoint as error:
@@ -82,7 +82,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     """
     option = _option(part)
     top, _, rest = part.partition(".")
-    _find(cli, part)
+    part_of(cli, part)
     network = getattr(cli.model, top)
     try:
         checkpoint = read(path)
@@ -147,7 +147,7 @@ def _option(part: str) -> str:
     return "--weights" if part == WHOLE else f"--weights.{part}"
 
 
-def _find(cli: Cli, part: str) -> nn.Module:
+def part_of(cli: Cli, part: str) -> nn.Module:
     """The module that a part is.
 
     Raises:

@@ -230,7 +230,13 @@ class _Machine:
         if str(kind) == "torch._tensor._rebuild_from_type_v2":
             return self._made(arguments[0], arguments[2])
         build = self.builders.get(str(kind))
-        return Record(str(kind), arguments) if build is None else build(*arguments)
+        try:
+            return Record(str(kind), arguments) if build is None else build(*arguments)
+        except TypeError:
+            if str(kind).startswith(("torch.", "numpy.")):
+                raise
+            # A container of what is not built.
+            return Record(str(kind), arguments)
 
     def _build(self, _: Any) -> None:
         state = self.stack.pop()

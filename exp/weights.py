@@ -87,7 +87,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     try:
         checkpoint = read(path)
         # Of a run with averaged weights, what its evaluation used.
-        state = official.unwrap(checkpoint, ema="averaging_state" in checkpoint)
+        state = official.unwrap(checkpoint, ema=isinstance(checkpoint, Mapping) and "averaging_state" in checkpoint)
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     behind: list[str] = []
@@ -189,9 +189,6 @@ def _with_part(network: nn.Module, part: str, state: State) -> tuple[State, list
     behind: list[str] = []
     if hasattr(module, "feature_info"):
         state, behind = _of_extractor(module, state)
-    names = module.state_dict()
-    # A frozen norm counts no batches.
-    state = {key: value for key, value in state.items() if key in names or not key.endswith(".num_batches_tracked")}
     others = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{part}.")}
     return others | {f"{part}.{key}": value for key, value in state.items()}, behind
 

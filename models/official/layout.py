@@ -40,6 +40,9 @@ WEIGHT_BIAS = holds("weight", "bias")
 BATCH_NORM = holds("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 ATTENTION = holds("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 
+# How the name of a norm's number of batches ends.
+COUNTER = ".num_batches_tracked"
+
 # Official name, our name (or `SAME`) and contents; without contents the names of one tensor, or of all that fit a `*`.
 Row = tuple[str, str] | tuple[str, str, Contents]
 SAME = "="
@@ -173,6 +176,11 @@ class Layout:
     def _renamed(state: State, tables: Sequence[Names], side: int, what: str) -> State:
         fits = [names.fit(list(state), side) for names in tables]
         best = min(fits, key=lambda fit: len(fit.missing) + len(fit.unknown))
+        counters = [name for name in best.missing if name.endswith(COUNTER)]
+        if counters and not any(name.endswith(COUNTER) for name in state):
+            # The first versions of torch, and others' norms, count no batches.
+            counted = state | {name: torch.tensor(0) for name in counters}
+            return Layout._renamed(counted, tables, side, what)
         refuse(best.missing, best.unknown, what)
         renamed = {best.renamed[name]: value for name, value in state.items()}
         if len(renamed) < len(state):
@@ -226,14 +234,21 @@ def unwrap(checkpoint: Any, ema: bool = False) -> State:
 
 
 # Entries of a checkpoint; the first is that of our runs whose weights are averaged.
-_RAW = ("current_model_state", "model", "state_dict", "model_state_dict", "params", "student")
-_AVERAGED = ("model_ema", "state_dict_ema", "params_ema", "ema", "teacher")
-# What stands before every name. Compilation of a part puts its own in the middle.
-_WRAPPERS = ("module.", "model.", "network.")
-_COMPILED = re.compile(r"(^|(?<=\.))_orig_mod\.")
-# What a training leaves beside weights: criteria, counters of profilers, numbers of epochs and of averages.
+_RAW = (
+    *("current_model_state", "model", "state_dict", "model_state_dict", "model_state", "net", "network", "params"),
+    *("weights", "module", "blobs", "student"),
+)
+_AVERAGED = (
+    *("model_ema", "state_dict_ema", "params_ema", "ema", "ema_model", "ema_state_dict", "model_ema_state_dict"),
+    "teacher",
+)
+_DEEPEST = 8
+# What stands before every name. Compilation, sharding and recomputing of a part put theirs in the middle.
+_WRAPPERS = ("module.", "model.", "network.", "net.", "_forward_module.")
+_COMPILED = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What a training leaves beside weights: criteria, averages, counters of profilers, numbers of epochs and of averages.
 _LEFTOVERS = re.compile(
-    r"(loss|losses|criterion|criterions|metrics?|optimizers?|(lr_)?schedulers?)\..*"
+    r"(loss|losses|criterion|criterions|metrics?|optimizers?|(lr_)?schedulers?|model_ema|ema_model|ema)\..*"
     r"|(.*\.)?total_(ops|params)"
     r"|(epoch|iteration|iter|step|global_step|n_averaged)"
 )
@@ -265,13 +280,15 @@ def bare(state: Mapping[str, Any]) -> tuple[State, list[str]]:
         weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
 
 
-def _entry(checkpoint: Mapping[str, Any], ema: bool) -> Mapping[str, Any]:
+def _entry(checkpoint: Mapping[str, Any], ema: bool, depth: int = 0) -> Mapping[str, Any]:
+    if depth > _DEEPEST:
+        raise LayoutError("no weights in it: its entries hold each other")
     # In our checkpoints the average stands where other callbacks and Lightning itself look for weights.
     averaged = ("state_dict", *_AVERAGED) if "averaging_state" in checkpoint else _AVERAGED
     entries = averaged if ema else (*_RAW, *averaged)
-    entry = next((name for name in entries if isinstance(checkpoint.get(name), Mapping)), None)
+    entry = next((name for name in entries if isinstance(checkpoint.get(name), Mapping) and checkpoint[name]), None)
     if entry is not None:
-        return _entry(checkpoint[entry], ema=False)
+        return _entry(checkpoint[entry], False, depth + 1)
     if ema:
         raise LayoutError(f"no averaged weights in it (it has {some(checkpoint)})")
     return checkpoint
@@ -314,7 +331,7 @@ def refuse(missing: Sequence[str], unknown: Sequence[str], what: str) -> None:
 
 def some(names: Iterable[Any], limit: int = 6) -> str:
     """A readable list in one line: the first few names and how many more there are."""
-    listed = [text if (text := str(name)[:200]).isprintable() else ascii(text) for name in names]
+    listed = [text if (text := str(name)).isprintable() else ascii(text) for name in names]
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 

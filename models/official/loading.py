@@ -5,7 +5,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from models.official.layout import LayoutError, check_keys, some
+from models.official.layout import COUNTER, LayoutError, check_keys, some
+
+# Buffers that follow from a network's sizes: some versions of a network save them, others do not.
+_DERIVED = re.compile(r"(.*\.)?(relative_position_index|relative_coords_table|attn_mask)")
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float = 1.0) -> list[str]:
@@ -13,9 +16,9 @@ def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float
 
     A classifier of another number of classes is not loaded: the network keeps its freshly initialised one, multiplied
     by `head_init_scale`. With an equal number of classes the checkpoint's classifier is loaded as it is. Pointwise
-    weights fit linear layers and 1x1 convolutions alike. Parts that the network declares may be missing or left over,
-    see `absent_parts` and `spare_parts`; whoever evaluates asks for them first. Anything else that does not fit is an
-    error.
+    weights fit linear layers and 1x1 convolutions alike. Counters of batches and derived buffers may be missing. Parts
+    that the network declares may be missing or left over, see `absent_parts` and `spare_parts`; whoever evaluates asks
+    for them first. Anything else that does not fit is an error.
 
     Args:
         network: timm network, ours or theirs.
@@ -32,6 +35,7 @@ def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float
     spare = {name for names in spare_parts(network, state).values() for name in names}
     absent = [name for names in absent_parts(network, state).values() for name in names]
     fitted = {name: value for name, value in state.items() if name not in spare} | {name: own[name] for name in absent}
+    fitted = _with_what_follows(fitted, own)
     for name in fitted.keys() & own.keys():
         if fitted[name].shape != own[name].shape and _pointwise(fitted[name]) == _pointwise(own[name]):
             fitted[name] = fitted[name].reshape(own[name].shape)
@@ -85,6 +89,23 @@ def spare_parts(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, li
     """
     own = network.state_dict()
     return _by_part(getattr(network, "spare_parts", {}), [name for name in state if name not in own])
+
+
+def _with_what_follows(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the network's own counters of batches and derived buffers, and without those it does not have."""
+    counted = any(name.endswith(COUNTER) for name in state)
+    added = {
+        name: value
+        for name, value in own.items()
+        if name not in state and (_DERIVED.fullmatch(name) or (name.endswith(COUNTER) and not counted))
+    }
+    kept = {
+        name: value
+        for name, value in state.items()
+        if name in own
+        or not (_DERIVED.fullmatch(name) or (name.endswith(COUNTER) and f"{name.removesuffix(COUNTER)}.weight" in own))
+    }
+    return kept | added
 
 
 def _pointwise(weight: Tensor) -> tuple[int, ...]:

@@ -1,0 +1,125 @@
+"""Who has all weights in a file asks no hub for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm.models._builder as builder
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from exp import fit
+from exp.cli import Cli, UsageError
+from exp.hubs import HubError, covered, held_back
+from exp.weights import to_evaluate
+from tests.library.recipes import ROOT
+
+PRETRAINED = "--model.init_args.network.init_args.pretrained=true"
+COMMAND = ["--config=configs/quickstart.yaml", PRETRAINED, "--trainer.callbacks=[]"]
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The networks that a hub was asked for; it is not there."""
+    names: list[str] = []
+
+    def hub(network: Any, *_: Any, **__: Any) -> None:
+        names.append(type(network).__name__)
+        raise OSError("no route to host\nmore of it")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(builder, "load_pretrained", hub)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", hub)
+    return names
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint of a network that was started from a hub's weights, and the weights alone."""
+    cli = Cli(COMMAND, "fit")
+    checkpoint, weights = tmp_path / "best.ckpt", tmp_path / "weights.pth"
+    state = cli.model.state_dict()
+    torch.save({"state_dict": state, "exp_config": cli.config_text(), "global_step": 1}, checkpoint)
+    torch.save({"model": cli.model.network.state_dict()}, weights)
+    return checkpoint, weights
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_evaluation_asks_no_hub(files: tuple[Path, Path], asked: list[str], command: str) -> None:
+    checkpoint, weights = files
+    cli = Cli([f"--ckpt_path={checkpoint}"], command)
+    assert to_evaluate(cli) == checkpoint
+    assert to_evaluate(Cli([*COMMAND, f"--weights={weights}"], command)) == weights
+    assert asked == []
+    # What the config says stays said, and what the network knows of those weights is still there.
+    assert "pretrained: true" in cli.config_text()
+    assert cli.model.network.pretrained_cfg["mean"]
+
+
+def test_a_training_asks_for_what_no_file_gives(
+    files: tuple[Path, Path], asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, weights = files
+    quick = [*COMMAND, f"--runs={tmp_path}/runs", "--trainer.fast_dev_run=1", "--wandb=disabled", "--test=false"]
+    assert fit.main([*quick, f"--weights={weights}"]) == 0
+    assert asked == []
+    capsys.readouterr()
+    with pytest.raises(UsageError):
+        fit.main([*quick, "--resume=never"])
+    assert asked == ["ConvNeXt"]
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "exp: no pretrained weights for ConvNeXt from the hub (no route to host): give the network weights by "
+        "--weights FILE, or set its pretrained to false"
+    )
+
+
+def test_a_hubs_weights_come_into_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hub(network: Any, **_: Any) -> None:
+        nn.init.constant_(network.stem[0].bias, 7)
+
+    torch.manual_seed(0)
+    fresh = Cli(COMMAND, "fit")
+    expected = fresh.model.state_dict()
+    monkeypatch.setattr(builder, "load_pretrained", hub)
+    given = Cli(COMMAND, "fit")
+    given.ask_hubs([given.model.network])
+    assert not (given.model.network.stem[0].bias == 7).any()
+    given.ask_hubs([given.model.network.head])
+    bias = given.model.network.stem[0].bias
+    assert torch.equal(bias, torch.full_like(bias, 7))
+    # What comes from no hub is drawn as if the network had been built once.
+    for name, value in given.model.state_dict().items():
+        assert name == "network.stem.0.bias" or torch.equal(value, expected[name]), name
+
+
+def test_requests_are_answered_one_by_one(asked: list[str]) -> None:
+    before = builder.load_pretrained, WeightsEnum.get_state_dict, nn.Module.load_state_dict
+    with held_back() as held:
+        first, second = (torchvision.models.resnet18(weights="DEFAULT") for _ in range(2))
+        # Weights that come from no hub are put in as ever.
+        copy = nn.Linear(2, 2)
+        copy.load_state_dict(nn.Linear(2, 2).state_dict())
+    assert held == {0: first, 1: second}
+    with held_back(lambda number: number == 0) as held, pytest.raises(HubError, match="no route to host"):
+        first, second = (torchvision.models.resnet18(weights="DEFAULT") for _ in range(2))
+    assert list(held) == [0]
+    assert asked == ["ResNet18_Weights"]
+    assert before == (builder.load_pretrained, WeightsEnum.get_state_dict, nn.Module.load_state_dict)
+
+
+def test_what_is_covered() -> None:
+    model = nn.ModuleDict({"network": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "teacher": nn.Linear(2, 2)})
+    network = model["network"]
+    assert covered(network, [network], model)
+    assert covered(network[0], [network], model)
+    assert not covered(network, [network[0]], model)
+    assert not covered(model["teacher"], [network], model)
+    # Nothing of it is left where anybody could look.
+    assert not covered(nn.Linear(2, 2), [network], model)
+    # Its last layer was replaced.
+    built = nn.Sequential(network[0], nn.Linear(2, 7))
+    assert covered(built, [network], model)

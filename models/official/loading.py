@@ -1,7 +1,7 @@
 """How weights in our layout enter a network: whole, but for the parts that the network declares."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -35,7 +35,8 @@ def load(network: nn.Module, state: Mapping[str, Tensor], head_init_scale: float
     spare = {name for names in spare_parts(network, state).values() for name in names}
     absent = [name for names in absent_parts(network, state).values() for name in names]
     fitted = {name: value for name, value in state.items() if name not in spare} | {name: own[name] for name in absent}
-    fitted = _with_what_follows(fitted, own)
+    declared = {name for names in _by_part(getattr(network, "fresh_parts", {}), own).values() for name in names}
+    fitted = _with_what_follows(fitted, own, declared)
     for name in fitted.keys() & own.keys():
         if fitted[name].shape != own[name].shape and _pointwise(fitted[name]) == _pointwise(own[name]):
             fitted[name] = fitted[name].reshape(own[name].shape)
@@ -91,13 +92,20 @@ def spare_parts(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, li
     return _by_part(getattr(network, "spare_parts", {}), [name for name in state if name not in own])
 
 
-def _with_what_follows(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the network's own counters of batches and derived buffers, and without those it does not have."""
+def _with_what_follows(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], declared: Collection[str]
+) -> dict[str, Tensor]:
+    """Weights with the network's own counters of batches and derived buffers, and without those it does not have.
+
+    Parts that are declared are there as a whole.
+    """
     counted = any(name.endswith(COUNTER) for name in state)
     added = {
         name: value
         for name, value in own.items()
-        if name not in state and (_DERIVED.fullmatch(name) or (name.endswith(COUNTER) and not counted))
+        if name not in state
+        and name not in declared
+        and (_DERIVED.fullmatch(name) or (name.endswith(COUNTER) and not counted))
     }
     kept = {
         name: value

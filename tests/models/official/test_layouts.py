@@ -116,6 +116,17 @@ def test_repeated_and_constant_tensors_are_checked(case) -> None:
             layout.to_ours(theirs | {name: theirs[name] + 1})
 
 
+def test_batches_may_be_uncounted(case) -> None:
+    """The first versions of torch, and other libraries, count no batches."""
+    system, layout, ours, theirs = case
+    uncounted = {name: value for name, value in theirs.items() if not name.endswith(".num_batches_tracked")}
+    counters = {name: torch.tensor(0) for name in ours if name.endswith(".num_batches_tracked")}
+    found = layout.to_ours(uncounted)
+    # What a layout does not know by name, the network has itself.
+    assert all(name in found or re.fullmatch(FREE.get(system, ""), name) for name in counters)
+    assert same(counters | found, ours | counters)
+
+
 WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
 NESTINGS = [nesting for length in (1, 2, 3) for nesting in itertools.permutations(WRAPPERS, length)]
 
@@ -130,6 +141,27 @@ def test_wrappers_in_any_nesting(nesting: tuple[str, ...], entries: tuple[str, .
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(unwrap(checkpoint), state)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["net.", "_forward_module.", "module._fsdp_wrapped_module.", "model._orig_mod.module."]
+)
+@pytest.mark.parametrize("entries", [("model_state",), ("module", "net"), ("network", "ema"), ("weights",), ("blobs",)])
+def test_wrappers_of_other_trainers(wrapper: str, entries: tuple[str, ...]) -> None:
+    state = {"conv.weight": torch.ones(2), "head.bias": torch.zeros(1)}
+    checkpoint: dict = {wrapper + name.replace(".", "._checkpoint_wrapped_module."): v for name, v in state.items()}
+    for entry in entries:
+        checkpoint = {entry: checkpoint, "epoch": 3, "ema_model": None, "state_dict": {}}
+    assert same(unwrap(checkpoint), state)
+
+
+def test_an_average_beside_the_weights_is_left_out() -> None:
+    weights = {"conv.weight": torch.ones(1)}
+    state = {f"model.{name}": value for name, value in weights.items()}
+    with pytest.warns(
+        UserWarning, match=r"left out \(of a training, not of its network\): ema_model\.module\.conv\.weight$"
+    ):
+        assert same(unwrap(state | {"ema_model.module.conv.weight": torch.zeros(1)}), weights)
 
 
 def test_names_that_become_the_same_are_refused() -> None:

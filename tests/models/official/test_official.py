@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from models.official import LayoutError, absent_parts, layout_of, load, spare_parts, system_of, unwrap
 
@@ -32,6 +33,10 @@ def test_weights_are_found(checkpoint: dict, ema: bool) -> None:
     assert torch.equal(state["layer.weight"], WEIGHTS["layer.weight"])
 
 
+ENDLESS: dict = {}
+ENDLESS["model"] = ENDLESS
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "ema", "message"),
     [
@@ -39,6 +44,7 @@ def test_weights_are_found(checkpoint: dict, ema: bool) -> None:
         ({}, False, "no weights"),
         ({"epoch": 3, "model": 4}, False, "no weights in it .it has epoch, model"),
         ({"model": WEIGHTS}, True, "no averaged weights"),
+        (ENDLESS, False, "its entries hold each other"),
     ],
 )
 def test_files_without_weights(checkpoint: object, ema: bool, message: str) -> None:
@@ -92,6 +98,34 @@ def test_everything_else_must_fit() -> None:
         load(classifier(), without | {"extra": torch.ones(1)})
     with pytest.raises(LayoutError, match=r"stem.1.bias is \(5,\), not \(4,\)"):
         load(classifier(), state | {"stem.1.bias": torch.ones(5)})
+
+
+class Windowed(nn.Module):
+    def __init__(self, derived: bool, frozen: bool = False) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(1, 2, 1), FrozenBatchNorm2d(2) if frozen else nn.BatchNorm2d(2))
+        self.window = nn.Linear(2, 2)
+        if derived:
+            self.window.register_buffer("relative_position_index", torch.arange(4))
+
+
+def test_what_follows_from_a_network_may_be_missing_or_left_over() -> None:
+    """Files of other libraries count no batches; buffers of sizes come and go with the versions of a network."""
+    state = {name: value + 1 for name, value in Windowed(True).state_dict().items()}
+    counter, index = "convs.1.num_batches_tracked", "window.relative_position_index"
+    uncounted = {name: value for name, value in state.items() if name not in (counter, index)}
+    network = Windowed(True)
+    assert load(network, uncounted) == []
+    loaded = network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in uncounted.items())
+    assert loaded[counter] == 0
+    assert torch.equal(loaded[index], torch.arange(4))
+    assert load(Windowed(False, frozen=True), state) == []
+    # A norm that is not there is missed with its counter, and a counter without a norm is a stranger.
+    with pytest.raises(LayoutError, match=r"missing convs\.1\.running_mean$"):
+        load(Windowed(True), {name: value for name, value in uncounted.items() if name != "convs.1.running_mean"})
+    with pytest.raises(LayoutError, match=r"unknown norm\.num_batches_tracked$"):
+        load(Windowed(True), state | {"norm.num_batches_tracked": torch.tensor(1)})
 
 
 class Declaring(nn.Module):

@@ -98,7 +98,8 @@ class Dtype:
         """numpy's own; None for records, times and what numpy does not know by itself."""
         if not re.fullmatch(r"[biufcSUO]\d{0,6}|[?]", self.code) or self.order not in ("<", ">", "=", "|"):
             return None
-        return np.dtype(self.code).newbyteorder("=" if self.order == "|" else self.order)  # type: ignore[call-overload]
+        order: Any = "=" if self.order == "|" else self.order
+        return np.dtype(self.code).newbyteorder(order)
 
 
 class Array:
@@ -150,7 +151,7 @@ def tensor(
     if (count and last >= there) or offset > there or count > there + _MOST_REPEATED:
         raise PickleError("a tensor that is larger than its storage")
     made = torch.empty(0, dtype=dtype, device=storage.memory.device)
-    return made.set_(storage.memory, offset, size, stride)  # type: ignore[call-overload]
+    return made.set_(storage.memory, offset, size, stride)
 
 
 def _tensor_v3(storage: Storage, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:

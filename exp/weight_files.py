@@ -272,7 +272,8 @@ def _dtype_of(kind: Any) -> torch.dtype:
 
 def _fill(numbers: Tensor, file: IO[bytes] | mmap.mmap | BytesIO) -> None:
     """Puts the next bytes of a file into a tensor of bytes."""
-    view, done = memoryview(numbers.numpy()), 0
+    memory: Any = numbers.numpy()
+    view, done = memoryview(memory), 0
     while done < len(view):
         read = file.read(min(_CHUNK, len(view) - done))
         if not read:

@@ -5,7 +5,6 @@ What a file is, is told from its bytes and not from its name.
 
 from __future__ import annotations
 
-import json
 import lzma
 import mmap
 import struct
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exp.mistaken_files import AGAIN, what_it_is
 from exp.pickled import STORAGES, Name, PickleError, Record, Storage, array, plain_key
 from exp.unpickling import unpickle
 from models.official import some
@@ -33,7 +33,6 @@ _PICKLES = (b"\x80", b"(dp", b"(lp", b"(d", b"}q", b"]q", b"ccollections\n", b"c
 _LONGEST_HEADER = 100_000_000
 _MOST_MODULES = 100_000
 _CHUNK = 1 << 22
-_AGAIN = "copy or download it again"
 # What may go wrong within an archive whose bytes are not what was written.
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, IndexError, ValueError, TypeError),
@@ -83,9 +82,9 @@ def read(path: Path, tensors: bool = True) -> Any:
     except WeightFileError:
         raise
     except PickleError as error:
-        raise WeightFileError(f"cut off or damaged ({error})", _AGAIN) from error
+        raise WeightFileError(f"cut off or damaged ({error})", AGAIN) from error
     except _BROKEN as error:
-        raise WeightFileError(f"cut off or damaged ({type(error).__name__})", _AGAIN) from error
+        raise WeightFileError(f"cut off or damaged ({type(error).__name__})", AGAIN) from error
 
 
 def check(path: Path) -> None:
@@ -108,7 +107,7 @@ def _read(file: IO[bytes], path: Path, tensors: bool) -> Any:
     start = file.read(1024)
     file.seek(0)
     if not start:
-        raise WeightFileError("empty, a file of 0 bytes", _AGAIN)
+        raise WeightFileError("empty, a file of 0 bytes", AGAIN)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _archive(file, tensors)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
@@ -119,7 +118,7 @@ def _read(file: IO[bytes], path: Path, tensors: bool) -> Any:
         # Unlike a file it gives no more memory than it has bytes, whatever length is asked for.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return _pickle(content, len(content), tensors)
-    raise WeightFileError(_told(start, file, path))
+    raise WeightFileError(what_it_is(start, file, path))
 
 
 def _archive(file: IO[bytes], tensors: bool) -> Any:
@@ -289,7 +288,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, LookupError, ValueError) as error:
-        raise WeightFileError("cut off or damaged (no whole safetensors file)", _AGAIN) from error
+        raise WeightFileError("cut off or damaged (no whole safetensors file)", AGAIN) from error
 
 
 def _numpy(file: Any) -> Any:
@@ -342,57 +341,3 @@ def _weights_of(network: Record) -> Iterator[tuple[str, Any]]:
                     found.append((f"{prefix}{name}.", value))
                 elif isinstance(value, Tensor) and name not in transient:
                     yield f"{prefix}{name}", value
-
-
-# How files begin that people mistake for weights.
-_BEGINNINGS: dict[bytes, str] = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: fetch the file by `git lfs pull`",
-    b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"BZh": "compressed by bzip2: unpack it first",
-    b"\xfd7zXZ": "compressed by xz: unpack it first",
-    b"(\xb5/\xfd": "compressed by zstd: unpack it first",
-    b"7z\xbc\xaf": "a 7-Zip archive: unpack it first",
-    b"Rar!": "a RAR archive: unpack it first",
-    b"\x89HDF": "a file of HDF5, as Keras writes it; exp reads weights of torch, numpy and safetensors",
-    b"GGUF": "a file of GGUF; exp reads weights of torch, numpy and safetensors",
-    b"PK": "cut off or damaged (no whole zip archive): " + _AGAIN,
-}
-_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<error")
-# How TensorFlow's tables end.
-_TABLE_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
-_OF_TENSORFLOW = "a checkpoint of TensorFlow; exp reads weights of torch, numpy and safetensors"
-
-
-def _told(start: bytes, file: IO[bytes], path: Path) -> str:
-    """What a file is that is no file of weights, and what to do about it."""
-    for beginning, what in _BEGINNINGS.items():
-        if start.startswith(beginning):
-            return what
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith(_PAGES):
-        return "a web page, not weights: the download led to a page; download it by the link of the file itself"
-    if text.startswith((b"{", b"[")):
-        return _told_json(file)
-    file.seek(-min(8, len(start)), 2)
-    if file.read() == _TABLE_END or ".data-0" in path.name or path.suffix in (".pb", ".tflite"):
-        return _OF_TENSORFLOW
-    if path.suffix == ".onnx" or (start[:1] == b"\x08" and b"\x12" in start[2:5]):
-        return "a network of ONNX; exp reads weights of torch, numpy and safetensors"
-    if start[257:262] == b"ustar":
-        return "a tar archive: unpack it first"
-    if not start.strip(b"\0"):
-        return f"cut off or damaged (it begins with zeros): {_AGAIN}"
-    wanted = "safetensors file" if path.suffix == ".safetensors" else "checkpoint of torch, numpy or safetensors"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in start):
-        return f"text, not a {wanted} (it begins with {start[:40].decode(errors='replace')!r})"
-    return f"not a {wanted} (it begins with the bytes {start[:8].hex(' ')})"
-
-
-def _told_json(file: IO[bytes]) -> str:
-    try:
-        said = json.loads(file.read(_LONGEST_HEADER))
-    except (ValueError, RecursionError):
-        return "text, not a checkpoint (it begins like JSON but is none)"
-    if isinstance(said, dict) and "weight_map" in said:
-        return "an index of weights that are in several files beside it; exp reads one file"
-    return "JSON, not weights: perhaps what a server answered instead of the file; download it again"

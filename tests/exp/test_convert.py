@@ -2,10 +2,12 @@ import argparse
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from exp.convert import main
 from models.official import layout_of
@@ -81,6 +83,41 @@ def test_checkpoint_of_adpcs_own_training(tmp_path: Path, capsys: pytest.Capture
     assert told == [f"exp convert: {tmp_path}/best.pth: {left_out}"]
     assert main([str(tmp_path / "ours.safetensors"), str(tmp_path / "back.pth"), "--to", "official"]) == 0
     assert same(torch.load(tmp_path / "back.pth", weights_only=True)["model"], theirs)
+
+
+def test_files_of_other_kinds(tmp_path: Path, ours: dict) -> None:
+    """The same weights as arrays in a pickle, in numpy's archive, and as a network saved whole and compiled."""
+    theirs = LAYOUT.to_official(ours)
+    arrays = {name: value.numpy() for name, value in theirs.items()}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "a zoo"}, protocol=2))
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    whole = nn.Module()
+    for name, value in theirs.items():
+        *parts, last = name.split(".")
+        module = whole
+        for part in parts:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(last, nn.Parameter(value))
+    wrapped = nn.Module()
+    wrapped.add_module("module", nn.Module())
+    wrapped.module.add_module("_orig_mod", whole)
+    torch.save(whole, tmp_path / "whole.pth")
+    torch.save({"ema": wrapped, "model": None, "args": argparse.Namespace(folder=tmp_path)}, tmp_path / "wrapped.pt")
+    for source in ("zoo.pkl", "arrays.npz", "whole.pth", "wrapped.pt"):
+        target = tmp_path / f"{source}.safetensors"
+        assert main([str(tmp_path / source), str(target)]) == 0
+        assert same(load_file(target), ours), source
+
+
+def test_detectron2s_pickle_lacks_what_is_not_saved(tmp_path: Path) -> None:
+    ours = weights("detectron2")
+    theirs = {name: value.numpy() for name, value in layout_of("detectron2").to_official(ours).items()}
+    theirs |= {"pixel_mean": np.zeros((3, 1, 1)), "anchor_generator.cell_anchors.0": np.zeros((9, 4))}
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": theirs, "__author__": "Detectron2 Model Zoo"}))
+    assert main([str(tmp_path / "model.pkl"), str(tmp_path / "ours.safetensors")]) == 0
+    assert same(load_file(tmp_path / "ours.safetensors"), ours)
 
 
 class Malicious:

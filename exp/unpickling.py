@@ -57,8 +57,8 @@ def unpickle(
         raise
     # What a torn program leads to: no bytes, an empty stack, an unknown place, a text that is no text.
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError) as error:
-        raise PickleError(f"no whole pickle ({type(error).__name__})") from error
-    raise PickleError("no whole pickle (it has no end)")
+        raise PickleError("no whole pickle") from error
+    raise PickleError("no whole pickle")
 
 
 class _Machine:

@@ -49,8 +49,9 @@ class WeightFileError(ValueError):
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(f"{what}: {remedy}" if remedy else what)
-        self.what = what
+        # It may quote a damaged file.
+        self.what = "".join(letter if letter.isprintable() else "?" for letter in what)
+        super().__init__(f"{self.what}: {remedy}" if remedy else self.what)
 
 
 def read(path: Path, tensors: bool = True) -> Any:
@@ -84,7 +85,7 @@ def read(path: Path, tensors: bool = True) -> Any:
     except PickleError as error:
         raise WeightFileError(f"cut off or damaged ({error})", AGAIN) from error
     except _BROKEN as error:
-        raise WeightFileError(f"cut off or damaged ({type(error).__name__})", AGAIN) from error
+        raise WeightFileError("cut off or damaged (no whole file)", AGAIN) from error
 
 
 def check(path: Path) -> None:
@@ -202,9 +203,10 @@ class _TorchArchive:
 def _pickle(content: mmap.mmap | BytesIO, size: int, tensors: bool) -> Any:
     """A file of torch before 1.6, or a pickle of something else, of so many bytes."""
     found = unpickle(content, _nothing, _nested)
-    if found != _TORCH:
+    if type(found) is not int or found != _TORCH:
         return found
-    if unpickle(content) != _TORCH_VERSION:
+    version = unpickle(content)
+    if type(version) is not int or version != _TORCH_VERSION:
         raise PickleError("of a version of torch that is not known")
     unpickle(content)
     storages: dict[str, Storage] = {}
@@ -298,7 +300,7 @@ def _numpy(file: Any) -> Any:
         version = form.read_magic(file)
         header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         shape, in_columns, dtype = header(file)
-    except (ValueError, TypeError, SyntaxError) as error:
+    except Exception as error:  # numpy lets through whatever its parser of Python raises
         raise PickleError("the beginning is not numpy's") from error
     if dtype.hasobject:
         return unpickle(file)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ class Start:
         absent: Names of the parameters and buffers that the weights have nothing for, by part of the network.
         spare: Names of the weights that the network has no place for, by part.
         classifier: Names of the parameters of a classifier of another number of classes.
+        notes: What else was left out, a phrase each: what is of a training and not of its network.
     """
 
     absent: Mapping[str, list[str]]
     spare: Mapping[str, list[str]]
     classifier: list[str]
+    notes: Sequence[str] = ()
 
     def message(self) -> str:
         """What starts afresh and what is left out, in one line; empty if there is nothing of the kind."""
@@ -41,7 +44,7 @@ class Start:
             parts.append(f"left out: {_listed(self.spare)}")
         if self.classifier:
             parts.append(f"another number of classes, so {', '.join(self.classifier)} start afresh")
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.notes])
 
 
 def weight_files(cli: Cli) -> dict[str, Path]:
@@ -87,7 +90,10 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     try:
         checkpoint = read(path)
         # Of a run with averaged weights, what its evaluation used.
-        state = official.unwrap(checkpoint, ema=isinstance(checkpoint, Mapping) and "averaging_state" in checkpoint)
+        averaged = isinstance(checkpoint, Mapping) and "averaging_state" in checkpoint
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            state = official.unwrap(checkpoint, averaged)
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     behind: list[str] = []
@@ -105,7 +111,8 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
         raise UsageError(f"{option} {path}: {error}") from error
     expected = {name for names in absent.values() for name in names}
     spare |= {"layers behind the feature maps": behind} if behind else {}
-    return Start(absent, spare, [name for name in stayed if name not in expected])
+    notes = tuple(str(note.message) for note in told)
+    return Start(absent, spare, [name for name in stayed if name not in expected], notes)
 
 
 def to_evaluate(cli: Cli) -> Path:
@@ -140,6 +147,8 @@ def to_evaluate(cli: Cli) -> Path:
             f"--weights {path}: another number of classes, so it has nothing for {official.some(start.classifier)}; "
             "train it by `python -m exp fit --weights`, or set the network's num_classes"
         )
+    for note in start.notes:
+        print(f"--weights {path}: {note}")
     return path
 
 

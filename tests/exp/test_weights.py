@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,35 @@ def test_networks_whose_layout_is_the_official_one(tmp_path: Path, name: str) ->
     start = start_from(cli, tmp_path / "w.pth")
     assert start == Start({}, {}, ["classifier.weight", "classifier.bias"])
     assert torch.equal(network.bn1.weight, source.bn1.weight)
+
+
+def test_what_a_training_left_is_told(tmp_path: Path) -> None:
+    source, network = (timm.create_model("hrnet_w18_small_v2", num_classes=3) for _ in range(2))
+    state = {f"module.{key}": value for key, value in source.state_dict().items()}
+    torch.save({"model": state | {"module.criterion.weight": torch.ones(5), "epoch": 3}}, tmp_path / "w.pth")
+    cli: Any = SimpleNamespace(model=SimpleNamespace(network=network))
+    message = start_from(cli, tmp_path / "w.pth").message()
+    assert message == "left out (of a training, not of its network): epoch, criterion.weight"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"<html></html>", "a web page"),
+        (b"", "empty, a file of 0 bytes"),
+        (pickle.dumps([1, 2]), "not a checkpoint: it holds a list"),
+        (pickle.dumps(torch.ones(2)), "not a checkpoint: it holds a Tensor"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    cli: Any = SimpleNamespace(model=SimpleNamespace(network=nn.Linear(1, 1)))
+    message = refused(capsys, lambda: start_from(cli, tmp_path / "w.pth"))
+    assert message.startswith(f"exp: --weights {tmp_path}/w.pth: {said}")
+    assert message.count("\n") == 1
 
 
 def test_the_message_is_one_line() -> None:

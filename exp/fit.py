@@ -21,7 +21,7 @@ from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
-from exp.weights import part_of, start_from, weight_files
+from exp.weights import check_weights, part_of, start_from, weight_files
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         # What is missing is missed before there is a run directory.
         if isinstance(cli.datamodule, DataModule):
             cli.datamodule.setup("fit")
-        weight_files(cli)
+        check_weights(cli)
         run = _agree_on_run(cli)
         if run.finished:
             print(f"{run.path} is finished; nothing to do")

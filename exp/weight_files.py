@@ -60,7 +60,7 @@ def read(path: Path, tensors: bool = True) -> Any:
     Args:
         path: A file of `torch.save` of any version, a pickle, `.npz` or `.npy` of numpy, or safetensors.
         tensors: Whether the numbers are wanted. Without them tensors are on the meta device, and of an archive of torch
-            only the small part that names them is read.
+            and of safetensors only the small part that names them is read.
 
     Returns:
         What the file holds, on the CPU: arrays and their like as tensors, a network that was saved whole as its weights
@@ -112,7 +112,7 @@ def _read(file: IO[bytes], path: Path, tensors: bool) -> Any:
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _archive(file, tensors)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
-        return _safetensors(path)
+        return _safetensors(path, tensors)
     if start.startswith(b"\x93NUMPY"):
         return _numpy(file)
     if start.startswith(_PICKLES):
@@ -283,12 +283,15 @@ def _fill(numbers: Tensor, file: IO[bytes] | mmap.mmap | BytesIO) -> None:
         done += len(read)
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def _safetensors(path: Path, tensors: bool) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        if tensors:
+            return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, LookupError, ValueError) as error:
         raise WeightFileError("cut off or damaged (no whole safetensors file)", AGAIN) from error
 

@@ -65,6 +65,19 @@ def weight_files(cli: Cli) -> dict[str, Path]:
     return files
 
 
+def check_weights(cli: Cli) -> None:
+    """Looks into the files that a command's weights come from, before anything is done.
+
+    Raises:
+        UsageError: no such file or part, or a file that holds no weights.
+    """
+    for part, path in weight_files(cli).items():
+        try:
+            read(path, tensors=False)
+        except WeightFileError as error:
+            raise UsageError(f"{_option(part)} {path}: {error}") from error
+
+
 def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     """Puts weights into the command's network, or into a part of its module.
 

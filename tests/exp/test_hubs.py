@@ -67,7 +67,13 @@ def test_a_training_asks_for_what_no_file_gives(
     quick = [*COMMAND, f"--runs={tmp_path}/runs", "--trainer.fast_dev_run=1", "--wandb=disabled", "--test=false"]
     assert fit.main([*quick, f"--weights={weights}"]) == 0
     assert asked == []
+    weights.write_bytes(b"<html>")
     capsys.readouterr()
+    # What is no file of weights is told before there is a run.
+    with pytest.raises(UsageError):
+        fit.main([*quick, "--experiment=other", f"--weights={weights}"])
+    assert "a web page" in capsys.readouterr().err
+    assert not (tmp_path / "runs/other").exists()
     with pytest.raises(UsageError):
         fit.main([*quick, "--resume=never"])
     assert asked == ["ConvNeXt"]

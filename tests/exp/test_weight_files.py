@@ -146,6 +146,10 @@ def test_files_of_numpy_and_safetensors(tmp_path: Path) -> None:
         assert {name: value.tolist() for name, value in found.items()} == {
             name: value.tolist() for name, value in weights.items()
         }, path
+        without = read(path, tensors=False)
+        assert {name: value.shape for name, value in without.items()} == {
+            name: value.shape for name, value in weights.items()
+        }
 
 
 def test_metadata_of_a_state_is_kept(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ Reference: "Not All Images are Worth 16x16 Words", arXiv 2105.15075; layout of b
 Dynamic-Vision-Transformer at 22cc8951.
 """
 
+
+
 from models.official.layout import (
     SAME,
     WEIGHT,

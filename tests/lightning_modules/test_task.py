@@ -160,7 +160,9 @@ def test_any_quantity_of_the_optimiser_follows_a_schedule(tmp_path: Path) -> Non
     trainer = trained(module, tmp_path, steps)
     lr, rising = WarmupCosine().table(0.1, 3, 6), decay.table(0.04, 3, 6)
     # The weight decays and the bias never does.
-    assert steps.seen == [[pytest.approx((a, b)), pytest.approx((a, 0.0))] for a, b in zip(lr, rising, strict=True)]
+    assert steps.seen == [
+        [pytest.approx((a, b)), pytest.approx((a, 0.0))] for a, b in zip(lr, rising, strict=True)
+    ]
     assert trainer.callback_metrics["train/weight_decay"] == pytest.approx(rising[-1])
     assert trainer.callback_metrics["train/lr"] == pytest.approx(lr[-1])
 

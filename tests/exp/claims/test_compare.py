@@ -112,7 +112,9 @@ def test_finished_cells_are_not_run_again(compared: tuple[Path, Ended]) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")} == times
 
 
-def test_another_config_runs_again_and_the_old_run_is_kept(compared: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_another_config_runs_again_and_the_old_run_is_kept(
+    compared: tuple[Path, Ended], tmp_path: Path
+) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(compared[0], folder)
     plan = compare(folder, "--dry-run", "--arms=fast", "--model.optimizer.lr=0.02")
@@ -127,7 +129,9 @@ def test_another_config_runs_again_and_the_old_run_is_kept(compared: tuple[Path,
 
 
 @pytest.mark.slow
-def test_killed_at_random_it_ends_with_the_same_results(compared: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_killed_at_random_it_ends_with_the_same_results(
+    compared: tuple[Path, Ended], tmp_path: Path
+) -> None:
     folder, _ = compared
     (tmp_path / "claim.yaml").write_text(CLAIM)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -19,6 +19,7 @@ from datamodules.collation import stack
 from datamodules.decoding import Encoded
 from datamodules.errors import BadSample, DataError
 from datamodules.files import ImageFiles
+from datamodules.finding import shown
 from datamodules.loading import Loader, Samples, Streams
 from datamodules.ordering import derived_seed
 from datamodules.splits import Source
@@ -163,7 +164,7 @@ class DataModule(lightning.LightningDataModule, ABC):
 
     def sample_name(self, split: str, index: int) -> str:
         """What a person would look for: a path, or ``cifar10/test #17``."""
-        return self.source(split).name(index)
+        return shown(self.source(split).name(index))
 
     def raw_image(self, split: str, index: int) -> np.ndarray:
         """The image before any transform, [H,W,3] uint8 RGB.
@@ -309,6 +310,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         count = len(problems) if count is None else count
         if not count:
             return
+        problems = [(shown(record), shown(reason)) for record, reason in problems]
         reasons = "".join(f"\n  {record}: {reason}" for record, reason in problems[:MAX_LISTED])
         reasons += f"\n  and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
         if self.on_bad_sample == "error":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from typing_extensions import override
 
 from datamodules.base import Split
 from datamodules.errors import DataError
+from datamodules.finding import images_in
 from datamodules.label_maps import LabelMap
 from datamodules.segmentation import LabelledPixels
 from datamodules.splits import Source
@@ -45,7 +49,7 @@ class StreetScenes(LabelledPixels):
                 f"{' and '.join(missing)} missing: {type(self).__name__} has {images}/<city>/<name>{IMAGE_SUFFIX}.png "
                 f"and {masks}/<city>/<name>{IDS_SUFFIX}.png (or {TRAIN_IDS_SUFFIX}.png)."
             )
-        mapped = next(masks.rglob(f"*{IDS_SUFFIX}.png"), None) is None
+        mapped = not any(Path(os.fsdecode(name)).stem.endswith(IDS_SUFFIX) for name in images_in(masks))
         return self.pairs(
             split,
             images,

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from datamodules.depths import is_deep, to_eight_bits
 from datamodules.errors import DataError
+from datamodules.finding import read_file
 from datamodules.jpeg import Header, decode_jpeg, decode_region, is_plain, read_header, reduction
 
 # Decoded, this is a quarter of a gigabyte a worker; Pillow calls larger images suspicious, too.
 MAX_PIXELS = 89_478_485
+# A black page of one bit a pixel, compressed as PNG, has 8,000 pixels a byte; a header that claims more is lying, or
+# there is nothing in the image. Images of few pixels do no harm.
+MAX_PIXELS_A_BYTE = 10_000
+HARMLESS = 1 << 22
+ORIENTATION = 0x0112
+UPRIGHT = 1
+# What makes an image upright, by its orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 Box = tuple[int, int, int, int]
 
 
@@ -21,7 +42,7 @@ def decode(data: bytes | Path) -> np.ndarray:
     """Decodes an image file.
 
     EXIF orientation is applied; CMYK, grey, 16-bit and palette images become 8-bit RGB; transparency is laid on white;
-    of an animation the first frame is taken.
+    of an animation, or of several pages, the first is taken.
 
     Args:
         data: The file or its contents.
@@ -30,7 +51,8 @@ def decode(data: bytes | Path) -> np.ndarray:
         RGB, uint8 [H,W,3].
 
     Raises:
-        DataError: If the file cannot be read, is no image, is damaged, or has more than ``MAX_PIXELS`` pixels.
+        DataError: If the file cannot be read, is no image, is damaged, or claims more pixels than ``MAX_PIXELS`` or
+            than its bytes can hold.
     """
     return Encoded(data).decode()
 
@@ -40,16 +62,57 @@ class Encoded:
 
     Args:
         data: The file or its contents.
+
+    Attributes:
+        orientation: What EXIF says, 1 to 8, once the whole image is decoded; 1 is upright.
     """
 
     def __init__(self, data: bytes | Path) -> None:
         self.data = data
+        self.orientation = UPRIGHT
 
     def decode(self) -> np.ndarray:
         """The whole image, RGB uint8 [H,W,3]; see ``decode``."""
         data = self._read()
+        if _jpeg_header(data) is not None:
+            return decode_jpeg(data)
+        pixels, self.orientation = _decode_any(data)
+        return pixels
+
+    def reduced(self, longest: int) -> np.ndarray:
+        """The image with its longer side of at most so many pixels, decoded at about that size where it can be.
+
+        Args:
+            longest: Pixels of the longer side; smaller images stay as they are.
+
+        Returns:
+            RGB, uint8 [H,W,3].
+
+        Raises:
+            DataError: As ``decode``.
+        """
+        data = self._read()
         header = _jpeg_header(data)
-        return _decode_any(data) if header is None else decode_jpeg(data)
+        if header is None:
+            return fitted(_decode_any(data, longest)[0], longest)
+        whole, scale = max(header.height, header.width), 1
+        while scale < 8 and whole >= 2 * scale * longest:
+            scale *= 2
+        return fitted(decode_region(data, header, (0, 0, header.width, header.height), scale), longest)
+
+    def size(self) -> tuple[int, int]:
+        """Height and width as ``decode`` gives them, by the header alone.
+
+        Raises:
+            DataError: If there is no readable header.
+        """
+        data = self._read()
+        header = _jpeg_header(data)
+        if header is not None:
+            return header.height, header.width
+        with opened(data) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (height, width)
 
     def open(self) -> OpenImage:
         """Reads the file as far as its size.
@@ -61,13 +124,7 @@ class Encoded:
         return OpenImage(data, _jpeg_header(data))
 
     def _read(self) -> bytes:
-        if isinstance(self.data, Path):
-            try:
-                data = self.data.read_bytes()
-            except OSError as problem:
-                raise DataError(f"cannot be read: {problem.strerror or problem}") from problem
-        else:
-            data = self.data
+        data = read_file(self.data) if isinstance(self.data, Path) else self.data
         if not data:
             raise DataError("the file is empty")
         return data
@@ -87,7 +144,7 @@ class OpenImage:
 
     def __init__(self, data: bytes, header: Header | None) -> None:
         self.data, self.header = data, header
-        self._pixels = np.empty(0) if header is not None else _decode_any(data)
+        self._pixels = np.empty(0) if header is not None else _decode_any(data)[0]
         self.height, self.width = (header.height, header.width) if header else self._pixels.shape[:2]
 
     def region(self, box: Box, height: int, width: int) -> np.ndarray:
@@ -122,36 +179,20 @@ def _snap(low: int, high: int, scale: int, limit: int, length: int) -> tuple[int
     return low, min(max(high, low + length * scale), -(-limit // scale) * scale)
 
 
-def _jpeg_header(data: bytes) -> Header | None:
-    """Header of a JPEG that is decoded as it is stored; None for everything that takes Pillow."""
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    header = read_header(data)
-    _check_size(header.width, header.height)
-    if not is_plain(header):
-        return None
-    if header.exif and Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1:
-        return None
-    return header
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """Opens a picture of any format with Pillow, without decoding it, and makes one error of what goes wrong with it.
 
+    Args:
+        data: The file.
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{width}x{height} pixels are more than the {MAX_PIXELS:,} that are decoded (a decompression bomb?). "
-            "Scale the image down."
-        )
-
-
-def _decode_any(data: bytes) -> np.ndarray:
+    Raises:
+        DataError: If it is no picture, claims too many pixels, or turns out to be damaged while it is used.
+    """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images and of odd metadata; the first is an error here and the second no concern.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            _check_size(*image.size)
-            image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        image = Image.open(io.BytesIO(data))
+        _check_size(*image.size, len(data))
+        yield image
     except DataError:
         raise
     except Image.UnidentifiedImageError as problem:
@@ -163,16 +204,80 @@ def _decode_any(data: bytes) -> np.ndarray:
         raise DataError(f"the image is corrupt or truncated: {type(problem).__name__}: {problem}") from problem
 
 
+def fitted(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """Pixels [H,W,3] with a longer side of at most so many, in proportion."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= longest:
+        return pixels
+    rows, columns = (max(1, round(side * longest / max(height, width))) for side in (height, width))
+    return cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def _jpeg_header(data: bytes) -> Header | None:
+    """Header of a JPEG that is decoded as it is stored; None for everything that takes Pillow."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    header = read_header(data)
+    _check_size(header.width, header.height, len(data))
+    if not is_plain(header):
+        return None
+    if header.exif and Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
+        return None
+    return header
+
+
+def _check_size(width: int, height: int, length: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{width}x{height} pixels are more than the {MAX_PIXELS:,} that are decoded (a decompression bomb?). "
+            "Scale the image down."
+        )
+    if width * height > max(HARMLESS, length * MAX_PIXELS_A_BYTE):
+        raise DataError(
+            f"its header claims {width}x{height} pixels, which its {length:,} bytes cannot hold (a damaged file, or a "
+            "decompression bomb?)"
+        )
+
+
+def _decode_any(data: bytes, longest: int | None = None) -> tuple[np.ndarray, int]:
+    """RGB pixels, turned upright, and the orientation that they had; reduced to about ``longest`` if that saves work."""
+    with warnings.catch_warnings():
+        # Pillow warns of large images and of odd metadata; the first is an error here and the second no concern.
+        warnings.simplefilter("ignore")
+        with opened(data) as image:
+            orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+            if longest is not None:
+                image.draft(image.mode, (longest, longest))
+            guessed = None
+            if is_deep(image):
+                values, guessed = to_eight_bits(image, data)
+                image = Image.fromarray(values)
+            image.load()
+            if longest is not None and image.mode in ("L", "RGB", "RGBA", "CMYK"):
+                image = _halved(image, longest)
+            if orientation in TURNS:
+                image = image.transpose(TURNS[orientation])
+            pixels = np.array(_to_rgb(image))
+    if guessed is not None:
+        warnings.warn(
+            f"16-bit images without a value of {1 << guessed:,} or more are taken for {guessed}-bit ones and made as "
+            "bright. Write 8-bit images, or their depth into the files (sBIT in PNG, MaxSampleValue in TIFF), if they "
+            "are not.",
+            stacklevel=2,
+        )
+    return pixels, orientation
+
+
+def _halved(image: Image.Image, longest: int) -> Image.Image:
+    factor = max(image.size) // longest
+    if factor < 2:
+        return image
+    reduced = image.reduce(factor)
+    reduced.info = image.info
+    return reduced
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
-            raise DataError(
-                f"pixels of 32 bits from {pixels.min()} to {pixels.max()}; convert the image to 8 or 16 bits"
-            )
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         coloured = image.convert("RGBA")
         white = Image.new("RGBA", coloured.size, "white")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+from datamodules.finding import EXTENSIONS, images_in
 
 
 class ImageFiles:
     """Images to predict on.
 
     Args:
-        paths: Files, and folders that are searched with their subfolders.
+        paths: Files, and folders that are searched with their subfolders, as ``finding`` says.
 
     Raises:
         DataError: If a path does not exist or there is no image at all.
@@ -26,10 +26,10 @@ class ImageFiles:
         self.paths: list[Path] = []
         for path in map(Path, paths):
             if path.is_dir():
-                found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+                found = images_in(path)
                 if not found:
                     raise DataError(f"{path} holds no image ({', '.join(sorted(EXTENSIONS))}).")
-                self.paths += found
+                self.paths += [path / os.fsdecode(name) for name in found]
             elif path.exists():
                 self.paths.append(path)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 from datamodules.base import DataModule
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
-from datamodules.files import EXTENSIONS
+from datamodules.finding import EXTENSIONS, folders_in, images_in, shown
 from datamodules.splits import Source, Subset, hold_out
 from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_centre, large_image_augmentation
@@ -63,7 +63,7 @@ class ImageFolder(DataModule):
         splits = {split: self.root / split for split in ("train", "val", "test") if (self.root / split).exists()}
         refuse_same_folders(list(splits.values()))
         train = ClassFolders(splits["train"])
-        self.class_names = train.class_names
+        self.class_names = [shown(name) for name in train.class_names]
         others = {split: ClassFolders(splits[split], train.class_names) for split in splits if split != "train"}
         if "val" in others:
             return {"train": train, "val": others["val"], "test": others.get("test")}
@@ -90,11 +90,11 @@ class ClassFolders:
 
     def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
         self.folder = folder
-        found = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+        found = folders_in(folder)
         if not found:
             raise DataError(f"{folder} has no class folders. Images are expected as {folder}/<class>/<image>.")
         self.class_names = list(class_names or found)
-        unknown = sorted(set(found) - set(self.class_names))
+        unknown = sorted(set(found) - set(self.class_names), key=os.fsencode)
         if unknown:
             raise DataError(
                 f"{folder} has class folders that the training split lacks: {_listed(unknown)}. "
@@ -105,7 +105,7 @@ class ClassFolders:
         counts = []
         for name in found:
             # The class folder is the label's; only what comes after it is kept.
-            within = sorted(_images(folder / name, b""))
+            within = images_in(folder / name)
             names += within
             counts.append(len(within))
         empty = [name for name, count in zip(found, counts, strict=True) if not count]
@@ -149,24 +149,5 @@ def refuse_same_folders(folders: list[Path]) -> None:
                 raise DataError(f"{first} and {second} are the same folder: training images would be evaluated on.")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as problem:
-        raise DataError(
-            f"{folder} cannot be read: {problem.strerror}. Check that it exists and is readable."
-        ) from problem
-
-
-def _images(folder: Path, prefix: bytes) -> Iterator[bytes]:
-    for entry in _entries(folder):
-        name = prefix + os.fsencode(entry.name)
-        if entry.is_dir():
-            yield from _images(folder / entry.name, name + b"/")
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            yield name
-
-
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return ", ".join(map(shown, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

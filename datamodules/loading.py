@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batches import EvalBatches, Key, SideBySide, TrainBatches
 from datamodules.errors import BadSample, DataError
+from datamodules.finding import shown
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Augmentation
 
@@ -65,10 +66,10 @@ class Samples:
             label = sample.get("label")
             return self.pipeline(sample, epoch, index) | {"index": index}
         except DataError as problem:
-            return BadSample(index, self.source.name(index), str(problem), label)
+            return BadSample(index, shown(self.source.name(index)), str(problem), label)
         except Exception:
             reason = f"the transforms failed on this sample:\n{traceback.format_exc()}"
-            return BadSample(index, self.source.name(index), reason, label, skippable=False)
+            return BadSample(index, shown(self.source.name(index)), reason, label, skippable=False)
 
 
 class Streams:

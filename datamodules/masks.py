@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from datamodules.decoding import opened
 from datamodules.errors import DataError
+from datamodules.finding import read_file
 from datamodules.label_maps import LabelMap
 
 
@@ -36,7 +37,7 @@ class EncodedMask:
                 the palette. The message names the file.
         """
         try:
-            values = self._read()
+            values, _ = self.read()
             if size is not None and values.shape[:2] != size:
                 raise DataError(
                     f"it has {values.shape[1]}x{values.shape[0]} pixels and its image {size[1]}x{size[0]}; write it "
@@ -46,21 +47,30 @@ class EncodedMask:
         except DataError as problem:
             raise DataError(f"label file {self.path}: {problem}") from problem
 
-    def _read(self) -> np.ndarray:
+    def read(self) -> tuple[np.ndarray, list[int] | None]:
+        """Values as the file has them, and the colours of its palette.
+
+        Returns:
+            uint8 [H,W], or uint8 [H,W,3] RGB; and the RGB of each index one after the other, or None without palette.
+
+        Raises:
+            DataError: If it cannot be read or is no label file; the message does not name it.
+        """
         try:
-            with Image.open(self.path) as picture:
-                mode, values = picture.mode, np.asarray(picture)
-        except FileNotFoundError as problem:
-            raise DataError("it is missing") from problem
-        except Exception as problem:
-            # Pillow's plug-ins raise whatever a broken file makes them stumble over.
-            raise DataError(f"it cannot be read: {type(problem).__name__}: {problem}") from problem
+            data = read_file(self.path)
+        except DataError as problem:
+            raise DataError(f"it {problem}" if self.path.exists() else "it is missing") from problem
+        try:
+            with opened(data) as picture:
+                mode, palette, values = picture.mode, picture.getpalette(), np.asarray(picture)
+        except DataError as problem:
+            raise DataError(f"it cannot be read: {problem}") from problem
         if mode in ("L", "P"):
-            return values
+            return values, palette
         if mode in ("RGB", "RGBA"):
-            return np.ascontiguousarray(values[..., :3])
+            return np.ascontiguousarray(values[..., :3]), None
         if mode == "1" or mode.startswith("I"):
             if values.min() < 0 or values.max() > 255:
                 raise DataError(f"label values from {values.min()} to {values.max()}; they must be from 0 to 255")
-            return values.astype(np.uint8)
+            return values.astype(np.uint8), None
         raise DataError(f"pictures of mode {mode} hold no labels; write one 8-bit channel, or the palette's RGB")

@@ -16,7 +16,7 @@ from datamodules.cache import unpack_once
 from datamodules.collation import stack
 from datamodules.decoding import Encoded
 from datamodules.errors import BadSample, DataError
-from datamodules.files import EXTENSIONS
+from datamodules.finding import images_in
 from datamodules.label_maps import VOID, LabelMap
 from datamodules.masks import EncodedMask
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
@@ -165,7 +165,7 @@ class LabelledPixels(DataModule):
             for key in labels.keys() - pictures.keys()
         ]
         self.leave_out(f"{len(lone)} files of the {split} split are without partner", sorted(lone))
-        names = sorted(pictures.keys() & labels.keys())
+        names = sorted(pictures.keys() & labels.keys(), key=os.fsencode)
         if not names:
             raise DataError(
                 f"No image in {images} has a label file in {masks}. {type(self).__name__} expects images "
@@ -244,20 +244,13 @@ class Pairs:
 
 def _listing(folder: Path, suffix: str) -> dict[str, str]:
     """Picture files whose names end in a suffix, by their path in the folder without suffix and extension."""
-
-    def refuse(problem: OSError) -> None:
-        raise DataError(f"{problem.filename} cannot be read: {problem.strerror}. Check that it exists and is readable.")
-
     found: dict[str, str] = {}
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        within = Path(place).relative_to(folder)
-        for file in files:
-            stem, extension = os.path.splitext(file)
-            if extension.lower() not in EXTENSIONS or file.startswith(".") or not stem.endswith(suffix):
-                continue
-            key = (within / stem.removesuffix(suffix)).as_posix()
-            if key in found:
-                raise DataError(f"{folder} has both {found[key]} and {within / file}: remove or rename one of them.")
-            found[key] = (within / file).as_posix()
+    for name in map(os.fsdecode, images_in(folder)):
+        stem, _ = os.path.splitext(name)
+        if not stem.endswith(suffix):
+            continue
+        key = stem.removesuffix(suffix)
+        if key in found:
+            raise DataError(f"{folder} has both {found[key]} and {name}: remove or rename one of them.")
+        found[key] = name
     return found

@@ -12,16 +12,18 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from datamodules.batches import EvalBatches, RoundBatches, SideBySide, TrainBatches
 from datamodules.collation import stack
-from datamodules.decoding import Encoded
+from datamodules.decoding import Encoded, fitted
 from datamodules.errors import BadSample, DataError
 from datamodules.files import ImageFiles
 from datamodules.finding import shown
 from datamodules.loading import Loader, Samples, Streams
 from datamodules.ordering import derived_seed
+from datamodules.remarks import remarks_on_classes
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Augmentation, Pipeline, Transform
 
@@ -82,6 +84,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.predict_paths: list[Path] = []
         self.bad_samples: dict[str, str] = {}
         self._sources: dict[str, Source | None] = {}
+        self._inspected = False
         self._scale: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def default_train_transforms(self) -> list[Transform]:
@@ -131,22 +134,44 @@ class DataModule(lightning.LightningDataModule, ABC):
 
     def has(self, split: Split) -> bool:
         """Whether there is such a split."""
-        self.setup("fit")
+        self._open()
         return self._sources.get(split) is not None
 
     @override
     def setup(self, stage: str) -> None:
-        """Opens the data set, once.
+        """Opens the data set, once; before a training, looks at what is in it.
 
         Raises:
-            DataError: If files are missing or contradict each other.
+            DataError: If files are missing or contradict each other, or there is nothing to be learnt from them.
         """
         if stage == "predict":
             self._sources["predict"] = ImageFiles(self.predict_paths)
             # Prediction needs of the data set no more than the names of its classes, and can do without.
             with contextlib.suppress(DataError):
-                self.setup("fit")
-        elif "train" not in self._sources:
+                self._open()
+            return
+        self._open()
+        if stage == "fit" and not self._inspected:
+            self._inspected = True
+            for remark in self.inspect():
+                rank_zero_warn(remark)
+
+    def inspect(self) -> list[str]:
+        """What in the labels of the splits can hardly be meant, to be said before a training.
+
+        Raises:
+            DataError: If there is nothing to be learnt from them.
+        """
+        found = []
+        for split in ("train", "val", "test"):
+            labels = getattr(self._sources.get(split), "labels", None)
+            if labels is not None:
+                images = np.bincount(labels, minlength=self.num_classes)
+                found += remarks_on_classes(split, images, self.class_names, "image")
+        return found
+
+    def _open(self) -> None:
+        if "train" not in self._sources:
             self._sources |= self.open()
 
     def source(self, split: str) -> Source:
@@ -156,7 +181,7 @@ class DataModule(lightning.LightningDataModule, ABC):
             DataError: If there is none.
         """
         if split not in self._sources:
-            self.setup("predict" if split == "predict" else "fit")
+            self.setup("predict" if split == "predict" else "validate")
         source = self._sources.get(split)
         if source is None:
             raise DataError(f"{type(self).__name__} has no {split} split here.")
@@ -174,6 +199,32 @@ class DataModule(lightning.LightningDataModule, ABC):
         """
         image = self.source(split).load(index)["image"]
         return image.decode() if isinstance(image, Encoded) else image
+
+    def picture(self, split: str, index: int, longest: int) -> np.ndarray:
+        """The image before any transform, as large as it is drawn: a photograph need not be decoded whole.
+
+        Args:
+            split: Which split.
+            index: Position in it.
+            longest: Most pixels of the longer side; smaller images stay as they are.
+
+        Returns:
+            RGB, uint8 [h,w,3].
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        image = self.source(split).load(index)["image"]
+        return image.reduced(longest) if isinstance(image, Encoded) else fitted(image, longest)
+
+    def image_size(self, split: str, index: int) -> tuple[int, int]:
+        """Height and width of the image before any transform; of a file, by its header.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        image = self.source(split).load(index)["image"]
+        return image.size() if isinstance(image, Encoded) else (int(image.shape[0]), int(image.shape[1]))
 
     def streams(self) -> dict[str, int]:
         """What a training batch is drawn from: splits, and of each the samples of a batch over all processes.

@@ -240,7 +240,7 @@ def _check_size(width: int, height: int, length: int) -> None:
 
 
 def _decode_any(data: bytes, longest: int | None = None) -> tuple[np.ndarray, int]:
-    """RGB pixels, turned upright, and the orientation that they had; reduced to about ``longest`` if that saves work."""
+    """RGB pixels, turned upright, and the orientation they had; reduced to about ``longest`` where that saves work."""
     with warnings.catch_warnings():
         # Pillow warns of large images and of odd metadata; the first is an error here and the second no concern.
         warnings.simplefilter("ignore")

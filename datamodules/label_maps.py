@@ -26,7 +26,7 @@ class LabelMap:
         names: Class names in the order of the train ids, which count from 0.
         palette: RGB of each class in pictures, and in label files that are colour pictures.
         ids: Value of each class in label files.
-        void_ids: Values that are no class and not evaluated, besides 255.
+        void_ids: Values that are no class and not evaluated, besides 255 if it is not the value of a class.
         void_colours: The same for label files that are colour pictures.
 
     Raises:
@@ -49,8 +49,6 @@ class LabelMap:
         colours = [*self.palette, *self.void_colours]
         if any(not 0 <= value <= 255 for value in values + [part for colour in colours for part in colour]):
             raise ValueError("Values and colours of label files are numbers from 0 to 255.")
-        if VOID in self.ids:
-            raise ValueError(f"{VOID} is void and cannot be the value of a class.")
         meanings = [Counter(f"value {value}" for value in values), Counter(f"colour {colour}" for colour in colours)]
         for what, number in (meanings[0] + meanings[1]).items():
             if number > 1:
@@ -75,7 +73,7 @@ class LabelMap:
         if values.ndim == 3:
             return self._from_colours(values)
         table = np.full(256, UNKNOWN, np.uint8)
-        table[[*self.void_ids, VOID]] = VOID
+        table[self._void_values()] = VOID
         table[list(self.ids)] = np.arange(len(self.ids))
         mapped = cv2.LUT(values, table)
         unknown = mapped == UNKNOWN
@@ -83,9 +81,12 @@ class LabelMap:
             found = np.unique(values[unknown]).tolist()
             raise DataError(
                 f"label values {_listed(found)} are outside the palette: they are neither a class "
-                f"({_listed(sorted(self.ids))}) nor void ({_listed(sorted({*self.void_ids, VOID}))})"
+                f"({_listed(sorted(self.ids))}) nor void ({_listed(self._void_values())})"
             )
         return mapped
+
+    def _void_values(self) -> list[int]:
+        return sorted({*self.void_ids, *({VOID} - {*self.ids})})
 
     def file_ids(self, train_ids: np.ndarray, void_id: int = 0) -> np.ndarray:
         """Maps train ids back to the values that label files (and evaluation servers) use.

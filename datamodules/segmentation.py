@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from rich.progress import track
 from typing_extensions import override
 
 from datamodules.base import DataModule, Split
-from datamodules.cache import unpack_once
 from datamodules.collation import stack
 from datamodules.decoding import Encoded
 from datamodules.errors import BadSample, DataError
-from datamodules.finding import images_in
-from datamodules.label_maps import VOID, LabelMap
+from datamodules.finding import images_in, shown
+from datamodules.label_maps import VOID, Colour, LabelMap
+from datamodules.label_survey import LabelSurvey, survey
 from datamodules.masks import EncodedMask
+from datamodules.remarks import named, remarks_on_classes
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
+
+# A training waits no longer than this for its label files to be looked through.
+SURVEY_SECONDS = 60.0
 
 
 class LabelledPixels(DataModule):
@@ -56,6 +60,8 @@ class LabelledPixels(DataModule):
     ignore_index = VOID
     label_map: LabelMap
     published_weights: tuple[float, ...] | None = None
+    # Classes by the colours that a person has given them.
+    given_colours: Mapping[Colour, str] = MappingProxyType({})
     typical_size = (512, 512)
 
     def __init__(
@@ -118,19 +124,69 @@ class LabelledPixels(DataModule):
             DataError: If a label file cannot be read and ``on_bad_sample`` is ``error``.
         """
         pairs = self._labelled("train")
+        found = survey(pairs.all_masks())
+        self._report([BadSample(index, shown(pairs.name(index)), reason) for index, reason in found.problems])
+        return found.pixels[: self.num_classes] / found.pixels.sum()
 
-        def count(folder: Path) -> None:
-            counts = np.zeros(256, np.int64)
-            for index in track(range(len(pairs)), "Counting the pixels of each class", transient=True):
-                try:
-                    counts += np.bincount(pairs.mask(index).decode().reshape(-1), minlength=256)
-                except DataError as problem:
-                    self._report([BadSample(index, pairs.name(index), str(problem))])
-            np.save(folder / "counts.npy", counts)
+    @override
+    def inspect(self) -> list[str]:
+        """Looks through the label files of the splits, once; a large data set is sampled for ``SURVEY_SECONDS``.
 
-        folder = unpack_once([pairs.mask(index).path for index in range(len(pairs))], count, repr(pairs.label_map))
-        counts = np.load(folder / "counts.npy", allow_pickle=False)
-        return counts[: self.num_classes] / counts.sum()
+        Raises:
+            DataError: If label files cannot be used, or fewer than two classes have pixels to train on.
+        """
+        remarks = []
+        for split in ("train", "val", "test"):
+            source = self._sources.get(split)
+            if isinstance(source, Pairs):
+                remarks += self._remarks(split, source, survey(source.all_masks(), SURVEY_SECONDS))
+        return remarks
+
+    def _remarks(self, split: str, pairs: Pairs, found: LabelSurvey) -> list[str]:
+        self.leave_out(
+            f"{found.num_problems} label files of the {split} split cannot be used",
+            [(pairs.name(index), reason) for index, reason in found.problems],
+            found.num_problems,
+        )
+        images = found.images[: self.num_classes]
+        void = ""
+        if found.void_by_rule and not images.all():
+            void = (
+                f" {VOID}, which is void, covers {found.void_by_rule / max(1, found.pixels.sum()):.1%} of the pixels: "
+                f"if that is a class, say so by value: {VOID}."
+            )
+        if split == "train" and (images > 0).sum() < 2:
+            there = named(np.flatnonzero(images), self.class_names) or "none"
+            raise DataError(
+                f"The label files of {pairs.masks} have pixels of fewer than two classes ({there}): there is nothing "
+                f"to be told apart.{void or ' Check the values of the classes.'}"
+            )
+        remarks = remarks_on_classes(split, images, self.class_names, "pixel")
+        if remarks and found.looked < len(pairs):
+            remarks[-1] += f" (Of {len(pairs):,} label files, {found.looked:,} were looked at.)"
+        if void and remarks:
+            remarks[0] += void
+        return remarks + self._remarks_on_palettes(pairs, found)
+
+    def _remarks_on_palettes(self, pairs: Pairs, found: LabelSurvey) -> list[str]:
+        remarks = []
+        if found.clash is not None:
+            value, *files = found.clash
+            one, other = (shown(pairs.masks / pairs.names[position][1]) for position in files)
+            remarks.append(
+                f"The palettes of {one} and {other} show value {value} in different colours. Values are classes, "
+                "whatever their colours: if the colours are what is meant, write the label files as RGB."
+            )
+        classes = dict(zip(pairs.label_map.ids, self.class_names, strict=True))
+        for value, colour in found.colours.items():
+            meant = self.given_colours.get(colour)
+            if meant is not None and value in classes and classes[value] != meant:
+                remarks.append(
+                    f"The palettes of the label files in {pairs.masks} show value {value}, which is {classes[value]}, "
+                    f"in the colour {colour} of {meant}. Values are classes: set the value of each class as the files "
+                    "have it."
+                )
+        return remarks
 
     def pairs(
         self,
@@ -227,6 +283,10 @@ class Pairs:
     def mask(self, index: int) -> EncodedMask:
         """One label file."""
         return EncodedMask(self.masks / self.names[index][1], self.label_map)
+
+    def all_masks(self) -> list[EncodedMask]:
+        """All label files."""
+        return [self.mask(index) for index in range(len(self))]
 
     def load(self, index: int) -> dict[str, Any]:
         """One sample as ``SegmentationPipeline`` takes it: ``image``, and ``mask`` or ``annotation``."""

@@ -24,7 +24,8 @@ class MaskClass:
 
     Args:
         name: What it is called.
-        value: Its value in label files; by default its position in the list, from 0.
+        value: Its value in label files; by default its position in the list, from 0. 255, which otherwise is void, is
+            possible too.
         colour: Its RGB in pictures, and in label files that are colour pictures; by default one of PASCAL VOC's.
     """
 
@@ -38,14 +39,16 @@ class SegmentationFolder(LabelledPixels):
 
     Splits are ``train``, ``val`` and ``test``; without ``val``, validation images are held out from ``train``, and
     without any of these folders, from all images. Label files are pictures of one channel with the classes' values, of
-    a palette (whose indices are the values), or of the classes' colours; 255 is void.
+    a palette (whose indices are the values), or of the classes' colours; 255 is void unless a class has that value.
+    Before a training they are looked through, and classes without pixels and palettes that contradict the classes are
+    named.
 
     Batch: see ``LabelledPixels``.
 
     Args:
         root: Folder that holds both folders.
         classes: The classes, in the order of the network's outputs.
-        void_values: Values of label files that are no class and not evaluated, besides 255.
+        void_values: Values of label files that are no class and not evaluated, besides 255 where no class has it.
         void_colours: The same for label files of colours.
         images: Folder of images.
         masks: Folder of label files.
@@ -86,6 +89,7 @@ class SegmentationFolder(LabelledPixels):
             void_ids=void_values,
             void_colours=void_colours,
         )
+        self.given_colours = {one.colour: one.name for one in classes if one.colour is not None}
         super().__init__(root, class_weighting=class_weighting, **options)
         self.folders, self.mask_suffix, self.holdout = (images, masks), mask_suffix, holdout
 

@@ -25,7 +25,7 @@ class BadSamples(Callback):
         bad: dict[str, str] = getattr(trainer.datamodule, "bad_samples", {})  # type: ignore[attr-defined]
         if not bad or not trainer.is_global_zero:
             return
-        with self.path.open("w", newline="") as file:
+        with self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "reason"])
             writer.writerows(bad.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -33,13 +33,24 @@ class Objects:
     scores: np.ndarray | None = None
     masks: np.ndarray | None = None
 
-    def above(self, threshold: float, at_least: int = 0) -> Objects:
-        """Those whose score is at least a threshold, and the best so many whatever their scores."""
-        if self.scores is None:
+    def drawn_on(self, image: np.ndarray, size: tuple[int, int]) -> Objects:
+        """The same objects in the pixels of a picture of the image, which may be smaller than the image.
+
+        Args:
+            image: the picture [h, w, 3].
+            size: height and width of the image, in whose pixels these are.
+        """
+        if tuple(image.shape[:2]) == tuple(size):
             return self
-        keep = (self.scores >= threshold) | (np.arange(len(self.scores)) < at_least)
-        masks = self.masks[keep] if self.masks is not None else None
-        return Objects(self.boxes[keep], self.labels[keep], self.scores[keep], masks)
+        down, across = (part / whole for part, whole in zip(image.shape[:2], size, strict=True))
+        masks = None if self.masks is None else shrunk(self.masks, image.shape)
+        return replace(self, boxes=self.boxes * [across, down, across, down], masks=masks)
+
+
+def shrunk(masks: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Masks [n, H, W] at the height and width of a picture."""
+    rows, columns = (np.arange(part) * whole // part for part, whole in zip(shape[:2], masks.shape[1:], strict=True))
+    return masks[:, rows[:, None], columns]
 
 
 def overlay(image: np.ndarray, objects: Objects, names: Sequence[str], title: str = "") -> Figure:

@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+# Pixels of the longer side of an image that a picture has use for: of one of many on a sheet, and of one alone.
+SMALL, LARGE = 512, 1400
 Series = tuple[Sequence[float], Sequence[float]]
 T = TypeVar("T")
 

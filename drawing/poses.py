@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -69,6 +69,21 @@ class Sighting:
     truth: np.ndarray | None = None
     window: tuple[float, float, float, float] | None = None
     caption: str = ""
+
+    def of_size(self, size: tuple[int, int]) -> Sighting:
+        """The same on a picture that is smaller than the image.
+
+        Args:
+            size: height and width of the image, in whose pixels joints and window are.
+        """
+        if tuple(self.image.shape[:2]) == tuple(size):
+            return self
+        down, across = (part / whole for part, whole in zip(self.image.shape[:2], size, strict=True))
+        found, truth = (None if each is None else each * [across, down, 1] for each in (self.found, self.truth))
+        window = self.window
+        if window is not None:
+            window = (window[0] * across, window[1] * down, window[2] * across, window[3] * down)
+        return replace(self, found=found, truth=truth, window=window)
 
 
 def pose_sheet(people: Sequence[Sighting], skeleton: Skeleton, title: str = "") -> Figure:

@@ -56,6 +56,13 @@ def main(argv: list[str]) -> int:
     if command == "fit" and "SLURM_JOB_ID" in os.environ:
         # A job may be preempted while it still imports torch; `Preemption` takes the signal up when it can save.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    from exp.home import NoHomeError, argument_at_home
+
+    try:
+        rest = [argument_at_home(argument) for argument in rest]
+    except NoHomeError as error:
+        print(f"exp: {error}", file=sys.stderr)
+        return 2
     return importlib.import_module(f"exp.{command}").main(rest)
 
 

@@ -32,6 +32,7 @@ from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSe
 from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
+from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
 from exp.messages import explain, refusal
 from exp.prediction_options import PredictionOptions
@@ -149,6 +150,10 @@ class Cli(LightningCLI):
         if weights:
             given = self.config.weights
             self.config.weights = ({WHOLE: given} if isinstance(given, str) else given or {}) | weights
+        try:
+            self.config = at_home(self.config)
+        except NoHomeError as error:
+            self.refuse(str(error))
         if self.config.ckpt_path is not None:
             self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))

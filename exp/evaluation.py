@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from callbacks.reports import Place
@@ -38,20 +39,20 @@ def evaluate(argv: list[str], command: str) -> int:
             (folder / "metrics.json").write_text(json.dumps(results[0], indent=2) + "\n")
             table = Table("metric", "value", box=None)
             for name, value in results[0].items():
-                table.add_row(name, f"{value:.4f}")
-            console = Console()
-            console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True)
+                table.add_row(escape(name), f"{value:.4f}")
+            console = Console(emoji=False)
+            console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True, markup=False)
             console.print(table)
             findings = getattr(cli.model, "findings", None)
             if details := findings.table() if findings is not None else []:
                 columns, *rows = details
-                classes = Table(*columns, box=None)
+                classes = Table(*map(escape, columns), box=None)
                 for row in rows:
-                    classes.add_row(*row)
+                    classes.add_row(*map(escape, row))
                 console.print(classes, highlight=False)
             # What an earlier evaluation with other options has left is not of this one.
             written = {path.parts[0] for path, time in _times(folder).items() if before.get(path) != time}
-            console.print(f"in {folder}: {', '.join(sorted(written))}", highlight=False, soft_wrap=True)
+            console.print(f"in {folder}: {', '.join(sorted(written))}", highlight=False, soft_wrap=True, markup=False)
     return outcome.code
 
 

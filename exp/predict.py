@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from callbacks import Cost
 from callbacks.reports import Place, Predictions, Source
@@ -70,11 +71,12 @@ def split_paths(argv: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def _finish(cli: Cli, predictions: Predictions, cost: Cost, batches: list[Any], folder: Path) -> None:
-    console = Console()
+    # Names of files and classes are text and nothing else.
+    console = Console(emoji=False)
     written = predictions.finish(batches, folder, console)
     for name, reason in cli.datamodule.bad_samples.items():
-        console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
+        console.print(f"[yellow]skipped {escape(f'{name}: {reason}')}[/]", highlight=False)
     spent = predictions.spent(cost, sum(len(batch["index"]) for batch in batches))
     predictions.tell_spent(spent, console)
     (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
-    console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True, markup=False)

@@ -140,6 +140,7 @@ def profile(network: nn.Module, inputs: tuple[Any, ...], seconds: float = 2.0) -
 def show(report: ProfileReport, depth: int) -> None:
     """Print a report for people: a summary, and a table of modules down to `depth` levels."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     dense, ran = report.dense, report.executed
@@ -161,20 +162,20 @@ def show(report: ProfileReport, depth: int) -> None:
         ("throughput", f"{report.images_per_second:.1f} images/s over {report.runs} runs"),
         ("peak memory", f"{report.peak_memory / 2**20:.1f} MiB"),
     ):
-        summary.add_row(name, value)
+        summary.add_row(name, escape(value))
     modules = Table("module", "type")
     for column in ("parameters", "multiply-adds", "executed"):
         modules.add_column(column, justify="right")
     for counted, measured in zip(dense.modules, ran.modules, strict=True):
         if counted.depth <= depth and (counted.params or counted.macs):
             modules.add_row(
-                counted.name or "network",
+                escape(counted.name) or "network",
                 counted.type,
                 f"{counted.params:,}",
                 _readable(counted.macs),
                 _readable(measured.macs),
             )
-    console = Console()
+    console = Console(emoji=False)
     console.print(modules)
     console.print(summary)
 

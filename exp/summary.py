@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from callbacks.reports import Report
@@ -40,20 +41,20 @@ def content(reports: list[Report], run: Run) -> dict[str, str]:
 
 def print_start(cli: Cli, run: Run) -> None:
     """Says what is about to be trained, on what, and where it goes."""
-    console = Console()
+    console = Console(emoji=False)
     network = cli.model.network
     parameters = sum(p.numel() for p in network.parameters())
     trainer = cli.trainer
     for note in run.notes:
-        console.print(f"[yellow]{note}[/]", highlight=False)
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
     verb = f"resuming from {run.checkpoint}" if run.checkpoint else "training"
     console.print(
-        f"[bold]{cli.experiment}[/]: {verb}\n"
+        f"[bold]{escape(cli.experiment)}[/]: {escape(verb)}\n"
         f"  network  {type(network).__name__}, {parameters:,} parameters\n"
         f"  data     {type(cli.datamodule).__name__}, batches of {cli.datamodule.batch_size}"
         + _accumulated(cli.datamodule.batch_size, trainer.accumulate_grad_batches)
         + f"\n  device   {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}\n"
-        f"  run      {run.path}",
+        f"  run      {escape(str(run.path))}",
         highlight=False,
     )
 
@@ -64,10 +65,10 @@ def _accumulated(batch_size: int, batches: int) -> str:
 
 def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, float]) -> None:
     """Says how good the network is, what it costs, and what lies where."""
-    console = Console()
+    console = Console(emoji=False)
     monitor, score = cli.checkpoints.monitor, cli.checkpoints.best_score
     if score is not None:
-        console.print(f"best {monitor} {score:.4f} at step {cli.checkpoints.best_step}", highlight=False)
+        console.print(f"best {monitor} {score:.4f} at step {cli.checkpoints.best_step}", highlight=False, markup=False)
     if results:
         console.print("\n".join(result_lines(results)), highlight=False)
     if cost:
@@ -76,7 +77,7 @@ def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, f
             f"(executed, mean of {int(cost['macs_samples'])} images)",
             highlight=False,
         )
-    table = Table(title=str(run.path), title_justify="left", box=None, show_header=False, pad_edge=True)
+    table = Table(title=escape(str(run.path)), title_justify="left", box=None, show_header=False, pad_edge=True)
     reports = [each for each in cli.trainer.callbacks if isinstance(each, Report)]  # type: ignore[attr-defined]
     for name, what in content(reports, run).items():
         if (run.path / name).exists():
@@ -93,8 +94,8 @@ def result_lines(results: dict[str, float]) -> list[str]:
         for mark, title, unit in (("_exit", "by exit", ""), ("_at_", "at a budget of", " %")):
             kind, found, place = name.partition(mark)
             if found:
-                groups.setdefault(f"{kind} {title}", []).append(f"{place}{unit} {shown}")
+                groups.setdefault(f"{escape(kind)} {title}", []).append(f"{place}{unit} {shown}")
                 break
         else:
-            alone.append(f"{name} {shown}")
+            alone.append(f"{escape(name)} {shown}")
     return ["  ".join(alone), *(f"{title}  {'  '.join(values)}" for title, values in groups.items())]

@@ -57,8 +57,8 @@ class Classification(Task):
         options: see `Task`.
 
     Raises:
-        ValueError: the network does not say its number of classes, or it differs from the data's; weights of exits that
-            are negative or, when training begins, not one for each exit.
+        ValueError: the network does not say its number of classes, or it is below 2 or differs from the data's; weights
+            of exits that are negative or, when training begins, not one for each exit.
     """
 
     monitor = "val/top1"
@@ -78,6 +78,11 @@ class Classification(Task):
     ) -> None:
         super().__init__(network, **options)
         self.num_classes = classes_of(network, num_classes)
+        if self.num_classes < 2:
+            raise ValueError(
+                f"num_classes={self.num_classes}: a classifier tells two classes or more apart. Give the data images "
+                "of at least two (a folder for each, in an image folder), and the network as many num_classes."
+            )
         self.label_smoothing = label_smoothing
         self.mix: Mixup | None = None
         if mix is not None:

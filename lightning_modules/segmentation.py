@@ -197,7 +197,7 @@ class Segmentation(Task):
         With a deadline, of the last exit that was ready, with its number and the seconds it took.
         """
         data = self.data
-        sizes = [data.raw_image("predict", index).shape[:2] for index in batch["index"].tolist()]
+        sizes = [data.image_size("predict", index) for index in batch["index"].tolist()]
         outputs: dict[str, Any] = {"index": batch["index"], "predicted": []}
         if self.deadline is None:
             for exits, size in zip(self._each_image(batch["image"]), sizes, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from callbacks.reports.report import Report
-from drawing.figures import confusion_matrix, contact_sheet
+from drawing.figures import SMALL, confusion_matrix, contact_sheet
 from lightning_modules.classification import Classification
 from lightning_modules.findings import gathered
 from lightning_modules.task import Batch
@@ -85,7 +85,7 @@ class Mistakes(Report):
             figure.suptitle(f"{self.split}: no mistakes")
             return figure
         rows = mistakes.tolist()
-        images = [self.data.raw_image(self.split, int(index)) for _, index, *_ in rows]
+        images = [self.data.picture(self.split, int(index), SMALL) for _, index, *_ in rows]
         captions = [
             f"{names[int(label)]} taken for\n{names[int(guess)]} ({confidence:.0%})"
             for *_, label, guess, confidence in rows

@@ -21,7 +21,7 @@ from callbacks.reports.report import Report
 from callbacks.reports.routes import Routes
 from drawing.choices import choices_by_class, kernel_attention
 from drawing.exits import exit_sheet
-from drawing.figures import evenly
+from drawing.figures import SMALL, evenly
 from drawing.regions import region_overlay
 from lightning_modules.findings import gathered
 from lightning_modules.task import Batch, Task
@@ -233,7 +233,7 @@ class Choices(Painter):
         for j in sorted(range(len(options)), key=costs.__getitem__):
             there = (choice == j).nonzero().squeeze(1)
             shown = evenly(there.tolist(), IMAGES_PER_CHOICE)
-            pictures.append([self.report.data.raw_image(self.report.split, int(index[i])) for i in shown])
+            pictures.append([self.report.data.picture(self.report.split, int(index[i]), SMALL) for i in shown])
             captions.append([names[int(predicted[i])] for i in shown])
             hits.append([bool(predicted[i] == label[i]) for i in shown])
             right = (predicted[there] == label[there]).double().mean().item()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from matplotlib.figure import Figure
 from typing_extensions import override
 
 from callbacks.reports.report import Report
-from drawing.detection import Objects, category_bars, comparison_sheet, precision_recall
-from lightning_modules.coco_metrics import IOU_TYPES, CocoFindings, ImageResult, upload_format
+from drawing.detection import Objects, category_bars, comparison_sheet, precision_recall, shrunk
+from drawing.figures import SMALL
+from lightning_modules.coco_metrics import IOU_TYPES, CocoFindings, ImageResult, decode, upload_format
 from lightning_modules.detection import Detection
 from lightning_modules.task import Batch
 
@@ -69,12 +72,15 @@ class Detections(Report):
 
     def _sheet(self, names: list[str], title: str) -> Figure:
         coco = self.task.coco(self.split)
-        images = [self.data.raw_image(self.split, each.index) for each in self._first]
-        truth = [Objects(*coco.objects(each.image_id)) for each in self._first]
+        images = [self.data.picture(self.split, each.index, SMALL) for each in self._first]
+        truth = [
+            Objects(*coco.objects(each.image_id)).drawn_on(image, each.size)
+            for each, image in zip(self._first, images, strict=True)
+        ]
         # A young network is sure of nothing, and what it thinks best is worth a look.
         found = [
-            objects_of(each).above(self.score_threshold, len(there.labels))
-            for each, there in zip(self._first, truth, strict=True)
+            objects_of(each, image, self.score_threshold, len(there.labels))
+            for each, image, there in zip(self._first, images, truth, strict=True)
         ]
         shown = f"found: score >= {self.score_threshold:g}, and at least as many as annotated"
         return comparison_sheet(images, truth, found, names, f"{title}\n{shown}")
@@ -89,6 +95,19 @@ class Detections(Report):
             csv.writer(file).writerows(found.table())
 
 
-def objects_of(result: ImageResult) -> Objects:
-    """One image's result, to be drawn."""
-    return Objects(result.boxes, result.labels, result.scores, result.decoded())
+def objects_of(result: ImageResult, image: np.ndarray, threshold: float, at_least: int = 0) -> Objects:
+    """What was found in one image, to be drawn on a picture of it.
+
+    Args:
+        result: scores descending.
+        image: the picture, [h, w, 3], of any size.
+        threshold: least score that is drawn.
+        at_least: the best so many are drawn whatever their scores.
+    """
+    rows = np.flatnonzero((result.scores >= threshold) | (np.arange(len(result.scores)) < at_least))
+    drawn = Objects(result.boxes[rows], result.labels[rows], result.scores[rows]).drawn_on(image, result.size)
+    if result.masks is None:
+        return drawn
+    # One by one: the masks of a photograph at its own size would fill the memory.
+    masks = [shrunk(decode([result.masks[row]], result.size), image.shape)[0] for row in rows]
+    return replace(drawn, masks=np.array(masks, bool).reshape(-1, *image.shape[:2]))

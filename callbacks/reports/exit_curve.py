@@ -17,7 +17,7 @@ from typing_extensions import override
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.reports.report import Report
 from drawing.exits import exit_curve, exit_sheet
-from drawing.figures import evenly
+from drawing.figures import SMALL, evenly
 from lightning_modules.classification import Classification
 from lightning_modules.findings import gathered, told_by_first
 from lightning_modules.task import Batch
@@ -212,7 +212,7 @@ class ExitCurve(Report):
         for exit, cost in enumerate(self._costs):
             left = (found.exits == exit).nonzero().squeeze(1)
             shown = evenly(left.tolist(), IMAGES_PER_EXIT)
-            rows.append([self.data.raw_image(self.split, self._index[i]) for i in shown])
+            rows.append([self.data.picture(self.split, self._index[i], SMALL) for i in shown])
             captions.append([names[int(found.predictions[i])] for i in shown])
             hits.append([bool(right[i]) for i in shown])
             correct = f", {right[left].double().mean().item():.1%} of them right" if len(left) else ""

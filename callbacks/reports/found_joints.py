@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from typing_extensions import override
 
 from callbacks.reports.predictions import Predictions, title_of
-from drawing.figures import save
+from drawing.figures import SMALL, save
 from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation
 
@@ -45,10 +46,12 @@ class FoundJoints(Predictions):
         target.write_text(json.dumps(entries, indent=1) + "\n")
         table = Table(Column("file", overflow="fold"), "mean score", "least sure of", box=None)
         for file, each in list(zip(files, scores, strict=True))[:ON_SHEET]:
-            table.add_row(file, f"{each.mean():.3f}", names[int(each.argmin())])
+            table.add_row(escape(file), f"{each.mean():.3f}", escape(names[int(each.argmin())]))
         console.print(table, highlight=False)
         shown = [
-            Sighting(data.raw_image("predict", index), person, caption=Path(file).name)
+            Sighting(data.picture("predict", index, SMALL), person, caption=Path(file).name).of_size(
+                data.image_size("predict", index)
+            )
             for index, person, file in list(zip(indices, found, files, strict=True))[:ON_SHEET]
         ]
         figure = pose_sheet(shown, Skeleton(names, data.skeleton), title_of(len(indices), ON_SHEET))

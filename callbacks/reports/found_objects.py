@@ -10,14 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch import Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from typing_extensions import override
 
 from callbacks.reports.detection import objects_of
-from callbacks.reports.predictions import Predictions, Source, picture_name, title_of
+from callbacks.reports.file_names import picture_name
+from callbacks.reports.predictions import Predictions, Source, title_of
 from callbacks.reports.queries import draw_query, has_queries
 from drawing.detection import Objects, detection_sheet, overlay
-from drawing.figures import save
+from drawing.figures import LARGE, SMALL, save
 from lightning_modules.coco_metrics import ImageResult
 from lightning_modules.detection import Detection
 from lightning_modules.task import Batch, Task
@@ -47,6 +49,7 @@ class FoundObjects(Predictions):
                 f"--query: {type(task.network).__name__} has no queries that look somewhere; leave --query out, or use "
                 "a network of the DETR family"
             )
+
     @override
     def keep(self, batch: Batch, outputs: Any) -> None:
         super().keep(batch, outputs)
@@ -54,7 +57,7 @@ class FoundObjects(Predictions):
             return
         names = self.names or [f"class {i}" for i in range(self.task.num_classes)]
         for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
-            picture = self.data.raw_image("predict", index)
+            picture = self.data.picture("predict", index, LARGE)
             figure = draw_query(self.task.network, image, picture, self.query, names)
             save(figure, self.place.pictures / "queries" / picture_name(self.data, index))
 
@@ -71,14 +74,15 @@ class FoundObjects(Predictions):
         shown: list[Objects] = []
         captions: list[str] = []
         for result, file in zip(results, files, strict=True):
-            found = objects_of(result).above(threshold)
+            image = self.data.picture("predict", result.index, LARGE)
+            found = objects_of(result, image, threshold)
             by_label = Counter(names[int(label)] for label in found.labels).most_common()
-            table.add_row(file, str(len(found.labels)), ", ".join(f"{name} ({number})" for name, number in by_label))
-            image = self.data.raw_image("predict", result.index)
+            listed = ", ".join(f"{name} ({number})" for name, number in by_label)
+            table.add_row(escape(file), str(len(found.labels)), escape(listed))
             save(overlay(image, found, names), folder / "pictures" / picture_name(self.data, result.index))
             if len(images) < ON_SHEET:
-                images.append(image)
-                shown.append(found)
+                images.append(self.data.picture("predict", result.index, SMALL))
+                shown.append(found.drawn_on(images[-1], (image.shape[0], image.shape[1])))
                 captions.append(f"{Path(file).name}: {len(found.labels)}")
         title = f"{title_of(len(results), ON_SHEET)}; score >= {threshold:g}"
         sheet = save(detection_sheet(images, shown, names, captions, title), folder / "contact_sheet.png")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from torch import Tensor, nn
 from typing_extensions import override
@@ -18,7 +19,7 @@ from typing_extensions import override
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.predictions import Predictions, Source, title_of
-from drawing.figures import contact_sheet, readable, save
+from drawing.figures import SMALL, contact_sheet, readable, save
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
 from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
@@ -76,7 +77,7 @@ class Labels(Predictions):
         target = folder / "predictions.csv"
         columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
         columns += ["exit"] if exits is not None else []
-        with target.open("w", newline="") as file:
+        with target.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", *columns])
             for row, name in enumerate(files):
@@ -86,11 +87,11 @@ class Labels(Predictions):
                 writer.writerow([name, *cells])
         shown = range(min(ON_SHEET, len(indices)))
         captions = [f"{Path(files[i]).name}\n{names[int(classes[i, 0])]} ({values[i, 0]:.0%})" for i in shown]
-        images = [self.data.raw_image("predict", indices[i]) for i in shown]
+        images = [self.data.picture("predict", indices[i], SMALL) for i in shown]
         sheet = save(contact_sheet(images, captions, title_of(len(indices), ON_SHEET)), folder / "contact_sheet.png")
         table = Table(Column("file", overflow="fold"), "label", "probability", box=None)
         for i in shown:
-            table.add_row(files[i], names[int(classes[i, 0])], f"{values[i, 0]:.4f}")
+            table.add_row(escape(files[i]), escape(names[int(classes[i, 0])]), f"{values[i, 0]:.4f}")
         console.print(table, highlight=False)
         return [target, sheet]
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from callbacks.reports.report import Report
+from drawing.figures import LARGE
 from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation, PoseFindings
 
@@ -45,13 +46,15 @@ class Poses(Report):
     def _sighting(self, found: PoseFindings, row: int) -> Sighting:
         index = int(found.index[row])
         people = self.data.people(self.split)
-        return Sighting(
-            self.data.raw_image(self.split, index),
+        sighting = Sighting(
+            # A person is a part of it.
+            self.data.picture(self.split, index, LARGE),
             np.column_stack([found.joints[row].numpy(), found.scores[row].numpy()]),
             found.truth[row].numpy(),
             people.window(index),
             f"{people.images[index]} ({people.numbers[index]})",
         )
+        return sighting.of_size(self.data.image_size(self.split, index))
 
     @override
     def write(self, folder: Path) -> None:

@@ -127,16 +127,6 @@ class Predictions(Report, ABC):
         self.seconds += sum(outputs["seconds"]) if "seconds" in outputs else time.perf_counter() - self._started
 
 
-def picture_name(data: Any, index: int) -> str:
-    """The file name of a picture of one image; folders may have images of one name.
-
-    Args:
-        data: the data module.
-        index: position among the images that are predicted.
-    """
-    return f"{index:04d}_{Path(data.sample_name('predict', index)).stem}.png"
-
-
 def title_of(images: int, shown: int) -> str:
     """What stands over a sheet of images."""
     return f"{images} images" + (f", the first {shown}" if images > shown else "")

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from callbacks.reports.painter import Painter
 from callbacks.reports.report import Report
-from drawing.figures import readable
+from drawing.figures import LARGE, readable
 from drawing.routes import RoutedImage, RouteUse, route_sheet
 from lightning_modules.findings import gathered
 from lightning_modules.task import Batch
@@ -125,7 +125,7 @@ class Routes(Painter):
             )
             for place, index in enumerate(taken.index[:IMAGES]):
                 name = Path(data.sample_name(split, index)).name
-                shown.append(routed_image(taken, place, name, data.raw_image(split, index)))
+                shown.append(routed_image(taken, place, name, data.picture(split, index, LARGE)))
         return {"routes": route_sheet(title, shown, use)}
 
     @override

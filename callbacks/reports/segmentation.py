@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.reports.file_names import file_names
 from callbacks.reports.report import Report
-from drawing.figures import confusion_matrix
+from drawing.figures import SMALL, confusion_matrix
 from drawing.segmentation import (
     VOID,
     Panel,
@@ -111,7 +111,7 @@ class SegmentedImages(Report):
         present: set[int] = set()
         for index, image, label in self._first:
             looks = self.task.look(image, label.shape)
-            raw = self.data.raw_image(self.split, index)
+            raw = self.data.picture(self.split, index, SMALL)
             rows += panels(raw, Path(self.data.sample_name(self.split, index)).name, label, looks, self.data.palette)
             present |= set(np.unique(label).tolist())
             present |= {k for look in looks for k in look.predicted.unique().tolist()}
@@ -162,18 +162,6 @@ def panels(
             computed = look.computed.cpu().numpy()
             bottom.append(Panel(computed, f"computed: {computed.mean():.1%}"))
     return [top, middle, bottom] if any(bottom) else [top, middle]
-
-
-def file_names(data: Any, split: str) -> list[str]:
-    """What the pictures of a split's images are called: as the images, which are told apart if they share a name.
-
-    Args:
-        data: The data module.
-        split: `val`, `test` or `predict`.
-    """
-    stems = [Path(data.sample_name(split, index)).stem for index in range(len(data.source(split)))]
-    counts = Counter(stems)
-    return [f"{stem}_{index}.png" if counts[stem] > 1 else f"{stem}.png" for index, stem in enumerate(stems)]
 
 
 def write_labels(predicted: np.ndarray, label_ids: list[int], path: Path) -> Path:

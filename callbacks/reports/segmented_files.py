@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from typing_extensions import override
 
-from callbacks.reports.predictions import Predictions, Source, wait_for
+from callbacks.reports.file_names import file_names
+from callbacks.reports.predictions import Predictions, Source, title_of, wait_for
 from callbacks.reports.routes import Routes, routed_image
-from callbacks.reports.segmentation import file_names, write_labels
-from drawing.figures import contact_sheet, readable, save
+from callbacks.reports.segmentation import write_labels
+from drawing.figures import LARGE, SMALL, contact_sheet, readable, save
 from drawing.routes import route_sheet
 from drawing.segmentation import blended, overlay
 from lightning_modules.segmentation import Segmentation
@@ -27,6 +30,15 @@ from models.anytime import Deadline, MultiExit
 ON_SHEET = 20
 # Classes that the printed table names.
 LARGEST = 3
+
+
+@dataclass(frozen=True)
+class _Segmented:
+    """One image: its position, each class's share of its pixels, and the exit and seconds that a deadline left."""
+
+    index: int
+    shares: np.ndarray
+    stop: tuple[int, float] | None
 
 
 class SegmentedFiles(Predictions):
@@ -44,6 +56,10 @@ class SegmentedFiles(Predictions):
         super().__init__()
         self.deadline_ms = deadline_ms
         self._routes: Routes | None = None
+        self._seen: list[_Segmented] = []
+        # Pictures on the sheet, with a caption each.
+        self._sheet: list[tuple[np.ndarray, str]] = []
+        self._files: list[str] = []
 
     @override
     def prepare(self, trainer: Trainer, task: Task, source: Source) -> None:
@@ -66,6 +82,8 @@ class SegmentedFiles(Predictions):
     def start(self) -> None:
         super().start()
         self._routes = Routes(self)
+        self._seen, self._sheet = [], []
+        self._files = file_names(self.data, "predict")
 
     @override
     def look(self, batch: Batch) -> None:
@@ -78,6 +96,29 @@ class SegmentedFiles(Predictions):
         found = {name: each for name, each in decisions.noted(self.task.network).items() if each.kind == "route"}
         if self._routes is not None and found and self.task.costs_one_forward:
             self._routes.keep(found, batch, outputs)
+        # Classes of pixels are drawn and let go: those of many photographs would fill the memory.
+        for i, labels in enumerate(outputs.pop("predicted")):
+            stop = (int(outputs["exit"][i]), outputs["seconds"][i]) if "exit" in outputs else None
+            self._take(int(outputs["index"][i]), labels.numpy(), stop)
+
+    def _take(self, index: int, labels: np.ndarray, stop: tuple[int, float] | None) -> None:
+        names = self._class_names()
+        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+        self._seen.append(_Segmented(index, shares, stop))
+        if self.place is None:
+            return
+        folder, palette = self.place.pictures, self.data.palette
+        title = Path(self.data.sample_name("predict", index)).name
+        title += "" if stop is None else f", exit {stop[0]} after {stop[1] * 1e3:.2f} ms"
+        image = self.data.picture("predict", index, LARGE)
+        save(overlay(image, labels, palette, names, title), folder / "pictures" / self._files[index])
+        if self.task.write_labels:
+            write_labels(labels, self.data.label_ids, folder / "labels" / self._files[index])
+        if len(self._sheet) < ON_SHEET:
+            self._sheet.append((blended(self.data.picture("predict", index, SMALL), labels, palette), title))
+
+    def _class_names(self) -> list[str]:
+        return self.names or [f"class {k}" for k in range(self.task.num_classes)]
 
     @override
     def merge(self) -> None:
@@ -86,52 +127,43 @@ class SegmentedFiles(Predictions):
 
     @override
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
-        data, task = self.data, self.task
-        indices = [index for batch in batches for index in batch["index"].tolist()]
-        predicted = [labels.numpy() for batch in batches for labels in batch["predicted"]]
-        exits = [exit for batch in batches for exit in batch.get("exit", [])]
-        seconds = [time for batch in batches for time in batch.get("seconds", [])]
-        names = self.names or [f"class {k}" for k in range(task.num_classes)]
-        files = file_names(data, "predict")
+        names, exits = self._class_names(), any(each.stop is not None for each in self._seen)
         routes = self._routes.taken if self._routes is not None else None
         # A fixed route is no image's own.
         routes = None if routes is None or routes.grid.fixed else routes
         places = {index: place for place, index in enumerate(routes.index)} if routes is not None else {}
         extra = [*(["exit", "ms"] if exits else []), *(["multiply-adds"] if routes is not None else [])]
         table = Table(Column("file", overflow="fold"), "largest classes", *extra, box=None)
-        rows, images, captions = [], [], []
-        for i, (index, labels) in enumerate(zip(indices, predicted, strict=True)):
-            name, image = data.sample_name("predict", index), data.raw_image("predict", index)
-            shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
-            largest = [k for k in np.argsort(-shares, kind="stable")[:LARGEST] if shares[k]]
-            stopped = [str(exits[i]), f"{seconds[i] * 1e3:.2f}"] if exits else []
+        rows = []
+        for each in self._seen:
+            name = self.data.sample_name("predict", each.index)
+            largest = [k for k in np.argsort(-each.shares, kind="stable")[:LARGEST] if each.shares[k]]
+            stopped = [str(each.stop[0]), f"{each.stop[1] * 1e3:.2f}"] if each.stop is not None else []
             spent = []
             if routes is not None:
-                spent = [routes.macs[places[index]].item()]
-                routed = routed_image(routes, places[index], Path(name).name, image)
-                save(route_sheet("", [routed]), folder / "routes" / files[index])
-            rows.append([name, *(f"{share:.4f}" for share in shares), *stopped, *(f"{macs:.0f}" for macs in spent)])
-            largest_shares = ", ".join(f"{names[k]} {shares[k]:.0%}" for k in largest)
-            table.add_row(name, largest_shares, *stopped, *map(readable, spent))
-            title = Path(name).name + (f", exit {stopped[0]} after {stopped[1]} ms" if exits else "")
-            save(overlay(image, labels, data.palette, names, title), folder / "pictures" / files[index])
-            if task.write_labels:
-                write_labels(labels, data.label_ids, folder / "labels" / files[index])
-            if i < ON_SHEET:
-                images.append(blended(image, labels, data.palette))
-                captions.append(title)
+                spent = [routes.macs[places[each.index]].item()]
+                image = self.data.picture("predict", each.index, LARGE)
+                routed = routed_image(routes, places[each.index], Path(name).name, image)
+                save(route_sheet("", [routed]), folder / "routes" / self._files[each.index])
+            shares = (f"{share:.4f}" for share in each.shares)
+            rows.append([name, *shares, *stopped, *(f"{macs:.0f}" for macs in spent)])
+            largest_shares = ", ".join(f"{names[k]} {each.shares[k]:.0%}" for k in largest)
+            table.add_row(escape(name), escape(largest_shares), *stopped, *map(readable, spent))
         target = folder / "predictions.csv"
         extra = [*(["exit", "milliseconds"] if exits else []), *(["macs"] if routes is not None else [])]
-        with target.open("w", newline="") as file:
+        with target.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", *names, *extra])
             writer.writerows(rows)
         console.print(table, highlight=False)
         if exits:
-            assert task.deadline is not None
-            late = sum(each > task.deadline.seconds for each in seconds)
-            console.print(f"{late} of {len(exits)} images took longer than {self.deadline_ms:g} ms", highlight=False)
-        sheet = save(contact_sheet(images, captions, f"{len(indices)} images"), folder / "contact_sheet.png")
+            assert self.task.deadline is not None
+            seconds = [each.stop[1] for each in self._seen if each.stop is not None]
+            late = sum(each > self.task.deadline.seconds for each in seconds)
+            console.print(f"{late} of {len(seconds)} images took longer than {self.deadline_ms:g} ms", highlight=False)
+        images, captions = [image for image, _ in self._sheet], [caption for _, caption in self._sheet]
+        title = title_of(len(self._seen), ON_SHEET)
+        sheet = save(contact_sheet(images, captions, title), folder / "contact_sheet.png")
         written = [target, sheet, folder / "pictures"]
         written += [folder / "routes"] if routes is not None else []
-        return [*written, folder / "labels"] if task.write_labels else written
+        return [*written, folder / "labels"] if self.task.write_labels else written

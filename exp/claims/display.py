@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -101,18 +102,18 @@ class Display:
         """A cell has been started."""
         self._begun[id(cell)] = time.monotonic()
         if self._live is None:
-            self.say(f"{self._count()} {cell.name}: started")
+            self.say(f"{self._count()} {escape(cell.name)}: started")
 
     def ended(self, cell: Cell) -> None:
         """A cell has ended."""
         seconds = time.monotonic() - self._begun[id(cell)]
         if cell.state is State.FINISHED:
             value = self._value(cell)
-            result = f"{self.claim.metric} {value:.4g}{self.claim.unit}"
+            result = escape(f"{self.claim.metric} {value:.4g}{self.claim.unit}")
         else:
-            result = f"[red]{cell.state}: {cell.reason}[/]"
+            result = f"[red]{cell.state}: {escape(cell.reason)}[/]"
         if self._live is None or cell.state is not State.FINISHED:
-            self.say(f"{self._count()} {cell.name}: {result} ({_clock(seconds)})")
+            self.say(f"{self._count()} {escape(cell.name)}: {result} ({_clock(seconds)})")
 
     def refresh(self) -> None:
         """Draws the table again."""
@@ -124,7 +125,7 @@ class Display:
         return f"[{done}/{len(self.cells)}]".replace("[", "\\[")
 
     def _table(self) -> RenderableType:
-        table = Table("arm", "seed", "", "epoch", self.metric, "left", box=None, pad_edge=False)
+        table = Table("arm", "seed", "", "epoch", escape(self.metric), "left", box=None, pad_edge=False)
         shown = self.cells
         if len(shown) > MOST_ROWS:
             shown = [c for c in self.cells if c.state in (State.RUNNING, State.FAILED, State.BLOCKED)][:MOST_ROWS]
@@ -142,7 +143,7 @@ class Display:
         return self._values[id(cell)]
 
     def _row(self, cell: Cell) -> list[RenderableType]:
-        name = [cell.arm.name, str(cell.seed)]
+        name = [escape(cell.arm.name), str(cell.seed)]
         if cell.state is State.FINISHED:
             value = self._value(cell)
             return [*name, Text("finished", style="green"), "", f"{value:.4g}{self.claim.unit}", ""]

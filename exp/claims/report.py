@@ -51,7 +51,7 @@ def print_result(result: dict[str, Any], circumstances: dict[str, Any], folder: 
     for column in COLUMNS:
         table.add_column(column, no_wrap=True)
     for row in rows(result, circumstances):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table, highlight=False)
     console.print()
     for answer in result["expectations"]:
@@ -67,7 +67,7 @@ def print_result(result: dict[str, Any], circumstances: dict[str, Any], folder: 
     names = ", ".join(
         sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     )
-    console.print(f"{folder}: {names}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {names}", highlight=False, soft_wrap=True, markup=False)
 
 
 def markdown(result: dict[str, Any], circumstances: dict[str, Any], pictures: list[Path]) -> str:

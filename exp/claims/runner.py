@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Runs what the command asks for; returns its exit code."""
     silence()
     # In a log file, tables take the width that they need.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     try:
         claim = read_claim(options.config)
         cells = plan(claim, _chosen(claim, options.arms), options.seeds or claim.seeds, options.runs, extra)
@@ -275,7 +275,7 @@ def _conclude(
         target.mkdir(parents=True, exist_ok=True)
         for path in [folder / RESULTS, folder / CIRCUMSTANCES, folder / REPORT, *pictures]:
             shutil.copy(path, target)
-        console.print(f"{target} written; {summarise(Path('docs/claims.md'), target.parent)}", highlight=False)
+        _say(console, f"{target} written; {summarise(Path('docs/claims.md'), target.parent)}")
     return CODES[Verdict(result["verdict"])]
 
 

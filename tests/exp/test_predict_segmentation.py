@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from callbacks.reports import Source
+from callbacks.reports import Place, Source
 from callbacks.reports.segmented_files import SegmentedFiles
 from datamodules import DigitStreets
 from lightning_modules import Segmentation
@@ -154,10 +154,10 @@ def test_images_with_routes_of_their_own_are_told_what_they_cost(dynamic: bool, 
     network = undecided(num_classes=CLASSES) if dynamic else tiny(num_classes=CLASSES, route="unet")
     data, model = Scenes(4), Segmentation(network)
     report = SegmentedFiles()
+    report.place = Place(tmp_path / "out", tmp_path / "out")
     runs = trainer(tmp_path, callbacks=[report])
     report.prepare(runs, model, SOURCE)
     batches = runs.predict(model, data)
-    (tmp_path / "out").mkdir()
     written = report.finish(batches or [], tmp_path / "out", Console(quiet=True))
     with (tmp_path / "out/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

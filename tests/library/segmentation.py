@@ -84,6 +84,12 @@ class Scenes(lightning.LightningDataModule):
     def raw_image(self, split: str, index: int) -> np.ndarray:
         return np.zeros((*self.labels.shape[1:], 3), np.uint8)
 
+    def picture(self, split: str, index: int, longest: int) -> np.ndarray:
+        return self.raw_image(split, index)
+
+    def image_size(self, split: str, index: int) -> tuple[int, int]:
+        return int(self.labels.shape[1]), int(self.labels.shape[2])
+
     def loader(self) -> Batches:
         indices = torch.arange(len(self.images))
         parts = [slice(i, i + self.batch_size) for i in range(0, len(indices), self.batch_size)]

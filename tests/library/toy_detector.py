@@ -119,3 +119,6 @@ class ToyScenes(lightning.LightningDataModule):
     def raw_image(self, split: str, index: int) -> np.ndarray:
         rng = np.random.default_rng(index)
         return rng.integers(0, 255, (*self.size(index), 3), np.uint8)
+
+    def picture(self, split: str, index: int, longest: int) -> np.ndarray:
+        return self.raw_image(split, index)

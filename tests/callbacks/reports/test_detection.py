@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
-from callbacks.reports.detection import Detections
+from callbacks.reports.detection import Detections, objects_of
 from drawing.detection import (
     MOST_BARS,
     Objects,
@@ -23,6 +24,7 @@ from drawing.detection import (
 )
 from drawing.figures import save
 from lightning_modules import Detection
+from lightning_modules.coco_metrics import ImageResult
 from tests.library.reports import placed, trainer_with
 from tests.library.toy_detector import CATEGORY_IDS, ToyDetector, ToyScenes
 
@@ -83,14 +85,27 @@ def test_objects_are_drawn_where_they_are(tmp_path: Path) -> None:
     assert columns.min() > 0.55 * width
 
 
-def test_low_scores_are_left_out() -> None:
-    objects = Objects(np.zeros((3, 4)), np.arange(3), np.array([0.9, 0.5, 0.1]), np.zeros((3, 4, 4), bool))
-    above = objects.above(0.5)
+def test_low_scores_are_left_out_and_objects_follow_the_picture() -> None:
+    masks = torch.zeros(3, 40, 60, dtype=torch.bool)
+    masks[1, 20:, 30:] = True
+    boxes = torch.tensor([[0, 0, 60, 40], [30, 20, 60, 40], [6, 4, 12, 8]])
+    found = {"boxes": boxes, "labels": torch.arange(3), "scores": torch.tensor([0.9, 0.5, 0.1]), "masks": masks}
+    result = ImageResult.of(found, (40, 60), 0, 0, "x")
+    whole, half = np.zeros((40, 60, 3), np.uint8), np.zeros((20, 30, 3), np.uint8)
+    above = objects_of(result, whole, 0.5)
     assert above.labels.tolist() == [0, 1]
     assert above.masks is not None
-    assert len(above.masks) == 2
-    assert objects.above(0.95, at_least=1).labels.tolist() == [0]
-    assert Objects(objects.boxes, objects.labels).above(0.5).labels.tolist() == [0, 1, 2]
+    assert np.array_equal(above.masks, masks[:2].numpy())
+    assert above.boxes[1].tolist() == [30, 20, 60, 40]
+    assert objects_of(result, whole, 0.95, at_least=1).labels.tolist() == [0]
+    assert len(objects_of(result, half, 0.95).masks) == 0
+    small = objects_of(result, half, 0.0)
+    assert small.boxes.tolist() == [[0, 0, 30, 20], [15, 10, 30, 20], [3, 2, 6, 4]]
+    assert small.masks is not None
+    assert small.masks.shape == (3, 20, 30)
+    assert small.masks[1].sum() == small.masks[1, 10:, 15:].sum() == 150
+    annotated = Objects(boxes.numpy(), np.arange(3), None, masks.numpy()).drawn_on(half, (40, 60))
+    assert np.array_equal(annotated.masks, small.masks)
 
 
 def test_many_categories_stay_readable() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +17,17 @@ from typing_extensions import override
 from datamodules.batches import EvalBatches, RoundBatches, SideBySide, TrainBatches
 from datamodules.collation import stack
 from datamodules.decoding import Encoded, fitted
-from datamodules.errors import BadSample, DataError
+from datamodules.errors import DataError
 from datamodules.files import ImageFiles
 from datamodules.finding import shown
 from datamodules.loading import Loader, Samples, Streams
 from datamodules.ordering import derived_seed
 from datamodules.remarks import remarks_on_classes
+from datamodules.skipping import Skipping
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Augmentation, Pipeline, Transform
 
 Split = Literal["train", "val", "test", "predict"]
-# Bad records that a message names; of more it says how many.
-MAX_LISTED = 10
 
 
 class DataModule(lightning.LightningDataModule, ABC):
@@ -78,11 +76,11 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train_transforms = self.default_train_transforms() if train_transforms is None else train_transforms
         self.eval_transforms = self.default_eval_transforms() if eval_transforms is None else eval_transforms
-        self.on_bad_sample, self.max_bad_samples = on_bad_sample, max_bad_samples
+        self.on_bad_sample = on_bad_sample
+        self._skipping = Skipping(on_bad_sample, max_bad_samples)
         self.seed = 0
         self.class_names: list[str] = []
         self.predict_paths: list[Path] = []
-        self.bad_samples: dict[str, str] = {}
         self._sources: dict[str, Source | None] = {}
         self._inspected = False
         self._scale: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -94,6 +92,11 @@ class DataModule(lightning.LightningDataModule, ABC):
     def default_eval_transforms(self) -> list[Transform]:
         """Transforms of other images where the config names none."""
         return []
+
+    @property
+    def bad_samples(self) -> dict[str, str]:
+        """What was skipped, by name, and why."""
+        return self._skipping.skipped
 
     @property
     def num_classes(self) -> int:
@@ -162,13 +165,15 @@ class DataModule(lightning.LightningDataModule, ABC):
         Raises:
             DataError: If there is nothing to be learnt from them.
         """
-        found = []
-        for split in ("train", "val", "test"):
-            labels = getattr(self._sources.get(split), "labels", None)
-            if labels is not None:
-                images = np.bincount(labels, minlength=self.num_classes)
-                found += remarks_on_classes(split, images, self.class_names, "image")
-        return found
+        labels = {split: getattr(source, "labels", None) for split, source in self._sources.items()}
+        return [
+            remark
+            for split, classes in labels.items()
+            if classes is not None
+            for remark in remarks_on_classes(
+                split, np.bincount(classes, minlength=self.num_classes), self.class_names, "image"
+            )
+        ]
 
     def _open(self) -> None:
         if "train" not in self._sources:
@@ -204,25 +209,16 @@ class DataModule(lightning.LightningDataModule, ABC):
         """The image before any transform, as large as it is drawn: a photograph need not be decoded whole.
 
         Args:
-            split: Which split.
-            index: Position in it.
             longest: Most pixels of the longer side; smaller images stay as they are.
 
         Returns:
             RGB, uint8 [h,w,3].
-
-        Raises:
-            DataError: If it cannot be read.
         """
         image = self.source(split).load(index)["image"]
         return image.reduced(longest) if isinstance(image, Encoded) else fitted(image, longest)
 
     def image_size(self, split: str, index: int) -> tuple[int, int]:
-        """Height and width of the image before any transform; of a file, by its header.
-
-        Raises:
-            DataError: If it cannot be read.
-        """
+        """Height and width of the image before any transform; of a file, by its header."""
         image = self.source(split).load(index)["image"]
         return image.size() if isinstance(image, Encoded) else (int(image.shape[0]), int(image.shape[1]))
 
@@ -303,7 +299,7 @@ class DataModule(lightning.LightningDataModule, ABC):
             samples,
             batches,
             join=type(self).collate,
-            report=self._report,
+            report=self._skipping.report,
             position=self._position,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
@@ -325,25 +321,6 @@ class DataModule(lightning.LightningDataModule, ABC):
         batches: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return loop.epoch_progress.current.completed, batches
 
-    def _report(self, bad: list[BadSample]) -> None:
-        for sample in bad:
-            if self.on_bad_sample == "error" or not sample.skippable:
-                remedy = (
-                    "Repair or remove the file, or set on_bad_sample: skip to leave such samples out."
-                    if sample.skippable
-                    else "Check train_transforms and eval_transforms."
-                )
-                raise DataError(f"{sample}\n{remedy}")
-            if sample.name in self.bad_samples:
-                continue
-            self.bad_samples[sample.name] = sample.reason
-            if len(self.bad_samples) > self.max_bad_samples:
-                raise DataError(
-                    f"{len(self.bad_samples)} samples could not be read, more than max_bad_samples="
-                    f"{self.max_bad_samples}. The last one is {sample}\nRepair the data set or raise max_bad_samples."
-                )
-            warnings.warn(f"Skipped {sample} ({len(self.bad_samples)} skipped so far)", stacklevel=2)
-
     def leave_out(
         self, found: str, problems: list[tuple[str, str]], count: int | None = None, file: Path | None = None
     ) -> None:
@@ -358,22 +335,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         Raises:
             DataError: If they are errors, or too many.
         """
-        count = len(problems) if count is None else count
-        if not count:
-            return
-        problems = [(shown(record), shown(reason)) for record, reason in problems]
-        reasons = "".join(f"\n  {record}: {reason}" for record, reason in problems[:MAX_LISTED])
-        reasons += f"\n  and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-        if self.on_bad_sample == "error":
-            raise DataError(f"{found}:{reasons}\nRepair or remove them, or set on_bad_sample: skip to leave them out.")
-        within = "" if file is None else f"{file}: "
-        self.bad_samples |= {f"{within}{record}": reason for record, reason in problems}
-        if len(self.bad_samples) + count - len(problems) > self.max_bad_samples:
-            raise DataError(
-                f"{found}, and with what was skipped before that is more than max_bad_samples={self.max_bad_samples}:"
-                f"{reasons}\nRepair or remove them, or raise max_bad_samples."
-            )
-        warnings.warn(f"{found} and are left out:{reasons}", stacklevel=2)
+        self._skipping.leave_out(found, problems, len(problems) if count is None else count, file)
 
     @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

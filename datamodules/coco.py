@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from datamodules.base import MAX_LISTED, DataModule, Split
+from datamodules.base import DataModule, Split
 from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
+from datamodules.skipping import MAX_LISTED
 from datamodules.splits import Source
 from datamodules.transforms import Transform
 from datamodules.transforms.packed_masks import pack

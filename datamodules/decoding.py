@@ -71,6 +71,11 @@ class Encoded:
         self.data = data
         self.orientation = UPRIGHT
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether EXIF turns the image upright, once the whole image is decoded."""
+        return self.orientation in TURNS
+
     def decode(self) -> np.ndarray:
         """The whole image, RGB uint8 [H,W,3]; see ``decode``."""
         data = self._read()
@@ -245,7 +250,8 @@ def _decode_any(data: bytes, longest: int | None = None) -> tuple[np.ndarray, in
         # Pillow warns of large images and of odd metadata; the first is an error here and the second no concern.
         warnings.simplefilter("ignore")
         with opened(data) as image:
-            orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+            orientation = image.getexif().get(ORIENTATION)
+            orientation = orientation if orientation in TURNS else UPRIGHT
             if longest is not None:
                 image.draft(image.mode, (longest, longest))
             guessed = None

@@ -6,7 +6,7 @@ import struct
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from datamodules.errors import DataError
 
@@ -51,6 +51,8 @@ def to_eight_bits(image: Image.Image, data: bytes) -> tuple[np.ndarray, int | No
 
 def _is_deep_colour(image: Image.Image) -> bool:
     # Pillow gives 16-bit colours as 8-bit ones and keeps the upper half; its raw mode tells.
+    if not isinstance(image, ImageFile.ImageFile):
+        return False
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile.args) for tile in image.tile)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from datamodules.cache import unpack_once
+from datamodules.cache import write_once
 from datamodules.errors import DataError
+from datamodules.finding import shown
 from datamodules.label_maps import VOID, Colour
 from datamodules.masks import EncodedMask
 
@@ -75,9 +76,9 @@ def survey(masks: Sequence[EncodedMask], seconds: float | None = None) -> LabelS
         rest = {name: value for name, value in vars(found).items() if name not in ("pixels", "images")}
         (folder / "survey.json").write_text(json.dumps(rest))
 
-    files = [mask.path for mask in masks if mask.path.exists()]
+    key = f"{LAYOUT} {masks[0].labels!r}\n" + "".join(map(_identity, masks))
     try:
-        folder = unpack_once(files, write, f"{LAYOUT} {masks[0].labels!r}")
+        folder = write_once("label-survey", key, write, str(masks[0].path))
     except _Late:
         return found
     rest: dict[str, Any] = json.loads((folder / "survey.json").read_text())
@@ -85,6 +86,15 @@ def survey(masks: Sequence[EncodedMask], seconds: float | None = None) -> LabelS
     rest["colours"] = {int(value): tuple(colour) for value, colour in rest["colours"].items()}
     pixels, images = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("pixels", "images"))
     return LabelSurvey(pixels, images, **rest)
+
+
+def _identity(mask: EncodedMask) -> str:
+    """Path, size and time of a file; of tens of thousands of them, no more is asked."""
+    try:
+        status = mask.path.stat()
+    except OSError:
+        return f"{shown(mask.path)}\n"
+    return f"{shown(mask.path.absolute())}|{status.st_size}|{status.st_mtime_ns}\n"
 
 
 def _look(masks: Sequence[EncodedMask], found: LabelSurvey, late: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.decoding import opened
+from datamodules.decoding import ORIENTATION, TURNS, UPRIGHT, opened
 from datamodules.errors import DataError
 from datamodules.finding import read_file
 from datamodules.label_maps import LabelMap
@@ -62,7 +62,9 @@ class EncodedMask:
             raise DataError(f"it {problem}" if self.path.exists() else "it is missing") from problem
         try:
             with opened(data) as picture:
-                mode, palette, values = picture.mode, picture.getpalette(), np.asarray(picture)
+                mode, palette = picture.mode, picture.getpalette()
+                turn = TURNS.get(picture.getexif().get(ORIENTATION, UPRIGHT))
+                values = np.asarray(picture if turn is None else picture.transpose(turn))
         except DataError as problem:
             raise DataError(f"it cannot be read: {problem}") from problem
         if mode in ("L", "P"):

@@ -125,7 +125,7 @@ class LabelledPixels(DataModule):
         """
         pairs = self._labelled("train")
         found = survey(pairs.all_masks())
-        self._report([BadSample(index, shown(pairs.name(index)), reason) for index, reason in found.problems])
+        self._skipping.report([BadSample(index, shown(pairs.name(index)), reason) for index, reason in found.problems])
         return found.pixels[: self.num_classes] / found.pixels.sum()
 
     @override

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import albumentations as A
 import numpy as np
 
 from datamodules.decoding import Encoded
+from datamodules.finding import shown
 from datamodules.transforms.resizing import Resizing
 
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
@@ -54,6 +57,7 @@ class Pipeline:
     def __init__(self, transforms: Sequence[Transform], seed: int = 0) -> None:
         self.seed = seed
         self.random = SampleRandom()
+        self._told_of_turns = False
         # Loaders of one data module are given the same transforms; their generators must not be.
         own = copy.deepcopy(list(transforms))
         self.resizing = self.first_step(own)
@@ -70,6 +74,30 @@ class Pipeline:
     def composed(self, transforms: list[Transform]) -> A.Compose:
         """The transforms after decoding as one."""
         return A.Compose(transforms)
+
+    def decoded(self, image: Encoded | np.ndarray, annotated: bool) -> np.ndarray:
+        """The pixels of an image, whose annotations are for the image as viewers show it.
+
+        Where the orientation of EXIF turns an image and its size stays the same, nobody could tell from the size that
+        annotations are for the image as it is stored; that is said of the first such image.
+
+        Raises:
+            DataError: If the image cannot be decoded.
+        """
+        if not isinstance(image, Encoded):
+            return image
+        pixels = image.decode()
+        unseen = image.orientation < 5 or len(pixels) == len(pixels[0])
+        if annotated and unseen and image.is_turned and not self._told_of_turns:
+            self._told_of_turns = True
+            name = shown(image.data) if isinstance(image.data, Path) else "an image"
+            warnings.warn(
+                f"{name} is turned upright, as its EXIF orientation {image.orientation} says, and its size does not "
+                "tell whether its annotations are: they are taken to be for the image as viewers show it, here and in "
+                "every other such image. Write the pixels upright, without orientation, if they are not.",
+                stacklevel=2,
+            )
+        return pixels
 
     def __call__(self, sample: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         """Decodes and transforms one sample.

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from datamodules.decoding import Encoded
 from datamodules.errors import DataError
 from datamodules.transforms.pipeline import Pipeline, Transform
 from datamodules.transforms.resizing import Resizing
@@ -226,7 +225,7 @@ class PosePipeline(Pipeline):
             DataError: If the image cannot be decoded or a joint lies outside.
         """
         self.random.seed(self.seed, epoch, index)
-        image = sample["image"].decode() if isinstance(sample["image"], Encoded) else sample["image"]
+        image = self.decoded(sample["image"], "person" in sample)
         person = sample["person"] if "person" in sample else whole_image(image.shape[:2])
         refuse_outside(person, image.shape[:2])
         done = self.compose(image=image, person=person)

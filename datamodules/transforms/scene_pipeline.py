@@ -67,14 +67,20 @@ class ScenePipeline(Pipeline):
             DataError: If the image cannot be decoded or has not the size that its record says.
         """
         self.random.seed(self.seed, epoch, index)
-        image = sample["image"].decode() if isinstance(sample["image"], Encoded) else sample["image"]
+        image = self.decoded(sample["image"], "target" in sample)
         size = (int(image.shape[0]), int(image.shape[1]))
         target = {"original_size": size} | sample.get("target", {})
         if target["original_size"] != size:
             height, width = target["original_size"]
+            turned = isinstance(sample["image"], Encoded) and sample["image"].is_turned
+            remedy = (
+                "Its EXIF orientation turns it upright, and annotations must be for that; or write its pixels upright."
+                if turned and (width, height) == size
+                else "Use the image that was annotated."
+            )
             raise DataError(
                 f"the image has {size[1]}x{size[0]} pixels and its annotations are for {width}x{height}: they would "
-                "not fit. Use the image that was annotated."
+                f"not fit. {remedy}"
             )
         boxes = target.get("boxes")
         given: dict[str, Any] = {"image": image, "bboxes": np.empty((0, 5), np.float32)}

@@ -9,7 +9,6 @@ import albumentations as A
 import cv2
 from typing_extensions import override
 
-from datamodules.decoding import Encoded
 from datamodules.label_maps import VOID
 from datamodules.masks import EncodedMask
 from datamodules.transforms.pipeline import Pipeline, Transform
@@ -48,7 +47,7 @@ class SegmentationPipeline(Pipeline):
             DataError: If the image or its labels cannot be decoded or differ in size.
         """
         self.random.seed(self.seed, epoch, index)
-        image = sample["image"].decode() if isinstance(sample["image"], Encoded) else sample["image"]
+        image = self.decoded(sample["image"], "mask" in sample or "annotation" in sample)
         size = (int(image.shape[0]), int(image.shape[1]))
         if "mask" in sample:
             done = self.compose(image=image, mask=sample["mask"].decode(size))

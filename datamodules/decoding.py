@@ -100,10 +100,10 @@ class Encoded:
         header = _jpeg_header(data)
         if header is None:
             return fitted(_decode_any(data, longest)[0], longest)
-        whole, scale = max(header.height, header.width), 1
-        while scale < 8 and whole >= 2 * scale * longest:
-            scale *= 2
-        return fitted(decode_region(data, header, (0, 0, header.width, header.height), scale), longest)
+        height, width = header.height, header.width
+        # At twice the size or more, so that what is left out is averaged over.
+        scale = next((each for each in (8, 4, 2) if max(height, width) >= 2 * each * longest), 1)
+        return fitted(decode_region(data, header, (0, 0, width, height), scale), longest, (height, width))
 
     def size(self) -> tuple[int, int]:
         """Height and width as ``decode`` gives them, by the header alone.
@@ -209,13 +209,23 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         raise DataError(f"the image is corrupt or truncated: {type(problem).__name__}: {problem}") from problem
 
 
-def fitted(pixels: np.ndarray, longest: int) -> np.ndarray:
-    """Pixels [H,W,3] with a longer side of at most so many, in proportion."""
-    height, width = pixels.shape[:2]
+def fitted(pixels: np.ndarray, longest: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels with a longer side of at most so many, in proportion.
+
+    Args:
+        pixels: uint8 [H,W,3].
+        longest: Pixels of the longer side.
+        size: Height and width that the proportion is that of, if these pixels are reduced already.
+    """
+    height, width = size or pixels.shape[:2]
     if max(height, width) <= longest:
         return pixels
-    rows, columns = (max(1, round(side * longest / max(height, width))) for side in (height, width))
-    return cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    return cv2.resize(pixels, _within((width, height), longest), interpolation=cv2.INTER_AREA)
+
+
+def _within(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    width, height = (max(1, round(side * longest / max(size))) for side in size)
+    return width, height
 
 
 def _jpeg_header(data: bytes) -> Header | None:
@@ -250,17 +260,17 @@ def _decode_any(data: bytes, longest: int | None = None) -> tuple[np.ndarray, in
         # Pillow warns of large images and of odd metadata; the first is an error here and the second no concern.
         warnings.simplefilter("ignore")
         with opened(data) as image:
+            whole = image.size
+            if longest is not None:
+                image.draft(image.mode, (2 * longest, 2 * longest))
+            # First, as Pillow loads some formats when it is asked for their orientation.
+            values, guessed = to_eight_bits(image, data) if is_deep(image) else (None, None)
             orientation = image.getexif().get(ORIENTATION)
             orientation = orientation if orientation in TURNS else UPRIGHT
-            if longest is not None:
-                image.draft(image.mode, (longest, longest))
-            guessed = None
-            if is_deep(image):
-                values, guessed = to_eight_bits(image, data)
-                image = Image.fromarray(values)
+            image = image if values is None else Image.fromarray(values)
             image.load()
-            if longest is not None and image.mode in ("L", "RGB", "RGBA", "CMYK"):
-                image = _halved(image, longest)
+            if longest is not None and max(whole) > longest and image.mode in ("L", "RGB", "RGBA", "CMYK"):
+                image = image.resize(_within(whole, longest), Image.Resampling.BOX)
             if orientation in TURNS:
                 image = image.transpose(TURNS[orientation])
             pixels = np.array(_to_rgb(image))
@@ -272,15 +282,6 @@ def _decode_any(data: bytes, longest: int | None = None) -> tuple[np.ndarray, in
             stacklevel=2,
         )
     return pixels, orientation
-
-
-def _halved(image: Image.Image, longest: int) -> Image.Image:
-    factor = max(image.size) // longest
-    if factor < 2:
-        return image
-    reduced = image.reduce(factor)
-    reduced.info = image.info
-    return reduced
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,6 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from drawing.figures import IN_CAPTION
+from drawing.texts import short
+
 MASK_OPACITY = 0.45
 MOST_BARS = 40
 
@@ -116,7 +119,7 @@ def detection_sheet(
     for i, (image, objects, caption) in enumerate(zip(images, found, captions, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1)
         _draw(axes, image, objects, names, fontsize=6)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(short(caption, IN_CAPTION), fontsize=8)
     return figure
 
 
@@ -253,7 +256,7 @@ def _draw(axes: Axes, image: np.ndarray, objects: Objects, names: Sequence[str],
     for i in range(len(objects.boxes) - 1, -1, -1):
         x0, y0, x1, y1 = objects.boxes[i].clip(0, [width, height, width, height])
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colours[i], linewidth=1.2))
-        text = names[int(objects.labels[i])]
+        text = short(names[int(objects.labels[i])], IN_CAPTION)
         if objects.scores is not None:
             text += f" {objects.scores[i]:.2f}"
         axes.text(

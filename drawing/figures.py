@@ -10,8 +10,12 @@ from typing import TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from drawing.texts import plain_texts, short
+
 # Pixels of the longer side of an image that a picture has use for: of one of many on a sheet, and of one alone.
 SMALL, LARGE = 512, 1400
+# Letters of a line that a small picture and a large one have room for.
+IN_CAPTION, IN_TITLE = 32, 110
 Series = tuple[Sequence[float], Sequence[float]]
 T = TypeVar("T")
 
@@ -57,8 +61,9 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], title: str = "") 
     figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     if classes <= 50:
-        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(classes), names)
+        labels = [short(name, IN_CAPTION) for name in names]
+        axes.set_xticks(range(classes), labels, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(classes), labels)
     if classes <= 20:
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if share[i, j] > 0.5 else "black"
@@ -84,7 +89,7 @@ def contact_sheet(
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 64 else "antialiased")
-        axes.set_title(caption, fontsize=8, color=colours[i] if colours else "black")
+        axes.set_title(short(caption, IN_CAPTION), fontsize=8, color=colours[i] if colours else "black")
         axes.axis("off")
     return figure
 
@@ -105,5 +110,6 @@ def evenly(things: Sequence[T], most: int) -> list[T]:
 def save(figure: Figure, path: Path) -> Path:
     """Writes a figure as PNG and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with plain_texts(figure):
+        figure.savefig(path, dpi=130)
     return path

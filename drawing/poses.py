@@ -10,6 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drawing.figures import IN_CAPTION
+from drawing.texts import short
+
 # Of joints by the first word of their names.
 COLOURS = {"right": "tab:orange", "left": "tab:cyan"}
 MIDDLE = "tab:green"
@@ -110,6 +113,6 @@ def pose_sheet(people: Sequence[Sighting], skeleton: Skeleton, title: str = "") 
             skeleton.draw(axes, joints[:, :2], joints[:, 2])
             left, top, right, bottom = person.window or (0, 0, person.image.shape[1], person.image.shape[0])
             axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
-            axes.set_title(caption, fontsize=8)
+            axes.set_title(short(caption, IN_CAPTION), fontsize=8)
             axes.axis("off")
     return figure

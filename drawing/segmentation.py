@@ -11,6 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from drawing.figures import IN_CAPTION, IN_TITLE
+from drawing.texts import short
+
 VOID = 255
 OPACITY = 0.55
 MOST_BARS = 40
@@ -71,7 +74,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, names: S
     """
     height, width = image.shape[:2]
     figure = Figure(figsize=(9.0, 7.0 * height / width + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(short(title, IN_TITLE), fontsize=9)
     axes = figure.add_subplot()
     axes.imshow(blended(image, labels, palette))
     axes.axis("off")
@@ -256,4 +259,7 @@ def reliability(exits: Sequence[Reliability], title: str = "") -> Figure:
 
 
 def _patches(captions: Mapping[int, str], palette: np.ndarray) -> list[Patch]:
-    return [Patch(facecolor=palette[k] / 255, edgecolor="black", label=text) for k, text in captions.items()]
+    return [
+        Patch(facecolor=palette[k] / 255, edgecolor="black", label=short(text, IN_CAPTION))
+        for k, text in captions.items()
+    ]

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from callbacks.reports.file_names import file_names
 from callbacks.reports.report import Report
-from drawing.figures import SMALL, confusion_matrix
+from drawing.figures import IN_CAPTION, SMALL, confusion_matrix
 from drawing.segmentation import (
     VOID,
     Panel,
@@ -28,6 +28,7 @@ from drawing.segmentation import (
     panel_sheet,
     reliability,
 )
+from drawing.texts import short
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_metrics import SegmentationFindings
 from lightning_modules.segmentation_views import ExitLook
@@ -148,7 +149,7 @@ def panels(
         palette: uint8 [K, 3].
     """
     right = label != VOID
-    top: list[Panel | None] = [Panel(image, name), Panel(coloured(label, palette), "annotated")]
+    top: list[Panel | None] = [Panel(image, short(name, IN_CAPTION)), Panel(coloured(label, palette), "annotated")]
     middle: list[Panel | None] = [Panel(blended(image, label, palette), "annotated"), None]
     bottom: list[Panel | None] = [None, None]
     for exit, look in enumerate(looks):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.decoding import Encoded, decode
+from datamodules.decoding import HARMLESS, Encoded, decode
 from datamodules.errors import DataError
 from datamodules.jpeg import decode_region, read_header
 
@@ -67,6 +67,38 @@ def test_sixteen_bit_colour_png() -> None:
     colour = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
     image = decode(cv2.imencode(".png", colour[..., ::-1])[1].tobytes())
     assert np.abs(image.astype(int) - (colour >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "colour", "alpha"])
+def test_fewer_bits_in_sixteen_are_not_black(kind: str, bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (16, 16, 4)).astype(np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    if kind == "colour":
+        data, values = cv2.imencode(".png", values[..., 2::-1])[1].tobytes(), values[..., :3]
+    elif kind == "alpha":
+        values[..., 3] = (1 << bits) - 1
+        data, values = cv2.imencode(".png", values[..., [2, 1, 0, 3]])[1].tobytes(), values[..., :3]
+    else:
+        data, values = encoded(Image.fromarray(values[..., 0]), kind), values[..., :1].repeat(3, axis=2)
+    with pytest.warns(UserWarning, match=f"without a value of {1 << bits:,} or more are taken for {bits}-bit ones"):
+        image = decode(data)
+    assert np.array_equal(image, (values >> bits - 8).astype(np.uint8))
+
+
+def test_the_depth_that_a_file_declares_is_taken(recwarn: pytest.WarningsRecorder) -> None:
+    dark = np.full((4, 4), 130, np.uint16)
+    png = encoded(Image.fromarray(dark), "PNG")
+    at = png.index(b"IDAT") - 4
+    chunk = b"sBIT" + bytes([12])
+    declared = png[:at] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[at:]
+    assert decode(declared)[0, 0].tolist() == [130 >> 4] * 3
+    tiff = encoded(Image.fromarray(dark), "TIFF", tiffinfo={281: 4095})
+    assert decode(tiff)[0, 0].tolist() == [130 >> 4] * 3
+    assert not recwarn.list
+    # What is larger than declared is not.
+    with pytest.warns(UserWarning, match="taken for 14-bit ones"):
+        assert decode(encoded(Image.fromarray(dark * 100), "TIFF", tiffinfo={281: 4095}))[0, 0, 0] == 13000 >> 6
 
 
 def test_float_pixels_are_refused() -> None:
@@ -136,6 +168,49 @@ def test_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     for data in (png, bytes(jpeg)):
         with pytest.raises(DataError, match=r"bomb|too large"):
             decode(data)
+
+
+def test_a_header_that_claims_what_its_bytes_cannot_hold_is_refused(tmp_path: Path) -> None:
+    side = 9400
+    gif = b"GIF89a" + struct.pack("<HH", side, side) + b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
+    gif += b"," + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0" + b"\x02\x02\x44\x01\0" + b";"
+    bmp = bytearray(encoded(np.zeros((8, 8, 3), np.uint8), "BMP"))
+    bmp[18:26] = struct.pack("<ii", side, side)
+    jpeg = bytearray(encoded(np.zeros((8, 8, 3), np.uint8)))
+    at = read_header(bytes(jpeg)).height_at
+    jpeg[at : at + 4] = struct.pack(">HH", side, side)
+    for data in (gif, bytes(bmp), bytes(jpeg)):
+        for use in (decode, lambda data: Encoded(data).reduced(100), lambda data: Encoded(data).size()):
+            with pytest.raises(DataError, match=rf"claims 9400x9400 pixels, which its {len(data):,} bytes cannot hold"):
+                use(data)
+    # What is large and empty, or small and nothing, is an image.
+    assert decode(encoded(Image.new("1", (6000, 6000)), "PNG")).shape == (6000, 6000, 3)
+    assert HARMLESS > 2000 * 2000
+    assert decode(encoded(Image.new("L", (2000, 2000)), "WEBP", lossless=True)).shape == (2000, 2000, 3)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "CMYK", "turned", "grey", "sixteen"])
+def test_a_picture_is_decoded_at_about_its_size(photo: np.ndarray, form: str) -> None:
+    image, options = Image.fromarray(photo), {}
+    if form == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image, options = image.transpose(Image.Transpose.ROTATE_90), {"exif": exif.tobytes()}
+    elif form == "CMYK":
+        image = image.convert("CMYK")
+    elif form == "grey":
+        image = image.convert("L")
+    elif form == "sixteen":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    data = encoded(image, {"PNG": "PNG", "sixteen": "PNG"}.get(form, "JPEG"), **options)
+    whole = decode(data)
+    assert Encoded(data).size() == whole.shape[:2] == (375, 500)
+    for longest in (500, 499, 250, 100, 33, 1):
+        small = Encoded(data).reduced(longest)
+        assert small.shape[:2] == (max(1, round(375 * longest / 500)), longest)
+        expected = cv2.resize(whole, (small.shape[1], small.shape[0]), interpolation=cv2.INTER_AREA)
+        assert mean_difference(small, expected) < 3, longest
+    assert np.array_equal(Encoded(data).reduced(2000), whole)
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"hello, not an image", "not an image")])

@@ -58,13 +58,22 @@ def test_values_outside_the_palette_are_listed() -> None:
         ({"ids": (1, 1)}, "value 1 of label files has 2 meanings"),
         ({"void_ids": (2,)}, "value 2 of label files has 2 meanings"),
         ({"palette": (RED, RED)}, r"colour \(255, 0, 0\) of label files has 2 meanings"),
-        ({"ids": (1, 255)}, "255 is void"),
+        ({"ids": (1, 255), "void_ids": (255,)}, "value 255 of label files has 2 meanings"),
         ({"ids": (1, 256)}, "from 0 to 255"),
     ],
 )
 def test_contradictions_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LabelMap(**{"names": ("a", "b"), "palette": (RED, GREEN), "ids": (1, 2)} | options)
+
+
+def test_a_class_may_have_the_value_255() -> None:
+    binary = LabelMap(("no", "yes"), (RED, GREEN), (0, 255), void_ids=(9,))
+    values = np.array([[0, 255, 9]], np.uint8)
+    np.testing.assert_array_equal(binary.train_ids(values), [[0, 1, 255]])
+    np.testing.assert_array_equal(binary.file_ids(np.array([[0, 1, 255]], np.uint8), void_id=9), values)
+    with pytest.raises(DataError, match=r"values 7 .* class \(0, 255\) nor void \(9\)"):
+        binary.train_ids(np.array([[7]], np.uint8))
 
 
 def test_voc_colours() -> None:

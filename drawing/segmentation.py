@@ -62,6 +62,19 @@ def blended(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     return np.where((labels == VOID)[..., None], image, np.rint(mixed)).astype(np.uint8)
 
 
+def class_pixels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class, int64 [classes]; those of a photograph are counted row by row, eight bytes a pixel.
+
+    Args:
+        labels: Classes [h, w], and 255 for void.
+        classes: How many there are.
+    """
+    counts = np.zeros(VOID + 1, np.int64)
+    for row in labels:
+        counts += np.bincount(row, minlength=VOID + 1)
+    return counts[:classes]
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """One image under its classes, with a legend of them and of their shares.
 
@@ -78,7 +91,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, names: S
     axes = figure.add_subplot()
     axes.imshow(blended(image, labels, palette))
     axes.axis("off")
-    counts = np.bincount(labels.ravel(), minlength=VOID + 1)[: len(names)]
+    counts = class_pixels(labels, len(names))
     shown = [k for k in np.argsort(-counts, kind="stable")[:MOST_IN_LEGEND] if counts[k]]
     captions = {k: f"{names[k]} {counts[k] / labels.size:.1%}" for k in shown}
     figure.legend(handles=_patches(captions, palette), loc="outside right upper", frameon=False, fontsize=8)

@@ -21,7 +21,7 @@ from callbacks.reports.routes import Routes, routed_image
 from callbacks.reports.segmentation import write_labels
 from drawing.figures import LARGE, SMALL, contact_sheet, readable, save
 from drawing.routes import route_sheet
-from drawing.segmentation import blended, overlay
+from drawing.segmentation import blended, class_pixels, overlay
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Batch, Task
 from models import decisions
@@ -103,7 +103,7 @@ class SegmentedFiles(Predictions):
 
     def _take(self, index: int, labels: np.ndarray, stop: tuple[int, float] | None) -> None:
         names = self._class_names()
-        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+        shares = class_pixels(labels, len(names)) / labels.size
         self._seen.append(_Segmented(index, shares, stop))
         if self.place is None:
             return

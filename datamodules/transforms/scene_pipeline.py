@@ -72,7 +72,7 @@ class ScenePipeline(Pipeline):
         target = {"original_size": size} | sample.get("target", {})
         if target["original_size"] != size:
             height, width = target["original_size"]
-            turned = isinstance(sample["image"], Encoded) and sample["image"].is_turned
+            turned = isinstance(sample["image"], Encoded) and sample["image"].orientation >= 5
             remedy = (
                 "Its EXIF orientation turns it upright, and annotations must be for that; or write its pixels upright."
                 if turned and (width, height) == size

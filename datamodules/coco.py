@@ -17,6 +17,8 @@ from datamodules.base import DataModule, Split
 from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
+from datamodules.finding import leads_outside
+from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import MAX_LISTED
 from datamodules.splits import Source
 from datamodules.transforms import Transform
@@ -35,7 +37,8 @@ class Coco(DataModule):
     target, but in ``ground_truth``. Prediction targets have ``original_size`` only.
 
     ``on_bad_sample: skip`` leaves out records that cannot be used (as an empty box, of which COCO has some, or an image
-    file that is missing), from targets and ground truth alike; with ``error`` the first of them are named.
+    file that is missing or outside of the folder), from targets and ground truth alike; with ``error`` the first of
+    them are named.
 
     Args:
         root: Folder of the data set.
@@ -142,6 +145,15 @@ class Coco(DataModule):
             raise DataError(f"{annotations['train'].path} has no images to train on.")
         return sources | {"test": None}
 
+    @override
+    def inspect(self) -> list[str]:
+        remarks = []
+        for split, images in self._sources.items():
+            if isinstance(images, CocoImages):
+                names = [category["name"] for category in images.annotations.categories]
+                remarks += remarks_on_classes(split, images.images_of_categories(), names, "object")
+        return remarks
+
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """What to evaluate against, as a COCO dict: ``images``, ``annotations`` (crowds included), ``categories``."""
         images = self._coco(split)
@@ -198,6 +210,9 @@ class Coco(DataModule):
         objects = np.diff(np.append(0, np.cumsum(~crowds))[starts])
         for image, name in enumerate(annotations.file_names()):
             within, _, base = name.rpartition("/")
+            if leads_outside(name):
+                missing.append((f"image {annotations.image_ids[image]}", f"its file {name} is not in {folder}"))
+                continue
             if within not in there:
                 there[within] = _listing(folder / within)
             if base not in there[within]:
@@ -261,6 +276,16 @@ class CocoImages:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def images_of_categories(self) -> np.ndarray:
+        """Images that each category has an object in, crowds aside, by ascending id, int64 [K]."""
+        ids = np.array([category["id"] for category in self.annotations.categories])
+        single = ~self.annotations.column("crowds")
+        image_of = np.repeat(np.arange(len(self.annotations)), np.diff(self.annotations.column("starts")))[single]
+        used = np.isin(image_of, self.chosen.numpy())
+        places = np.searchsorted(ids, self.annotations.column("categories")[single])
+        pairs = np.unique(image_of[used] * len(ids) + places[used])
+        return np.bincount(pairs % len(ids), minlength=len(ids))
 
     def load(self, index: int) -> dict[str, Any]:
         """One sample: ``image`` (encoded) and ``target`` as ``ScenePipeline`` takes it."""

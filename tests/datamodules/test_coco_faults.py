@@ -259,3 +259,27 @@ def test_outlines_that_cross_themselves_are_reported(tmp_path: Path, outline: li
     assert not crosses or "annotation 101 of image 10" in said[0]
     # They train all the same.
     assert len(data.source("train").load(0)["target"]["boxes"]) == 2
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret.png", "sub/../../secret.png"])
+def test_files_outside_of_the_folder_are_not_read(coco: CocoFiles, name: str) -> None:
+    (coco.root / "train2017").mkdir(exist_ok=True)
+    (coco.root / "secret.png").write_bytes((coco.root / "train2017/10.png").read_bytes())
+    coco.records["train"]["images"][0]["file_name"] = name
+    with pytest.raises(DataError, match=rf"image 10: its file {name} is not in .*train2017"):
+        coco.data().setup("fit")
+    with pytest.warns(UserWarning, match="is not in"):
+        assert len(coco.data(on_bad_sample="skip").source("train")) == 2
+
+
+def test_categories_without_objects_are_told_before_a_training(coco: CocoFiles) -> None:
+    coco.object(11, [1, 1, 9, 9], category_id=5)
+    coco.object(12, [1, 1, 9, 9], category_id=7, iscrowd=1)
+    with pytest.warns(UserWarning, match="classes") as told:
+        coco.data().setup("fit")
+    assert [str(each.message) for each in told] == [
+        "2 of 3 classes are in one training image only: car, train.",
+        "2 of 3 classes have no object in the val split and cannot be evaluated: car, train.",
+    ]
+    with pytest.warns(UserWarning, match="1 of 3 classes have no object in the train split .*: train"):
+        coco.data(limit=1, labels="coco", keep_empty=False).setup("fit")

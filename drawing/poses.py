@@ -82,11 +82,12 @@ class Sighting:
         if tuple(self.image.shape[:2]) == tuple(size):
             return self
         down, across = (part / whole for part, whole in zip(self.image.shape[:2], size, strict=True))
-        found, truth = (None if each is None else each * [across, down, 1] for each in (self.found, self.truth))
-        window = self.window
+        truth, window = self.truth, self.window
+        if truth is not None:
+            truth = truth * [across, down, 1]
         if window is not None:
             window = (window[0] * across, window[1] * down, window[2] * across, window[3] * down)
-        return replace(self, found=found, truth=truth, window=window)
+        return replace(self, found=self.found * [across, down, 1], truth=truth, window=window)
 
 
 def pose_sheet(people: Sequence[Sighting], skeleton: Skeleton, title: str = "") -> Figure:

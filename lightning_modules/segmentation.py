@@ -28,6 +28,9 @@ from models.segmenters.inference import (
     unpadded,
 )
 
+# Logits at the size of a file that are held at once: half a gigabyte of them.
+BAND = 1 << 27
+
 
 class Segmentation(Task):
     """Trains a segmenter with cross-entropy, and evaluates it by mean intersection over union.
@@ -202,12 +205,12 @@ class Segmentation(Task):
         if self.deadline is None:
             for exits, size in zip(self._each_image(batch["image"]), sizes, strict=True):
                 *_, last = exits
-                outputs["predicted"].append(_classes(resize(last, size))[0].cpu())
+                outputs["predicted"].append(_classes_of_file(last, size).cpu())
             return outputs
         outputs |= {"exit": [], "seconds": []}
         for image, size in zip(batch["image"].split(1), sizes, strict=True):
             logits, exit, seconds = self.deadline.run(self.network, self._padded(image))
-            outputs["predicted"].append(_classes(resize(self._unpadded(logits, image), size))[0].cpu())
+            outputs["predicted"].append(_classes_of_file(self._unpadded(logits, image), size).cpu())
             outputs["exit"].append(exit)
             outputs["seconds"].append(seconds)
         return outputs
@@ -297,3 +300,26 @@ def _classes(logits: Tensor) -> Tensor:
     """The likeliest class of each pixel, uint8 [B, H, W]."""
     # argmax takes ten times as long on a CPU where channels come first.
     return logits.max(1).indices.to(torch.uint8)
+
+
+def _classes_of_file(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The likeliest class of each pixel of a file, uint8 [H, W], in bands where the logits of all would be gigabytes.
+
+    Args:
+        logits: [1, C, h, w].
+        size: H and W.
+    """
+    height, width = size
+    rows = max(1, BAND // (logits.shape[1] * width))
+    if rows >= height:
+        return _classes(resize(logits, size))[0]
+    # What resizing does along the columns, for some rows at a time.
+    source = ((torch.arange(height, device=logits.device) + 0.5) * (logits.shape[2] / height) - 0.5).clamp(min=0)
+    low = source.floor().long().clamp(max=logits.shape[2] - 1)
+    high = (low + 1).clamp(max=logits.shape[2] - 1)
+    weight = (source - low).to(logits.dtype)[:, None]
+    bands = []
+    for band in torch.arange(height, device=logits.device).split(rows):
+        stretched = torch.lerp(logits[:, :, low[band]], logits[:, :, high[band]], weight[band])
+        bands.append(_classes(resize(stretched, (len(band), width)))[0])
+    return torch.cat(bands)

@@ -14,7 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules import Segmentation
+from lightning_modules import Segmentation, segmentation
+from lightning_modules.segmentation import _classes_of_file
 from lightning_modules.segmentation_losses import VOID, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import SegmentationFindings, Tally, scores
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
@@ -249,3 +250,12 @@ def test_an_empty_tally_adds_nothing() -> None:
     assert total.images == 2
     assert total.confusion[0].tolist() == [[2, 2], [0, 0]]
     assert total.losses[0].item() == 1.0
+
+
+@pytest.mark.parametrize("size", [(37, 53), (200, 90), (11, 400), (9, 14)])
+def test_classes_of_a_large_file_are_found_in_bands(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(1, 5, 9, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = _classes_of_file(logits, size)
+    assert torch.equal(whole, F.interpolate(logits, size, mode="bilinear").argmax(1)[0].to(torch.uint8))
+    monkeypatch.setattr(segmentation, "BAND", 5 * size[1] * 4)
+    assert torch.equal(_classes_of_file(logits, size), whole)

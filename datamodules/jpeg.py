@@ -96,19 +96,25 @@ def reduction(box_height: int, box_width: int, height: int, width: int) -> int:
     return 1
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
+def decode_jpeg(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     """Decodes a whole plain JPEG to RGB, uint8 [H,W,3].
+
+    Args:
+        data: The file.
+        min_height: Rows that the result has at least, if it may be reduced to 1/2, 1/4 or 1/8; 0 if it may not.
+        min_width: Columns likewise.
 
     Raises:
         DataError: If the pixels are damaged or cut off.
     """
+    least = {"min_height": min_height, "min_width": min_width}
     try:
-        return simplejpeg.decode_jpeg(data, "RGB")
+        return simplejpeg.decode_jpeg(data, "RGB", **least)
     except ValueError as problem:
         if any(sign in str(problem).lower() for sign in DAMAGE):
             raise DataError(f"the JPEG data are corrupt or truncated: {problem}") from problem
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=False)
+        return simplejpeg.decode_jpeg(data, "RGB", **least, strict=False)
     except ValueError as problem:
         raise DataError(f"the JPEG data are corrupt: {problem}") from problem
 
@@ -140,7 +146,8 @@ def decode_region(data: bytes, header: Header, box: tuple[int, int, int, int], s
     elif scale == 1:
         return decode_jpeg(data)[top:bottom, left:right]
     else:
-        rows = header.height
+        pixels = decode_jpeg(data, -(-header.height // scale), -(-header.width // scale))
+        return pixels[top // scale : -(-bottom // scale), left // scale : -(-right // scale)]
     try:
         # Not strict: what follows the last row is reported as surplus bytes.
         pixels = simplejpeg.decode_jpeg(

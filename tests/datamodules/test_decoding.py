@@ -239,6 +239,18 @@ def test_truncated_files_are_refused(photo: np.ndarray, form: str, part: float) 
         Encoded(cut).open().region((0, 0, 100, 50), 25, 50)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_was_cut_and_closed_is_truncated(photo: np.ndarray, progressive: bool) -> None:
+    data = encoded(photo, progressive=progressive)
+    cut = data[: len(data) * 2 // 3] + b"\xff\xd9"
+    height, width = photo.shape[:2]
+    uses: list[Any] = [decode, lambda data: Encoded(data).reduced(60)]
+    uses.append(lambda data: Encoded(data).open().region((0, 0, width, height), height // 4, width // 4))
+    for use in uses:
+        with pytest.raises(DataError, match="corrupt or truncated"):
+            use(cut)
+
+
 def test_a_jpeg_cut_after_its_thumbnail_is_truncated(photo: np.ndarray) -> None:
     exif = Image.Exif()
     exif[0x010E] = "thumbnail \xff\xd9 here"

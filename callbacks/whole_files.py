@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,6 +18,9 @@ def whole(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file that is to be.
+
+    Raises:
+        OSError: the file cannot be written, for want of room or a right; it names the file that was to be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -24,8 +28,11 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         _flush(partial)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.filename in (None, partial, str(partial)):
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
         raise
     _flush(path.parent)
 

@@ -7,13 +7,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
 from jsonargparse import ArgumentError, get_loader, set_loader
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -29,6 +30,8 @@ import models.detectors
 import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
+from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
+from callbacks.liveness import Liveness
 from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
@@ -36,6 +39,8 @@ from exp.hubs import HubError, covered, held_back
 from exp.messages import explain, refusal
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
+from exp.signals import AGAIN, asked, name
+from lightning_modules.internals import leave_signals_alone, wait_at_most
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -125,6 +130,12 @@ class Cli(LightningCLI):
             default="auto",
             help="auto: online if logged in, else offline",
         )
+        parser.add_argument(
+            "--timeout",
+            type=PositiveFloat,
+            default=10.0,
+            help="minutes that the processes of a job wait for one of them before the job ends",
+        )
         parser.add_argument("--threads", type=PositiveInt | None, help="CPU threads of each process (default: torch's)")
         parser.add_argument("--test", type=bool, default=True, help="test the best checkpoint after fit")
         parser.add_argument(
@@ -201,6 +212,7 @@ class Cli(LightningCLI):
             except RuntimeError:
                 raise UsageError("SLURM: give --nodes and --ntasks-per-node instead of --ntasks") from None
         self.user_loggers = config["logger"]
+        always.insert(0, Liveness(self.config.timeout, lambda: asked() is not None, self._lost))
         config |= {"callbacks": [*given, *always], "plugins": plugins, "logger": False}
         config["profiler"] = config["profiler"] or NoProfiler()
         try:
@@ -211,6 +223,9 @@ class Cli(LightningCLI):
             if "SLURM_" not in str(error):
                 raise
             raise UsageError("SLURM: start it by srun; the shell of salloc is none of the job's tasks") from None
+        leave_signals_alone(trainer)
+        # `Liveness`, which can tell whom they wait for, comes before the processes' own timeout.
+        wait_at_most(trainer, timedelta(minutes=self.config.timeout, seconds=30))
         # Without this check the processes would wait for others that nobody starts. The batch shell runs one process.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         nodes, devices = trainer.num_nodes, trainer.num_devices
@@ -220,6 +235,16 @@ class Cli(LightningCLI):
                 f"use srun --nodes={nodes} --ntasks-per-node={devices}"
             )
         return trainer
+
+    def _lost(self, reason: str) -> None:
+        """Ends this process, which waits for another that is lost."""
+        stop, again = asked(), self.command == "fit"
+        line = f"exp: stopped by {name(stop)}, but {reason}" if stop else f"exp: {reason} (--timeout): the job ends"
+        line += "; the same command goes on from the last checkpoint" if again else ""
+        # Of the others that miss the first process, one says so.
+        if self.trainer.global_rank <= 1:
+            print(line, file=sys.stderr, flush=True)
+        os._exit((AGAIN if again else 128 + stop) if stop else 1)
 
     @property
     def experiment(self) -> str:

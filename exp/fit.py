@@ -17,7 +17,6 @@ from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
 from exp.errors import exit_code
 from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
-from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
@@ -27,8 +26,6 @@ from exp.weights import check_weights, part_of, start_from, weight_files
 def main(argv: list[str]) -> int:
     """Runs `fit`; the exit code is 0, 2 for a mistake in the command, 75 for a stop by signal, else 1."""
     silence()
-    if is_child():
-        die_with_parent()
     cli = Cli(argv, "fit")
     with exit_code(cli) as outcome:
         # What is missing is missed before there is a run directory.

@@ -148,7 +148,8 @@ def _listen(ear: socket.socket, again: bool) -> None:
         if _heard.first is None:
             _heard.first, _heard.at = numbers[0], time.monotonic()
         elif signal.SIGINT in numbers and time.monotonic() - _heard.at > ECHO:
-            say("ended at once by a second Ctrl-C" + ("; the same command goes on from what was saved" if again else ""))
+            rest = "; the same command goes on from what was saved" if again else ""
+            say(f"ended at once by a second Ctrl-C{rest}")
             os._exit(128 + signal.SIGINT)
 
 

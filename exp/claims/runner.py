@@ -32,9 +32,9 @@ from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, w
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
 from exp.claims.summary import SummaryError, summarise
-from exp.loggers import new_wandb_id, wandb_logger
 from exp.processes import die_with_parent
 from exp.quiet import silence
+from exp.tracking import new_wandb_id, wandb_logger
 
 CODES = {Verdict.HOLDS: 0, Verdict.DOES_NOT_HOLD: 3, Verdict.INCONCLUSIVE: 4, Verdict.NONE: 5}
 REPORT = "report.md"
@@ -276,10 +276,16 @@ def _log(
     )
     if logger is None:
         return
-    run = logger.experiment
-    run.log({"arms": wandb.Table(list(COLUMNS), [list(row) for row in rows(result, around)])})
-    run.log({path.stem: wandb.Image(str(path)) for path in pictures})
-    run.summary["verdict"] = str(result["verdict"])
-    for answer in result["expectations"]:
-        run.summary[answer["expect"]] = str(answer["verdict"])
+
+
+    def tell() -> None:
+        run = logger.experiment
+        run.log({"arms": wandb.Table(list(COLUMNS), [list(row) for row in rows(result, around)])})
+        run.log({path.stem: wandb.Image(str(path)) for path in pictures})
+        run.summary["verdict"] = str(result["verdict"])
+        for answer in result["expectations"]:
+            run.summary[answer["expect"]] = str(answer["verdict"])
+
+    logger.attempt(tell)
+    logger.close()
     run.finish()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from drawing.figures import save
 
 
 @contextmanager
@@ -46,6 +52,24 @@ def write_whole(path: Path, text: str) -> None:
     """
     with whole(path) as partial:
         partial.write_text(text)
+
+
+def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a CSV file, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: what it is to hold, the header first.
+    """
+    with whole(path) as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_picture(path: Path, figure: Figure) -> Path:
+    """Writes a figure as PNG, whole or not at all, and returns its path."""
+    with whole(path) as partial:
+        save(figure, partial)
+    return path
 
 
 def _flush(path: Path) -> None:

@@ -30,7 +30,6 @@ import models.detectors
 import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
-from callbacks import Checkpoints, NonFiniteGuard, Preemption, StepSeed
 from callbacks.liveness import Liveness
 from callbacks.reports import Place, Report, reports_of
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint

@@ -16,10 +16,11 @@ from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
 from exp.errors import exit_code
-from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
+from exp.loggers import MetricsTable
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
+from exp.tracking import Tracker, new_wandb_id, wandb_logger
 from exp.weights import check_weights, part_of, start_from, weight_files
 
 
@@ -38,8 +39,17 @@ def main(argv: list[str]) -> int:
             return 0
         if run.checkpoint is None:
             cli.ask_hubs(part_of(cli, part) for part in weight_files(cli))
-        _train(cli, run)
+        try:
+            _train(cli, run)
+        finally:
+            _close_trackers(cli)
     return outcome.code
+
+
+def _close_trackers(cli: Cli) -> None:
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, Tracker):
+            logger.close()
 
 
 def _train(cli: Cli, run: Run) -> None:
@@ -86,6 +96,7 @@ def _train(cli: Cli, run: Run) -> None:
     if leads:
         spent = cost.measure(cli.model.network)
         run.update(status="finished", test=results, best=cli.checkpoints.best_score, cost=spent)
+        _close_trackers(cli)
         print_summary(cli, run, results, spent)
 
 

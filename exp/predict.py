@@ -11,6 +11,7 @@ from rich.console import Console
 
 from callbacks import Cost
 from callbacks.reports import Place, Predictions, Source
+from callbacks.whole_files import write_whole
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, place_reports
 from exp.errors import exit_code
@@ -76,5 +77,5 @@ def _finish(cli: Cli, predictions: Predictions, cost: Cost, batches: list[Any], 
         console.print(f"[yellow]skipped {name}: {reason}[/]", highlight=False)
     spent = predictions.spent(cost, sum(len(batch["index"]) for batch in batches))
     predictions.tell_spent(spent, console)
-    (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
+    write_whole(folder / "compute.json", json.dumps(spent, indent=2) + "\n")
     console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

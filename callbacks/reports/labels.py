@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing_extensions import override
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.predictions import Predictions, Source, title_of
-from drawing.figures import contact_sheet, readable, save
+from callbacks.whole_files import write_picture, write_table
+from drawing.figures import contact_sheet, readable
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
 from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
@@ -76,18 +76,18 @@ class Labels(Predictions):
         target = folder / "predictions.csv"
         columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
         columns += ["exit"] if exits is not None else []
-        with target.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", *columns])
-            for row, name in enumerate(files):
-                pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
-                cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
-                cells += [str(int(exits[row]))] if exits is not None else []
-                writer.writerow([name, *cells])
+        rows = [["file", *columns]]
+        for row, name in enumerate(files):
+            pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
+            cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
+            cells += [str(int(exits[row]))] if exits is not None else []
+            rows.append([name, *cells])
+        write_table(target, rows)
         shown = range(min(ON_SHEET, len(indices)))
         captions = [f"{Path(files[i]).name}\n{names[int(classes[i, 0])]} ({values[i, 0]:.0%})" for i in shown]
         images = [self.data.raw_image("predict", indices[i]) for i in shown]
-        sheet = save(contact_sheet(images, captions, title_of(len(indices), ON_SHEET)), folder / "contact_sheet.png")
+        figure = contact_sheet(images, captions, title_of(len(indices), ON_SHEET))
+        sheet = write_picture(folder / "contact_sheet.png", figure)
         table = Table(Column("file", overflow="fold"), "label", "probability", box=None)
         for i in shown:
             table.add_row(files[i], names[int(classes[i, 0])], f"{values[i, 0]:.4f}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing_extensions import override
 from callbacks.reports.predictions import Predictions, Source, wait_for
 from callbacks.reports.routes import Routes, routed_image
 from callbacks.reports.segmentation import file_names, write_labels
-from drawing.figures import contact_sheet, readable, save
+from callbacks.whole_files import write_picture, write_table
+from drawing.figures import contact_sheet, readable
 from drawing.routes import route_sheet
 from drawing.segmentation import blended, overlay
 from lightning_modules.segmentation import Segmentation
@@ -109,12 +109,13 @@ class SegmentedFiles(Predictions):
             if routes is not None:
                 spent = [routes.macs[places[index]].item()]
                 routed = routed_image(routes, places[index], Path(name).name, image)
-                save(route_sheet("", [routed]), folder / "routes" / files[index])
+                write_picture(folder / "routes" / files[index], route_sheet("", [routed]))
             rows.append([name, *(f"{share:.4f}" for share in shares), *stopped, *(f"{macs:.0f}" for macs in spent)])
             largest_shares = ", ".join(f"{names[k]} {shares[k]:.0%}" for k in largest)
             table.add_row(name, largest_shares, *stopped, *map(readable, spent))
             title = Path(name).name + (f", exit {stopped[0]} after {stopped[1]} ms" if exits else "")
-            save(overlay(image, labels, data.palette, names, title), folder / "pictures" / files[index])
+            picture = overlay(image, labels, data.palette, names, title)
+            write_picture(folder / "pictures" / files[index], picture)
             if task.write_labels:
                 write_labels(labels, data.label_ids, folder / "labels" / files[index])
             if i < ON_SHEET:
@@ -122,16 +123,13 @@ class SegmentedFiles(Predictions):
                 captions.append(title)
         target = folder / "predictions.csv"
         extra = [*(["exit", "milliseconds"] if exits else []), *(["macs"] if routes is not None else [])]
-        with target.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", *names, *extra])
-            writer.writerows(rows)
+        write_table(target, [["file", *names, *extra], *rows])
         console.print(table, highlight=False)
         if exits:
             assert task.deadline is not None
             late = sum(each > task.deadline.seconds for each in seconds)
             console.print(f"{late} of {len(exits)} images took longer than {self.deadline_ms:g} ms", highlight=False)
-        sheet = save(contact_sheet(images, captions, f"{len(indices)} images"), folder / "contact_sheet.png")
+        sheet = write_picture(folder / "contact_sheet.png", contact_sheet(images, captions, f"{len(indices)} images"))
         written = [target, sheet, folder / "pictures"]
         written += [folder / "routes"] if routes is not None else []
         return [*written, folder / "labels"] if task.write_labels else written

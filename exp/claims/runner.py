@@ -22,6 +22,7 @@ import wandb
 from rich.console import Console
 from rich.markup import escape
 
+from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, State, missing_metric, plan, trial
 from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.display import Display
@@ -249,7 +250,7 @@ def _conclude(
     write(folder, RESULTS, result)
     write(folder, CIRCUMSTANCES, around)
     pictures = draw(claim, cells, result, folder)
-    (folder / REPORT).write_text(markdown(result, around, pictures))
+    write_whole(folder / REPORT, markdown(result, around, pictures))
     _log(claim, result, around, pictures, folder, options.wandb)
     print_result(result, around, folder, console)
     if result["failed"]:
@@ -269,14 +270,13 @@ def _log(
     """The summary run of the claim's W&B group."""
     note = folder / ".wandb_id"
     if not note.exists():
-        note.write_text(new_wandb_id())
+        write_whole(note, new_wandb_id())
     os.environ["WANDB_RUN_GROUP"] = f"claims/{claim.name}"
     logger = wandb_logger(
         mode, folder, "claims", note.read_text(), {k: result[k] for k in ("claim", "seeds", "metric")}
     )
     if logger is None:
         return
-
 
     def tell() -> None:
         run = logger.experiment

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from callbacks.whole_files import write_whole
+
 BEGIN = "<!-- results: written by `python -m exp compare --summary` -->"
 END = "<!-- end of results -->"
 
@@ -37,7 +39,7 @@ def summarise(page: Path, folder: Path) -> str:
     table = ["| claim | verdict | expected | seeds | measured |", "| --- | --- | --- | --- | --- |", *lines]
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    page.write_text(before + "\n".join([BEGIN, "", *table, "", END]) + after)
+    write_whole(page, before + "\n".join([BEGIN, "", *table, "", END]) + after)
     return f"{page}: {len(files)} results"
 
 

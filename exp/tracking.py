@@ -113,8 +113,10 @@ class Tracker(WandbLogger):
         self._open("offline")
 
     def _warn(self, what: str) -> None:
-        self.trouble = f"W&B: {what}"
-        print(f"exp: {self.trouble}", file=sys.stderr, flush=True)
+        trouble = f"W&B: {what}"
+        if trouble != self.trouble:
+            print(f"exp: {trouble}", file=sys.stderr, flush=True)
+        self.trouble = trouble
 
 
 class _Nothing:

@@ -15,7 +15,7 @@ from typing_extensions import override
 # Seconds between two signs of life.
 INTERVAL = 1.0
 # How long, in seconds, a process may be silent in a job that has been asked to stop.
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 class Liveness(Callback):

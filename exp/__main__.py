@@ -10,6 +10,7 @@ import signal
 import sys
 
 import exp
+from exp.output import forgive
 from exp.processes import join_main
 from exp.signals import Stopped, ended, listening
 from exp.unwritable import unwritable
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
     if command == "fit" and "SLURM_JOB_ID" in os.environ:
         # A job may be preempted while it still imports torch; `Preemption` takes the signal up when it can save.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    if command == "fit":
+        forgive()
     again = command in GO_ON
     try:
         with listening(again):

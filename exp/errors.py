@@ -59,7 +59,7 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
             print(f"exp: {cause}", file=sys.stderr)
         elif told := unwritable(error):
             print(f"exp: {told}", file=sys.stderr)
-        elif _waited_in_vain(error):
+        elif cli.trainer.world_size > 1 and _waited_in_vain(error):
             missed = [each.missed() for each in cli.trainer.callbacks if isinstance(each, Liveness)]  # type: ignore[attr-defined]
             say("; ".join([*missed, "the job ends"]))
             _tell_dead_processes(cli)

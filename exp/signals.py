@@ -58,7 +58,7 @@ def asked() -> signal.Signals | None:
 
 def leads() -> bool:
     """Whether this process speaks for all of its job."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def say(line: str) -> None:

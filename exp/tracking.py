@@ -63,7 +63,11 @@ class Tracker(WandbLogger):
 
     @override
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        self.attempt(lambda: WandbLogger.log_metrics(self, {key: [wandb.Image(image) for image in images]}, step))
+        def log() -> None:
+            row: dict[str, Any] = {key: [wandb.Image(image) for image in images]}
+            WandbLogger.log_metrics(self, row, step)
+
+        self.attempt(log)
 
     @override
     def finalize(self, status: str) -> None:

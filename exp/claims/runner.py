@@ -288,4 +288,3 @@ def _log(
 
     logger.attempt(tell)
     logger.close()
-    run.finish()

@@ -23,7 +23,8 @@ def start(folder: Path, argv: list[str]) -> subprocess.Popen[str]:
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "exp", "fit", *argv]
     log = (folder / "log.txt").open("w")
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True, start_new_session=True)
+    options = {"cwd": folder, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
+    return subprocess.Popen(command, text=True, **options)
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from PIL import Image
 
 import exp.profile
 from callbacks import StepSeed
+from callbacks.liveness import Liveness
 from datamodules import Digits
+from exp.errors import exit_code
 from exp.processes import MAIN, is_started_by_main, join_main
 from exp.signals import ECHO, Stopped, asked, listening
 from lightning_modules import Classification
@@ -164,3 +167,36 @@ def test_a_process_whose_main_one_has_ended_before_it_started_ends(monkeypatch: 
             os._exit(0)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert codes == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("[gloo/unbound_buffer.cc:81] Timed out waiting 600000ms for recv operation"),
+            "exp: another process did not come to where the others waited within 10 minutes; the job ends\n",
+        ),
+        (OSError(28, "No space left on device", "a.csv"), "exp: a.csv: no space left on device; free space there, "),
+    ],
+)
+def test_what_ends_a_job_is_said_in_one_line(error: Exception, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = SimpleNamespace(
+        world_size=2, callbacks=[Liveness(10, lambda: False, print)], strategy=SimpleNamespace(launcher=None)
+    )
+    with exit_code(SimpleNamespace(trainer=trainer)) as outcome:  # type: ignore[arg-type]
+        raise error
+    assert outcome.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert len(said.splitlines()) == 1
+
+
+def test_a_stop_that_was_wrapped_is_a_stop() -> None:
+    def wrapped() -> None:
+        try:
+            raise Stopped(signal.SIGTERM)
+        except Stopped as stop:
+            raise RuntimeError("the loader failed") from stop
+
+    with pytest.raises(Stopped, match="SIGTERM"), exit_code(SimpleNamespace(trainer=None)):  # type: ignore[arg-type]
+        wrapped()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,8 @@ from typing_extensions import override
 INTERVAL = 1.0
 # How long, in seconds, a process may be silent in a job that has been asked to stop.
 PATIENCE = 30.0
+# The last word of a process that is done.
+LEFT = b"left"
 
 
 class Liveness(Callback):
@@ -46,7 +47,13 @@ class Liveness(Callback):
         self._pulse = Pulse(
             lambda: store or dist.TCPStore(host, port, wait_for_workers=False), trainer.global_rank, trainer.world_size
         )
-        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._pulse,), name="liveness", daemon=True).start()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._pulse is not None:
+            self._pulse.leave()
+            self._pulse = None
 
     def missed(self) -> str:
         """Whom this process has waited for in vain, as far as it can tell."""
@@ -61,14 +68,12 @@ class Liveness(Callback):
     on_train_batch_start = on_validation_batch_start = on_test_batch_start = _count
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _count
 
-    def _watch(self) -> None:
-        assert self._pulse is not None
-        while True:
-            time.sleep(INTERVAL)
-            self._pulse.tick()
+    def _watch(self, pulse: Pulse) -> None:
+        while not pulse.left.wait(INTERVAL):
+            pulse.tick()
             stopping = self.stopping()
             limit = min(PATIENCE, self.timeout * 60) if stopping else self.timeout * 60
-            if silent := self._pulse.silent(limit):
+            if silent := pulse.silent(limit):
                 ranks = ", ".join(map(str, silent))
                 time_passed = f"{limit:.0f} seconds" if limit < 120 else f"{limit / 60:g} minutes"
                 self.ended(f"rank{'s' * (len(silent) > 1)} {ranks} gave no sign of life for {time_passed}")
@@ -94,7 +99,14 @@ class Pulse:
         # Starts and ends of batches.
         self.batches = 0
         self._lock = threading.Lock()
-        threading.Thread(target=self._speak, name="pulse", daemon=True).start()
+        self.left = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="pulse", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Says that from now on silence means nothing."""
+        self.left.set()
+        self._thread.join(2 * INTERVAL)
 
     def tick(self) -> None:
         """Counts an interval in which others may have been heard."""
@@ -117,18 +129,21 @@ class Pulse:
         beat = 0
         try:
             store = self._connect()
-            while True:
+            while not self.left.is_set():
                 beat += 1
                 store.set(str(self.rank), f"{beat} {self.batches}")
                 for other in self._others:
                     if store.check([str(other)]):
                         self._hear(other, store.get(str(other)))
-                time.sleep(INTERVAL)
+                self.left.wait(INTERVAL)
+            store.set(str(self.rank), LEFT.decode())
         except dist.DistError:
             # Whoever keeps the store has ended, or is not to be reached: from now on it is silent.
             return
 
     def _hear(self, other: int, said: bytes) -> None:
         with self._lock:
-            if said != self._said.get(other):
+            if said == LEFT:
+                self._silence.pop(other, None)
+            elif said != self._said.get(other):
                 self._said[other], self._silence[other] = said, 0

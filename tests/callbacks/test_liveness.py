@@ -45,6 +45,9 @@ def test_silence_is_counted_from_the_last_word() -> None:
     assert pulse.silent(5 * liveness.INTERVAL) == [1]
     assert pulse.silent(2 * liveness.INTERVAL) == [1, 2]
     assert pulse.silent(6 * liveness.INTERVAL) == []
+    store["2"] = liveness.LEFT
+    until(lambda: 2 not in pulse._silence)
+    assert pulse.silent(0) == [1]
     # The others listen to the first.
     until(lambda: "0" in store)
     other = Pulse(lambda: store, 2, 3)
@@ -53,6 +56,8 @@ def test_silence_is_counted_from_the_last_word() -> None:
         other.tick()
     assert other.silent(100) == []
     assert set(other._silence) == {0}
+    pulse.leave()
+    until(lambda: not other._silence)
 
 
 def test_who_has_come_less_far_is_missed() -> None:

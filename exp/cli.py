@@ -115,6 +115,8 @@ class Cli(LightningCLI):
             raise UsageError(f"{checkpoint} carries no config: give one with --config")
         self.rule = Rule.of(checkpoint, trusted, argv)
         config = self.rule.read(text)
+        if self.command == "predict":
+            config["trainer"]["devices"] = 1
         with tempfile.TemporaryDirectory() as folder, self.rule.guard():
             path = Path(folder) / "checkpoint.yaml"
             path.write_text(yaml.safe_dump(config, sort_keys=False))

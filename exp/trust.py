@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,14 +40,13 @@ LIBRARIES = (
 )
 # What may be imported to find out what a name of them stands for.
 IMPORTED = (*OURS, "albumentations", "lightning", "timm", "torch.nn", "torch.optim", "torchmetrics", "torchvision")
-# Callbacks that write to a place of their own, or call what they are given; none of them changes an evaluation.
+# Callbacks that write to a place of their own; none of them changes an evaluation.
 ACTING = (
     "BadSamples",
     "BasePredictionWriter",
     "BatchSizeFinder",
     "Checkpoint",
     "Checkpoints",
-    "LambdaCallback",
     "LearningRateFinder",
     "ModelCheckpoint",
     "OnExceptionCheckpoint",
@@ -166,6 +165,7 @@ class Rule:
             raise Distrust(f"{self.file}: its config cannot be read: {problem}; give one with --config") from error
         if not isinstance(content, dict):
             raise Distrust(f"{self.file}: its config is no mapping; give one with --config")
+        self._check_names(content)
         config = {key: content[key] for key in KEPT if content.get(key) is not None}
         self._check_name(config.get("experiment"))
         for key in ("model", "data"):
@@ -179,7 +179,12 @@ class Rule:
         for name in [str(name) for name in config.get("trainer", {})]:
             if "." in name:
                 raise Distrust(f"{self.file}: its config says 'trainer: {name}', which is no key; give one with --config")
-        trainer = {key: value for key, value in config.get("trainer", {}).items() if key not in PLACE_TRAINER}
+        trainer = config.get("trainer", {})
+        for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
+            for each in given if isinstance(given := trainer.get(key), list) else [given]:
+                if isinstance(each, str) and "." in each:
+                    self._check_names({"class_path": each})
+        trainer = {key: value for key, value in trainer.items() if key not in PLACE_TRAINER}
         if callbacks := trainer.get("callbacks"):
             callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
             trainer["callbacks"] = [each for each in callbacks if _class_name(each) not in ACTING]
@@ -193,39 +198,54 @@ class Rule:
                 "--config"
             )
 
+    def _check_names(self, value: Any) -> None:
+        """What can be said of classes by their names, before anything is imported.
+
+        Raises:
+            Distrust: a class is of no package that exp knows, or its name is none.
+        """
+        if isinstance(value, list):
+            for each in value:
+                self._check_names(each)
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                self._check_names(each)
+                if not isinstance(key, str) or key.split(".")[-1] != "class_path":
+                    continue
+                if not isinstance(each, str) or not _CLASS_PATH.fullmatch(each):
+                    raise Distrust(f"{self.file}: its config has the class_path {each!r}, which is no name of a class")
+                if "." in each and not _below(each, (*IMPORTED, *self.trusted)):
+                    raise self.refusal(each)
+
     def _checked(self, value: Any) -> Any:
         """A value without the places that weights could come from.
 
         Raises:
-            Distrust: it names a class or a hub that it may not.
+            Distrust: it names a class, a function or a hub that it may not.
         """
         if isinstance(value, list):
             return [self._checked(each) for each in value]
-        if isinstance(value, str) and _HUB.match(value):
-            raise Distrust(
-                f"{self.file}: its config asks a hub or a folder for '{value}', which the checkpoint does not hold; give "
-                "a config with --config"
-            )
+        if isinstance(value, str):
+            if _HUB.match(value):
+                raise Distrust(
+                    f"{self.file}: its config asks a hub or a folder for '{value}', which the checkpoint does not hold; "
+                    "give a config with --config"
+                )
+            if "." in value and _CLASS_PATH.fullmatch(value) and _below(value, (*IMPORTED, *self.trusted)):
+                found = _found(value)
+                if inspect.isclass(found) or inspect.isroutine(found):
+                    self._check_object(found, value)
         if not isinstance(value, dict):
             return value
         kept = {}
         for key, each in value.items():
             if isinstance(key, str) and key.startswith("__"):
                 raise Distrust(f"{self.file}: its config has the key '{key}', which is no argument of anything")
-            if isinstance(key, str) and key.split(".")[-1] == "class_path":
-                self._check_path(each)
             if key in ("pretrained_cfg", "pretrained_cfg_overlay") and isinstance(each, dict):
                 each = {name: given for name, given in each.items() if name not in SOURCES_OF_CFG}
             if key not in SOURCES:
                 kept[key] = self._checked(each)
         return kept
-
-    def _check_path(self, path: Any) -> None:
-        """What can be said of a class by its name, before anything is imported."""
-        if not isinstance(path, str) or not _CLASS_PATH.fullmatch(path):
-            raise Distrust(f"{self.file}: its config has the class_path {path!r}, which is no name of a class")
-        if "." in path and not _below(path, (*IMPORTED, *self.trusted)):
-            raise self.refusal(path)
 
     def refusal(self, path: str) -> Distrust:
         """The message about a class or function that the config may not name."""
@@ -317,6 +337,9 @@ def _class_name(callback: Any) -> str:
 
 
 def _found(path: str) -> Any:
-    """What a class path stands for, in what has been imported."""
+    """What a name in a package stands for; None for nothing."""
     module, _, name = path.rpartition(".")
-    return getattr(sys.modules.get(module), name, None)
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None

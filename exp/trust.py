@@ -178,7 +178,9 @@ class Rule:
                 del config[key]
         for name in [str(name) for name in config.get("trainer", {})]:
             if "." in name:
-                raise Distrust(f"{self.file}: its config says 'trainer: {name}', which is no key; give one with --config")
+                raise Distrust(
+                    f"{self.file}: its config says 'trainer: {name}', which is no key; give one with --config"
+                )
         trainer = config.get("trainer", {})
         for key in ("callbacks", "logger", "plugins", "profiler", "strategy"):
             for each in given if isinstance(given := trainer.get(key), list) else [given]:
@@ -228,8 +230,8 @@ class Rule:
         if isinstance(value, str):
             if _HUB.match(value):
                 raise Distrust(
-                    f"{self.file}: its config asks a hub or a folder for '{value}', which the checkpoint does not hold; "
-                    "give a config with --config"
+                    f"{self.file}: its config asks a hub or a folder for '{value}', which the checkpoint does not "
+                    "hold; give a config with --config"
                 )
             if "." in value and _CLASS_PATH.fullmatch(value) and _below(value, (*IMPORTED, *self.trusted)):
                 found = _found(value)
@@ -259,7 +261,9 @@ class Rule:
         """While it lasts, the parser imports nothing for a config but what the rule knows, however it is spelled."""
         # There is no public way to take a setting back.
         before = dict(parsing_settings)
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*IMPORTED, *self.trusted])
+        # The parser never lets a config name the parser.
+        allowed = [name for name in (*IMPORTED, *self.trusted) if top_package(name) != "jsonargparse"]
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exp.checkpoint_io import CheckpointError
+from exp.trust import Distrust
 
 KINDS: dict[str, tuple[type, ...]] = {
     "state_dict": (dict,),
@@ -36,10 +36,10 @@ def check_contents(path: Path, content: dict[str, Any]) -> None:
         content: what is in it.
 
     Raises:
-        CheckpointError: a part is of another kind.
+        Distrust: a part is of another kind.
     """
     if problem := _strange_part(content):
-        raise CheckpointError(f"{path}: {problem}; it is damaged, or no checkpoint of exp's: take another")
+        raise Distrust(f"{path}: {problem}; it is damaged, or no checkpoint of exp's: take another")
 
 
 def _strange_part(content: dict[str, Any]) -> str | None:
@@ -69,7 +69,7 @@ def misfit(error: BaseException) -> str | None:
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_globals.get("__name__") == RESTORING:
-            path = trace.tb_frame.f_locals.get("checkpoint_path") or path or "the checkpoint"
+            path = getattr(trace.tb_frame.f_locals.get("self"), "_ckpt_path", None) or path or "the checkpoint"
         trace = trace.tb_next
     if path is None:
         return None

@@ -30,6 +30,7 @@ import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
 from callbacks.reports import Place, Report, reports_of
+from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.hubs import HubError, covered, held_back
@@ -108,10 +109,11 @@ class Cli(LightningCLI):
         checkpoint = str(_found(checkpoint, _option(argv, "--runs") or "runs"))
         argv = [*argv, f"--ckpt_path={checkpoint}"]
         try:
-            text = read_checkpoint(Path(checkpoint), tensors=False).get("exp_config")
+            content = read_checkpoint(Path(checkpoint), tensors=False)
         except CheckpointError as error:
             raise UsageError(str(error)) from error
-        if not text:
+        check_contents(Path(checkpoint), content)
+        if not (text := content.get("exp_config")):
             raise UsageError(f"{checkpoint} carries no config: give one with --config")
         self.rule = Rule.of(checkpoint, trusted, argv)
         config = self.rule.read(text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from callbacks import NonFiniteLoss, Preempted
 from datamodules import DataError
+from exp.checkpoint_contents import misfit
 from exp.checkpoint_io import CheckpointError
 from exp.run_directory import RunError
 
@@ -49,6 +50,8 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
         outcome.code = 1
         if cause := _expected_cause(error):
             print(f"exp: {cause}", file=sys.stderr)
+        elif told := misfit(error):
+            print(f"exp: {told}", file=sys.stderr)
         else:
             traceback.print_exc()
             _tell_dead_processes(cli)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import netrc
 import os
+import re
 import uuid
 from argparse import Namespace
 from pathlib import Path
@@ -14,6 +15,9 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+
+_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class MetricsTable(Logger):
@@ -113,7 +117,7 @@ def wandb_logger(
             WANDB_MODE decides what `auto` means, if it is set.
         folder: the run directory, which holds the offline run.
         experiment: the run's name; the W&B project is WANDB_PROJECT or `exp`.
-        run_id: the W&B id, the same after a resume.
+        run_id: the W&B id, the same after a resume; what cannot be one, of a damaged `run.json`, is replaced.
         config: the resolved config.
     """
     if mode == "auto":
@@ -122,6 +126,7 @@ def wandb_logger(
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
+    run_id = run_id if isinstance(run_id, str) and _ID.fullmatch(run_id) else new_wandb_id()
     run = wandb.init(
         name=f"{experiment}/{folder.name}",
         project=os.environ.get("WANDB_PROJECT", "exp"),

@@ -158,5 +158,5 @@ def _read(file: str) -> dict[str, Any]:
         return json.loads(Path(file).read_text())
     except OSError as error:
         raise ValueError(f"--thresholds {file}: {error.strerror}; `python -m exp validate` writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--thresholds {file}: not JSON ({error}); `python -m exp validate` writes it") from error

@@ -16,7 +16,6 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-
 _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 

@@ -16,7 +16,7 @@ from exp.trust import read_yaml
 
 
 def config_digest(path: Path) -> str:
-    """A hash of what a config file says, without comments; empty if there is no such file, and none if it is no YAML."""
+    """A hash of what a config file says, without comments; empty if there is no such file."""
     if not path.is_file():
         return ""
     try:

@@ -132,7 +132,7 @@ class ExitThresholds:
             found = cls(plain["criterion"], plain["solver"], costs, int(plain["validation_samples"]), points)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"these are no thresholds of exp ({type(error).__name__}: {error})") from error
-        check_criterion(found.criterion)
+        check_criterion(str(found.criterion))
         if not all(map(math.isfinite, costs)) or not all(0 < a <= b for a, b in pairwise((*costs[:1], *costs))):
             raise ValueError(f"the costs of exits are multiply-adds, cheapest first, not {costs}")
         shares = [point.share for point in points]

@@ -45,7 +45,7 @@ def check_contents(path: Path, content: dict[str, Any]) -> None:
 def _strange_part(content: dict[str, Any]) -> str | None:
     for name, kinds in KINDS.items():
         value = content.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        if name in content and (not isinstance(value, kinds) or isinstance(value, bool)):
             return f"its '{name}' is a {type(value).__name__}, not a {kinds[0].__name__}"
     for name, value in (content.get("state_dict") or {}).items():
         if not isinstance(name, str) or not isinstance(value, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -69,7 +70,9 @@ class UsageError(SystemExit):
     """A mistake in the command or its config: one line on standard error, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        print(f"exp: {message}", file=sys.stderr)
+        # A name out of a file is text, not a command to the screen.
+        shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
+        print(f"exp: {shown}", file=sys.stderr)
         super().__init__(2)
 
 

@@ -69,9 +69,11 @@ PLACE_TRAINER = (
     "strategy",
 )
 # Where timm would look for weights that the checkpoint has.
+PRETRAINED = ("pretrained_cfg", "pretrained_cfg_overlay")
 SOURCES = ("cache_dir", "checkpoint_path")
 SOURCES_OF_CFG = ("custom_load", "file", "hf_hub_filename", "hf_hub_id", "source", "state_dict", "url")
 
+LONGEST = 1_000_000
 MOST_VALUES = 100_000
 DEEPEST = 60
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
@@ -128,11 +130,13 @@ class Rule:
         file: the file, for messages.
         trusted: packages that the user trusts beside those that exp knows.
         typed: names of classes that the user has typed, without their packages.
+        command: all that the user has typed.
     """
 
     file: str
     trusted: list[str]
     typed: set[str] = field(default_factory=set)
+    command: str = ""
 
     @classmethod
     def of(cls, file: str, trusted: list[str], argv: list[str]) -> Rule:
@@ -145,7 +149,8 @@ class Rule:
         """
         names = typed_names(argv)
         packages = {top_package(name) for name in names if "." in name}
-        return cls(file, sorted({*trusted, *packages}), {name.rpartition(".")[2] for name in names})
+        typed = {name.rpartition(".")[2] for name in names}
+        return cls(file, sorted({*trusted, *packages}), typed, " ".join(argv))
 
     def read(self, text: Any) -> dict[str, Any]:
         """The part of a config that says what is computed, once nothing in it is forbidden.
@@ -158,6 +163,8 @@ class Rule:
         """
         if not isinstance(text, str):
             raise Distrust(f"{self.file}: its config is no text but {type(text).__name__}; give one with --config")
+        if len(text) > LONGEST:
+            raise Distrust(f"{self.file}: its config is longer than {LONGEST} characters; give one with --config")
         try:
             content = read_yaml(text)
         except yaml.YAMLError as error:
@@ -228,11 +235,7 @@ class Rule:
         if isinstance(value, list):
             return [self._checked(each) for each in value]
         if isinstance(value, str):
-            if _HUB.match(value):
-                raise Distrust(
-                    f"{self.file}: its config asks a hub or a folder for '{value}', which the checkpoint does not "
-                    "hold; give a config with --config"
-                )
+            self._check_hub(value)
             if "." in value and _CLASS_PATH.fullmatch(value) and _below(value, (*IMPORTED, *self.trusted)):
                 found = _found(value)
                 if inspect.isclass(found) or inspect.isroutine(found):
@@ -243,11 +246,19 @@ class Rule:
         for key, each in value.items():
             if isinstance(key, str) and key.startswith("__"):
                 raise Distrust(f"{self.file}: its config has the key '{key}', which is no argument of anything")
-            if key in ("pretrained_cfg", "pretrained_cfg_overlay") and isinstance(each, dict):
+            if key in PRETRAINED and isinstance(each, dict):
                 each = {name: given for name, given in each.items() if name not in SOURCES_OF_CFG}
             if key not in SOURCES:
                 kept[key] = self._checked(each)
         return kept
+
+    def _check_hub(self, value: str) -> None:
+        # What takes a network's name apart passes over white space in it.
+        if _HUB.match(re.sub(r"[\x00-\x20]", "", value)) and value not in self.command:
+            raise Distrust(
+                f"{self.file}: its config asks a hub or a folder for {value!r}, which the checkpoint does not hold; "
+                "give a config with --config"
+            )
 
     def refusal(self, path: str) -> Distrust:
         """The message about a class or function that the config may not name."""
@@ -288,12 +299,20 @@ class Rule:
             path = values.get("class_path")
             if isinstance(path, str) and "." in path:
                 self._check_object(_found(path), path)
-            for value in values.values():
+            for key, value in values.items():
+                inner = value if isinstance(value, dict) else {}
+                strange = [key] if key in SOURCES and value is not None else []
+                strange += [name for name in SOURCES_OF_CFG if key in PRETRAINED and name in inner]
+                for name in strange:
+                    if name not in self.command:
+                        raise Distrust(f"{self.file}: its config says '{name}'; give a config with --config")
                 self.check(value)
+        elif isinstance(parsed, str):
+            self._check_hub(parsed)
 
     def _check_object(self, thing: Any, path: str) -> None:
         home = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
-        if _below(home, self.trusted) or home.rpartition(".")[2] in self.typed:
+        if _below(home, self.trusted) or (inspect.isclass(thing) and thing.__name__ in self.typed):
             return
         if inspect.isclass(thing):
             allowed = _below(home, (*OURS, *LIBRARIES)) and thing.__name__ not in ACTING

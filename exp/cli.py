@@ -31,12 +31,13 @@ import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
 from callbacks.reports import Place, Report, reports_of
+from exp.arguments import config_files, files_first, option, weights_of_parts
 from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.hubs import HubError, covered, held_back
 from exp.messages import denied, explain, refusal
-from exp.plugins import config_files, make_importable, own_modules
+from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
 from exp.trust import Distrust, Rule, check_size, taken_from
@@ -94,7 +95,7 @@ class Cli(LightningCLI):
         self.command = command
         self.rule: Rule | None = None
         try:
-            trusted, argv = taken_from(_files_first(argv))
+            trusted, argv = taken_from(files_first(argv))
             with self._own_config(argv, trusted) as argv:
                 self._parse(argv)
         except Distrust as error:
@@ -104,12 +105,12 @@ class Cli(LightningCLI):
     def _own_config(self, argv: list[str], trusted: list[str]) -> Iterator[list[str]]:
         """Puts the config that a checkpoint carries before the arguments, if one is given and a config is not."""
         make_importable(*own_modules(argv))
-        checkpoint = _option(argv, "--ckpt_path")
+        checkpoint = option(argv, "--ckpt_path")
         if checkpoint is None or config_files(argv):
             yield argv
             return
         # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
-        checkpoint = str(_found(checkpoint, _option(argv, "--runs") or "runs"))
+        checkpoint = str(_found(checkpoint, option(argv, "--runs") or "runs"))
         argv = [*argv, f"--ckpt_path={checkpoint}"]
         try:
             content = read_checkpoint(Path(checkpoint), tensors=False)
@@ -198,7 +199,7 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and keeps the resolved config as plain values."""
-        rest, weights = _weights_of_parts(list(args))
+        rest, weights = weights_of_parts(list(args))
         self.config = parser.parse_args(rest)
         if self.rule is not None:
             self.rule.check(self.config)
@@ -302,23 +303,6 @@ def _refusals() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def _weights_of_parts(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes each `--weights.PART=FILE` out of a command.
-
-    jsonargparse 4.53 reads the second of them as a dict in a dict, and forgets a path that a config gives.
-    """
-    rest: list[str] = []
-    weights: dict[str, str] = {}
-    left = iter(argv)
-    for argument in left:
-        if argument.startswith("--weights."):
-            part, equals, file = argument.removeprefix("--weights.").partition("=")
-            weights[part] = file if equals else next(left, "")
-        else:
-            rest.append(argument)
-    return rest, weights
-
-
 class _Resolved(Cli):
     """Stops after parsing: no class is built."""
 
@@ -373,33 +357,11 @@ def place_reports(trainer: Trainer, place: Place) -> None:
             callback.place = place
 
 
-def _files_first(argv: list[str]) -> list[str]:
-    """Config files before what is typed, which is meant to change them, wherever it stands."""
-    files: list[str] = []
-    rest: list[str] = []
-    left = iter(argv)
-    for argument in left:
-        if argument in ("-c", "--config"):
-            files += [argument, *(value for value in [next(left, None)] if value is not None)]
-        else:
-            (files if argument.startswith("--config=") else rest).append(argument)
-    return files + rest
-
-
 def _found(checkpoint: str, runs: str) -> Path:
     try:
         return find_checkpoint(checkpoint, Path(runs))
     except NoCheckpoint as error:
         raise UsageError(f"--ckpt_path {error}") from None
-
-
-def _option(argv: list[str], name: str) -> str | None:
-    for i, argument in enumerate(argv):
-        if argument == name and i + 1 < len(argv):
-            return argv[i + 1]
-        if argument.startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 def is_child() -> bool:

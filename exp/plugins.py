@@ -7,16 +7,11 @@ place of a library.
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# A name of a class, without or with its packages, in a text of other things.
-_NAMES = re.compile(r"(?<![\w./-])[^\W\d]\w*(?:\.[^\W\d]\w*)*(?![\w/-])")
-# The options that take classes.
-_TAKING_CLASSES = ("--trainer.", "--model", "--data")
+from exp.arguments import NAMES, config_files, typed_names
 
 
 def top_package(path: str) -> str:
@@ -24,32 +19,10 @@ def top_package(path: str) -> str:
     return path.partition(".")[0]
 
 
-def config_files(argv: list[str]) -> list[Path]:
-    """The config files that a command names."""
-    files = []
-    for i, argument in enumerate(argv):
-        if argument in ("-c", "--config"):
-            files.append(Path(argv[i + 1] if i + 1 < len(argv) else ""))
-        elif argument.startswith("--config="):
-            files.append(Path(argument.removeprefix("--config=")))
-    return files
-
-
-def typed_names(argv: list[str]) -> set[str]:
-    """What may be the name of a class in a command; what is a file or a folder is none."""
-    names: set[str] = set()
-    for i, argument in enumerate(argv):
-        option, equals, value = argument.partition("=")
-        value = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
-        if option.startswith(_TAKING_CLASSES) and not os.path.exists(value):
-            names.update(name for name in _NAMES.findall(value) if not os.path.exists(name))
-    return names
-
-
 def own_modules(argv: list[str]) -> tuple[set[str], list[Path]]:
     """The packages that a user names in a command and its configs, and the folders that they may lie in."""
     files = [path for path in config_files(argv) if path.is_file()]
-    names = typed_names(argv).union(*(_NAMES.findall(path.read_text(errors="replace")) for path in files))
+    names = typed_names(argv).union(*(NAMES.findall(path.read_text(errors="replace")) for path in files))
     return {top_package(name) for name in names if "." in name}, [*(path.parent for path in files), Path.cwd()]
 
 

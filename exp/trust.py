@@ -15,7 +15,8 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._common import parsing_settings
 
-from exp.plugins import is_importable, make_importable, top_package, typed_names
+from exp.arguments import typed_names
+from exp.plugins import is_importable, make_importable, top_package
 
 # Whose classes a config from a file may name, and those of their parts that build, and neither load nor write.
 OURS = ("callbacks", "datamodules", "lightning_modules", "models")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, get_loader, set_loader
+from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -32,13 +33,17 @@ import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
 from callbacks.liveness import Liveness
 from callbacks.reports import Place, Report, reports_of
+from exp.arguments import config_files, files_first, option, weights_of_parts
+from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.hubs import HubError, covered, held_back
-from exp.messages import explain, refusal
+from exp.messages import denied, explain, refusal
+from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
 from exp.signals import AGAIN, asked, name
+from exp.trust import Distrust, Rule, check_size, taken_from
 from lightning_modules.internals import leave_signals_alone, wait_at_most
 
 # The part that `--weights FILE` is for.
@@ -49,19 +54,30 @@ _load_yaml = get_loader("yaml")
 
 def _load(text: str) -> Any:
     # jsonargparse 4.53 hands null on to an argument of a class within a class as this word.
-    return None if text == "None" else _load_yaml(text)
+    if text == "None":
+        return None
+    try:
+        content = _load_yaml(text)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    check_size(content)
+    return content
 
 
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
 # Lightning's enumerations are texts, too.
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
+# A class in an argument that takes anything is a value like any other.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 class UsageError(SystemExit):
     """A mistake in the command or its config: one line on standard error, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        print(f"exp: {message}", file=sys.stderr)
+        # A name out of a file is text, not a command to the screen.
+        shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
+        print(f"exp: {shown}", file=sys.stderr)
         super().__init__(2)
 
 
@@ -81,8 +97,40 @@ class Cli(LightningCLI):
 
     def __init__(self, argv: list[str], command: str) -> None:
         self.command = command
-        with _own_config(_files_first(argv)) as argv:
-            self._parse(argv)
+        self.rule: Rule | None = None
+        try:
+            trusted, argv = taken_from(files_first(argv))
+            with self._own_config(argv, trusted) as argv:
+                self._parse(argv)
+        except Distrust as error:
+            self.refuse(str(error))
+
+    @contextmanager
+    def _own_config(self, argv: list[str], trusted: list[str]) -> Iterator[list[str]]:
+        """Puts the config that a checkpoint carries before the arguments, if one is given and a config is not."""
+        make_importable(*own_modules(argv))
+        checkpoint = option(argv, "--ckpt_path")
+        if checkpoint is None or config_files(argv):
+            yield argv
+            return
+        # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
+        checkpoint = str(_found(checkpoint, option(argv, "--runs") or "runs"))
+        argv = [*argv, f"--ckpt_path={checkpoint}"]
+        try:
+            content = read_checkpoint(Path(checkpoint), tensors=False)
+        except CheckpointError as error:
+            raise UsageError(str(error)) from error
+        check_contents(Path(checkpoint), content)
+        if not (text := content.get("exp_config")):
+            raise UsageError(f"{checkpoint} carries no config: give one with --config")
+        self.rule = Rule.of(checkpoint, trusted, argv)
+        config = self.rule.read(text)
+        if self.command == "predict":
+            config["trainer"]["devices"] = 1
+        with tempfile.TemporaryDirectory() as folder, self.rule.guard():
+            path = Path(folder) / "checkpoint.yaml"
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+            yield [f"--config={path}", *argv]
 
     def _parse(self, argv: list[str]) -> None:
         command = self.command
@@ -111,6 +159,8 @@ class Cli(LightningCLI):
                 args=argv,
             )
         except ArgumentError as error:
+            if self.rule is not None and (path := denied(str(error))):
+                raise self.rule.refusal(path) from error
             self.refuse(explain(str(error), self.parser))
 
     def refuse(self, message: str) -> NoReturn:
@@ -148,19 +198,27 @@ class Cli(LightningCLI):
             type=str | None,
             help="validate, test, predict: the checkpoint to use: a file, a run's directory, NAME/best or NAME/last",
         )
+        parser.add_argument(
+            "--trust",
+            type=str | None,
+            help="with --ckpt_path, and once for each: a PACKAGE whose classes the checkpoint's config may name, too",
+        )
         if self.command == "predict":
             self.predictions.add_to(parser)
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and keeps the resolved config as plain values."""
-        rest, weights = _weights_of_parts(list(args))
+        rest, weights = weights_of_parts(list(args))
         self.config = parser.parse_args(rest)
+        if self.rule is not None:
+            self.rule.check(self.config)
         if weights:
             given = self.config.weights
             self.config.weights = ({WHOLE: given} if isinstance(given, str) else given or {}) | weights
         if self.config.ckpt_path is not None:
             self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
+        self.config.pop("trust", None)
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
@@ -269,23 +327,6 @@ def _refusals() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def _weights_of_parts(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes each `--weights.PART=FILE` out of a command.
-
-    jsonargparse 4.53 reads the second of them as a dict in a dict, and forgets a path that a config gives.
-    """
-    rest: list[str] = []
-    weights: dict[str, str] = {}
-    left = iter(argv)
-    for argument in left:
-        if argument.startswith("--weights."):
-            part, equals, file = argument.removeprefix("--weights.").partition("=")
-            weights[part] = file if equals else next(left, "")
-        else:
-            rest.append(argument)
-    return rest, weights
-
-
 class _Resolved(Cli):
     """Stops after parsing: no class is built."""
 
@@ -340,58 +381,11 @@ def place_reports(trainer: Trainer, place: Place) -> None:
             callback.place = place
 
 
-@contextmanager
-def _own_config(argv: list[str]) -> Iterator[list[str]]:
-    """Puts the config that a checkpoint carries before the arguments, if a checkpoint is given and a config is not."""
-    checkpoint = _option(argv, "--ckpt_path")
-    if checkpoint is None or any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
-        yield argv
-        return
-    # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
-    checkpoint = str(_found(checkpoint, _option(argv, "--runs") or "runs"))
-    argv = [*argv, f"--ckpt_path={checkpoint}"]
-    try:
-        text = read_checkpoint(Path(checkpoint), tensors=False).get("exp_config")
-    except CheckpointError as error:
-        raise UsageError(str(error)) from error
-    if not text:
-        raise UsageError(f"{checkpoint} carries no config: give one with --config")
-    # What the run started from is no longer asked for: the checkpoint has all weights.
-    config = yaml.safe_load(text) | {"weights": None}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / (config.get("experiment") or "checkpoint")
-        path = path.with_name(path.name + ".yaml")
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        yield [f"--config={path}", *argv]
-
-
-def _files_first(argv: list[str]) -> list[str]:
-    """Config files before what is typed, which is meant to change them, wherever it stands."""
-    files: list[str] = []
-    rest: list[str] = []
-    left = iter(argv)
-    for argument in left:
-        if argument in ("-c", "--config"):
-            files += [argument, *(value for value in [next(left, None)] if value is not None)]
-        else:
-            (files if argument.startswith("--config=") else rest).append(argument)
-    return files + rest
-
-
 def _found(checkpoint: str, runs: str) -> Path:
     try:
         return find_checkpoint(checkpoint, Path(runs))
     except NoCheckpoint as error:
         raise UsageError(f"--ckpt_path {error}") from None
-
-
-def _option(argv: list[str], name: str) -> str | None:
-    for i, argument in enumerate(argv):
-        if argument == name and i + 1 < len(argv):
-            return argv[i + 1]
-        if argument.startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 def is_child() -> bool:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from callbacks import NonFiniteLoss, Preempted
 from callbacks.liveness import Liveness
 from datamodules import DataError
+from exp.checkpoint_contents import misfit
 from exp.checkpoint_io import CheckpointError
 from exp.run_directory import RunError
 from exp.signals import Stopped, name, say
@@ -63,6 +64,8 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
             missed = [each.missed() for each in cli.trainer.callbacks if isinstance(each, Liveness)]  # type: ignore[attr-defined]
             say("; ".join([*missed, "the job ends"]))
             _tell_dead_processes(cli)
+        elif told := misfit(error):
+            print(f"exp: {told}", file=sys.stderr)
         else:
             traceback.print_exc()
             _tell_dead_processes(cli)

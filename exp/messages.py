@@ -21,6 +21,7 @@ _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
 _LITERAL = re.compile(r"typing\.Literal\[([^\]]+)\]")
 _EXPECTED = re.compile(r"Expected an? <class '([^']+)'>")
 _GIVEN = re.compile(r"(?:Got value|Given value): (.+?)(?:\. Got value|\n|$)")
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _FILE = re.compile(r"File does not exist: '([^']+)'")
 
 
@@ -67,6 +68,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if value and expected:
         return f"{place}: expected {' or '.join(dict.fromkeys(expected))}, got '{value[1].strip()}'"
     return " ".join(message.split())
+
+
+def denied(message: str) -> str | None:
+    """The class or function that the parser was not allowed to import, if that is what it reports."""
+    match = _DENIED.search(message)
+    return match[1] if match else None
 
 
 def refusal(message: str) -> str:

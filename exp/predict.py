@@ -12,6 +12,7 @@ from rich.console import Console
 from callbacks import Cost
 from callbacks.reports import Place, Predictions, Source
 from callbacks.whole_files import write_whole
+from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, place_reports
 from exp.errors import exit_code
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
         data.predict_paths = paths
         checkpoint = to_evaluate(cli)
         content = read_checkpoint(checkpoint) if cli.config.ckpt_path else {}
+        check_contents(checkpoint, content)
         data.setup("predict")
         names = list(content.get("class_names") or data.class_names)
         folder = output_folder(checkpoint, "predict")

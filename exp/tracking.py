@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
+_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 # How often a run is opened anew before it is given up.
 REOPENINGS = 2
 # Seconds that W&B may take to start, and in the end to upload; the environment may say otherwise.
@@ -144,7 +146,7 @@ def wandb_logger(mode: Mode, folder: Path, experiment: str, run_id: str, config:
             WANDB_MODE decides what `auto` means, if it is set.
         folder: the run directory, which holds the offline run.
         experiment: the run's name; the W&B project is WANDB_PROJECT or `exp`.
-        run_id: the W&B id, the same after a resume.
+        run_id: the W&B id, the same after a resume; what cannot be one, of a damaged `run.json`, is replaced.
         config: the resolved config.
     """
     if mode == "auto":
@@ -153,6 +155,7 @@ def wandb_logger(mode: Mode, folder: Path, experiment: str, run_id: str, config:
     if mode == "disabled":
         return None
     project = os.environ.get("WANDB_PROJECT", "exp")
+    run_id = run_id if isinstance(run_id, str) and _ID.fullmatch(run_id) else new_wandb_id()
     return Tracker(mode, folder, name=f"{experiment}/{folder.name}", project=project, id=run_id, config=config)
 
 

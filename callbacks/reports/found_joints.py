@@ -35,6 +35,10 @@ class FoundJoints(Predictions):
         indices = torch.cat([batch["index"] for batch in batches]).tolist()
         joints = torch.cat([batch["joints"] for batch in batches]).cpu().numpy()
         scores = torch.cat([batch["scores"] for batch in batches]).cpu().numpy()
+        if len(names) != joints.shape[1]:
+            raise ValueError(
+                f"{len(names)} joints have names, but the network finds {joints.shape[1]}: take another checkpoint"
+            )
         files = [data.sample_name("predict", index) for index in indices]
         found = np.concatenate([joints, scores[..., None]], 2)
         entries = []

@@ -59,7 +59,12 @@ class Labels(Predictions):
             )
         plain = _read(self.thresholds) if self.thresholds else _stored(source)
         try:
-            task.policy = ExitThresholds.from_plain(plain).policy(budget)
+            solved = ExitThresholds.from_plain(plain)
+        except ValueError as error:
+            place = f"--thresholds {self.thresholds}" if self.thresholds else source.path
+            raise ValueError(f"{place}: {error}; `python -m exp validate` writes others") from error
+        try:
+            task.policy = solved.policy(budget)
             task.policy.check(network.num_exits)
         except ValueError as error:
             raise ValueError(f"--budget {budget:g}, {self.thresholds or source.path}: {error}") from error
@@ -70,7 +75,7 @@ class Labels(Predictions):
         probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
         exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
         self._exits = exits
-        names = self.names or [f"class {i}" for i in range(probabilities.shape[1])]
+        names = self.names_of(probabilities.shape[1])
         values, classes = probabilities.topk(min(TOP, len(names)))
         files = [self.data.sample_name("predict", index) for index in indices]
         target = folder / "predictions.csv"
@@ -158,5 +163,5 @@ def _read(file: str) -> dict[str, Any]:
         return json.loads(Path(file).read_text())
     except OSError as error:
         raise ValueError(f"--thresholds {file}: {error.strerror}; `python -m exp validate` writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--thresholds {file}: not JSON ({error}); `python -m exp validate` writes it") from error

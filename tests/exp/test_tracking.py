@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ class Service:
     def __init__(self, broken: dict[str, Exception], failures: int = 0) -> None:
         self.broken, self.failures = broken, failures
         self.opened: list[str] = []
+        self.ids: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.closed = 0
 
     def init(self, mode: str, **options: Any) -> Service:
         self.opened.append(mode)
+        self.ids.append(options["id"])
         if mode in self.broken:
             raise self.broken[mode]
         return self
@@ -141,3 +144,14 @@ def test_a_fit_ends_well_without_its_tracker(tmp_path: Path) -> None:
     assert "Traceback" not in ended.output
     summary = ended.output[ended.output.index("best val/top1") :]
     assert "W&B: Connection lost: given up; metrics.csv has what was logged" in summary
+
+
+@pytest.mark.parametrize("run_id", ["../../elsewhere", "a/b", "", "x" * 100, ["a"], {"a": 1}, None, "a b"])
+def test_a_strange_id_of_a_run_is_replaced(
+    run_id: Any, tmp_path: Path, use: Callable[[Service], Service]
+) -> None:
+    service = use(Service({}))
+    for each in (run_id, "abc-1_2"):
+        wandb_logger("offline", tmp_path, "one", each, {})
+    assert re.fullmatch(r"[0-9a-f]{8}", service.ids[0])
+    assert service.ids[1] == "abc-1_2"

@@ -77,7 +77,7 @@ def _train(cli: Cli, run: Run) -> None:
                 print(f"{path}: {message}")
         hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, leads)
     else:
-        hand_over_checkpoint(cli, run.checkpoint, read_checkpoint(run.checkpoint, "cpu"), leads)
+        hand_over_checkpoint(cli, run.checkpoint, read_checkpoint(run.checkpoint, tensors=False), leads)
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.

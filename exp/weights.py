@@ -151,7 +151,7 @@ def to_evaluate(cli: Cli) -> Path:
     leads = cli.trainer.is_global_zero
     if checkpoint is not None:
         path = Path(checkpoint)
-        hand_over_checkpoint(cli, path, read_checkpoint(path, "cpu"), leads)
+        hand_over_checkpoint(cli, path, read_checkpoint(path, tensors=False), leads)
         return path
     if list(files) != [WHOLE]:
         parts = ", ".join(map(_option, files))

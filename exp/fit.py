@@ -17,6 +17,7 @@ from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
 from exp.errors import exit_code
 from exp.loggers import MetricsTable
+from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
@@ -77,10 +78,13 @@ def _train(cli: Cli, run: Run) -> None:
     trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), Length(run), cost]  # type: ignore[attr-defined]
     place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, table.series))
     if run.checkpoint is None:
-        for part, path in weight_files(cli).items():
-            message = start_from(cli, path, part).message()
-            if message and leads:
+        started = {part: (path, start_from(cli, path, part)) for part, path in weight_files(cli).items()}
+        for path, start in started.values():
+            if leads and (message := start.message()):
                 print(f"{path}: {message}")
+        hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, leads)
+    else:
+        hand_over_checkpoint(cli, run.checkpoint, read_checkpoint(run.checkpoint, tensors=False), leads)
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.

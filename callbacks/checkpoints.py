@@ -70,9 +70,11 @@ class Checkpoints(Checkpoint):
         self._saved_step = state_dict["saved_step"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the config and the names of the classes into the checkpoint, so that it can be used on its own."""
+        """Puts config, classes and the look of images into the checkpoint, so that it can be used on its own."""
         checkpoint["exp_config"] = self.config
         checkpoint["class_names"] = list(getattr(trainer.datamodule, "class_names", []))  # type: ignore[attr-defined]
+        if (pixels := getattr(trainer.datamodule, "pixels", None)) is not None:  # type: ignore[attr-defined]
+            checkpoint["pixels"] = pixels.plain()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks the module what it wants monitored, unless the config says."""

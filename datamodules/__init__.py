@@ -17,6 +17,7 @@ from datamodules.folders import ImageFolder
 from datamodules.imagenet import ImageNet
 from datamodules.mpii import MPII
 from datamodules.packed import PackedImages
+from datamodules.pixels import Pixels
 from datamodules.scenes import DigitScenes
 from datamodules.segmentation_folder import SegmentationFolder
 from datamodules.stick_figures import StickFigures
@@ -37,6 +38,7 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "PackedImages",
+    "Pixels",
     "SegmentationFolder",
     "StickFigures",
 ]

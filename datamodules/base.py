@@ -22,6 +22,7 @@ from datamodules.files import ImageFiles
 from datamodules.finding import shown
 from datamodules.loading import Loader, Samples, Streams
 from datamodules.ordering import derived_seed
+from datamodules.pixels import Pixels
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import Skipping
 from datamodules.splits import Source
@@ -46,6 +47,12 @@ class DataModule(lightning.LightningDataModule, ABC):
         on_bad_sample: ``error`` stops at an unreadable sample. ``skip`` trains on the next readable one instead and
             leaves the sample out of an evaluation, with a warning.
         max_bad_samples: Bad samples that ``skip`` accepts in one process before it stops.
+        pixels: How images are normalised; by default as the network's weights expect it, and where they do not say,
+            by ``mean`` and ``std``.
+
+    Attributes:
+        mean: Mean of the RGB channels in [0, 1] where neither the config nor weights say how images are normalised.
+        std: Their standard deviation.
 
     Raises:
         DataError: If an argument is out of range.
@@ -66,6 +73,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         num_workers: int = 0,
         on_bad_sample: Literal["error", "skip"] = "error",
         max_bad_samples: int = 100,
+        pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0 or max_bad_samples < 0:
@@ -74,6 +82,9 @@ class DataModule(lightning.LightningDataModule, ABC):
                 f"max_bad_samples={max_bad_samples} must not be negative."
             )
         self.batch_size, self.num_workers = batch_size, num_workers
+        self.told_pixels = pixels
+        self._adopted: Pixels | None = None
+        self._usual_transforms = train_transforms is None and eval_transforms is None
         self.train_transforms = self.default_train_transforms() if train_transforms is None else train_transforms
         self.eval_transforms = self.default_eval_transforms() if eval_transforms is None else eval_transforms
         self.on_bad_sample = on_bad_sample
@@ -83,7 +94,30 @@ class DataModule(lightning.LightningDataModule, ABC):
         self.predict_paths: list[Path] = []
         self._sources: dict[str, Source | None] = {}
         self._inspected = False
-        self._scale: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._looks: dict[torch.device, tuple[Pixels, tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    @property
+    def pixels(self) -> Pixels:
+        """How images are normalised: as told, else as the weights expect it, else by ``mean`` and ``std``."""
+        return self.told_pixels or self._adopted or Pixels(self.mean, self.std)
+
+    def adopt(self, pixels: Pixels) -> None:
+        """Makes images look as weights expect them.
+
+        Args:
+            pixels: What the weights state. Their size is that of images whose transforms nobody has named, in data
+                sets that have no size of their own.
+
+        Raises:
+            DataError: If the data module was told otherwise.
+        """
+        if self.told_pixels is not None and not self.told_pixels.agree(pixels):
+            raise DataError(f"the config says {self.told_pixels}")
+        self._adopted = pixels
+        self._looks.clear()
+        if self._usual_transforms:
+            self.train_transforms = self.default_train_transforms()
+            self.eval_transforms = self.default_eval_transforms()
 
     def default_train_transforms(self) -> list[Transform]:
         """Augmentation where the config names none."""
@@ -350,12 +384,10 @@ class DataModule(lightning.LightningDataModule, ABC):
     def _normalised(self, image: torch.Tensor) -> torch.Tensor:
         if image.dtype != torch.uint8:
             return image
-        if image.device not in self._scale:
-            std = torch.tensor(self.std, device=image.device)[:, None, None]
-            mean = torch.tensor(self.mean, device=image.device)[:, None, None]
-            self._scale[image.device] = (1 / (255 * std), mean / std)
-        scale, shift = self._scale[image.device]
-        image = image.to(torch.float32).mul_(scale).sub_(shift)
+        if image.device not in self._looks:
+            self._looks[image.device] = self.pixels, self.pixels.factors(image.device)
+        pixels, factors = self._looks[image.device]
+        image = pixels.normalised(image, factors)
         if self.trainer is not None:
             # Lightning converts floats before the transfer, when these were still bytes.
             image = self.trainer.precision_plugin.convert_input(image)

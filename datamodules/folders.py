@@ -47,11 +47,11 @@ class ImageFolder(DataModule):
 
     @override
     def default_train_transforms(self) -> list[Transform]:
-        return large_image_augmentation()
+        return large_image_augmentation(self.pixels)
 
     @override
     def default_eval_transforms(self) -> list[Transform]:
-        return evaluate_centre()
+        return evaluate_centre(self.pixels)
 
     @override
     def open(self) -> dict[str, Source | None]:

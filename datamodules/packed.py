@@ -14,6 +14,7 @@ from datamodules.base import DataModule
 from datamodules.cache import MappedArray, unpack_once
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
+from datamodules.pixels import Pixels
 from datamodules.splits import Source, Subset, hold_out
 from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_at, small_image_augmentation
@@ -34,11 +35,14 @@ class PackedImages(DataModule):
         root: Folder of the archives, such as ``../shared/data/cifar10``.
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
-        mean: Mean of the RGB channels in [0, 1]; CIFAR's by default.
-        std: Their standard deviation.
+        mean: Mean of the RGB channels in [0, 1]; CIFAR's, or what weights expect, by default.
+        std: Their standard deviation. With a mean it is short for ``pixels: {mean: ..., std: ...}``.
         options: Further options of ``DataModule``. By default images to train on are shifted by up to 4 pixels and
             flipped, and others resized to 32x32.
     """
+
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2470, 0.2435, 0.2616)
 
     def __init__(
         self,
@@ -50,7 +54,9 @@ class PackedImages(DataModule):
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
-        self.root, self.holdout, self.mean, self.std = Path(root), holdout, mean, std
+        self.root, self.holdout = Path(root), holdout
+        if self.told_pixels is None and (mean, std) != (self.mean, self.std):
+            self.told_pixels = Pixels(mean, std)
 
     @override
     def default_train_transforms(self) -> list[Transform]:

@@ -1,8 +1,14 @@
 """The command line of exp: `python -m exp COMMAND --config FILE`."""
 
 import os
+import sys
 
 __version__ = "0.1.0"
 
 # Importing albumentations asks a server for its newest version unless this is set.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+# `python -m exp` puts the folder that it is started in before all libraries: a downloaded one may hold anything. Python
+# says "-m" for as long as it looks for the module. What a user names is found there nevertheless (`exp.plugins`).
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not __file__.startswith(os.path.join(os.getcwd(), "")):
+    del sys.path[0]

@@ -10,6 +10,10 @@ import signal
 import sys
 
 import exp
+from exp.output import forgive
+from exp.processes import join_main
+from exp.signals import Stopped, ended, listening
+from exp.unwritable import unwritable
 
 COMMANDS = {
     "fit": "train a network, then test its best checkpoint",
@@ -20,6 +24,8 @@ COMMANDS = {
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "convert": "translate an official checkpoint to exp's layout, or back",
 }
+# Run again, they go on where they were.
+GO_ON = ("fit", "compare")
 
 
 def usage() -> str:
@@ -40,7 +46,7 @@ def usage() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command and returns its exit code (2 for a mistyped command)."""
+    """Runs one command and returns its exit code (2 for a mistyped command, 128 + n for one ended by signal n)."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -53,6 +59,7 @@ def main(argv: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(COMMANDS)}."
         print(f"exp: unknown command '{command}': {hint}", file=sys.stderr)
         return 2
+    join_main()
     if command == "fit" and "SLURM_JOB_ID" in os.environ:
         # A job may be preempted while it still imports torch; `Preemption` takes the signal up when it can save.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -63,7 +70,20 @@ def main(argv: list[str]) -> int:
     except NoHomeError as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"exp.{command}").main(rest)
+    if command == "fit":
+        forgive()
+    again = command in GO_ON
+    try:
+        with listening(again):
+            return importlib.import_module(f"exp.{command}").main(rest)
+    except Stopped as stop:
+        return ended(stop.signal, again)
+    except OSError as error:
+        told = unwritable(error)
+        if told is None:
+            raise
+        print(f"exp: {told}", file=sys.stderr)
+        return 1
 
 
 def speak_utf8() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, get_loader, set_loader
-from jsonargparse.typing import PositiveInt
+from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -29,14 +31,21 @@ import models.detectors
 import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
+from callbacks.liveness import Liveness
 from callbacks.reports import Place, Report, reports_of
+from exp.arguments import config_files, files_first, option, weights_of_parts
+from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
-from exp.messages import explain, refusal
+from exp.messages import denied, explain, refusal
+from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
+from exp.signals import AGAIN, asked, name
+from exp.trust import Distrust, Rule, check_size, taken_from
+from lightning_modules.internals import leave_signals_alone, wait_at_most
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -46,19 +55,30 @@ _load_yaml = get_loader("yaml")
 
 def _load(text: str) -> Any:
     # jsonargparse 4.53 hands null on to an argument of a class within a class as this word.
-    return None if text == "None" else _load_yaml(text)
+    if text == "None":
+        return None
+    try:
+        content = _load_yaml(text)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    check_size(content)
+    return content
 
 
 set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
 # Lightning's enumerations are texts, too.
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
+# A class in an argument that takes anything is a value like any other.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 class UsageError(SystemExit):
     """A mistake in the command or its config: one line on standard error, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        print(f"exp: {message}", file=sys.stderr)
+        # A name out of a file is text, not a command to the screen.
+        shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
+        print(f"exp: {shown}", file=sys.stderr)
         super().__init__(2)
 
 
@@ -78,8 +98,40 @@ class Cli(LightningCLI):
 
     def __init__(self, argv: list[str], command: str) -> None:
         self.command = command
-        with _own_config(_files_first(argv)) as argv:
-            self._parse(argv)
+        self.rule: Rule | None = None
+        try:
+            trusted, argv = taken_from(files_first(argv))
+            with self._own_config(argv, trusted) as argv:
+                self._parse(argv)
+        except Distrust as error:
+            self.refuse(str(error))
+
+    @contextmanager
+    def _own_config(self, argv: list[str], trusted: list[str]) -> Iterator[list[str]]:
+        """Puts the config that a checkpoint carries before the arguments, if one is given and a config is not."""
+        make_importable(*own_modules(argv))
+        checkpoint = option(argv, "--ckpt_path")
+        if checkpoint is None or config_files(argv):
+            yield argv
+            return
+        # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
+        checkpoint = str(_found(checkpoint, option(argv, "--runs") or "runs"))
+        argv = [*argv, f"--ckpt_path={checkpoint}"]
+        try:
+            content = read_checkpoint(Path(checkpoint), tensors=False)
+        except CheckpointError as error:
+            raise UsageError(str(error)) from error
+        check_contents(Path(checkpoint), content)
+        if not (text := content.get("exp_config")):
+            raise UsageError(f"{checkpoint} carries no config: give one with --config")
+        self.rule = Rule.of(checkpoint, trusted, argv)
+        config = self.rule.read(text)
+        if self.command == "predict":
+            config["trainer"]["devices"] = 1
+        with tempfile.TemporaryDirectory() as folder, self.rule.guard():
+            path = Path(folder) / "checkpoint.yaml"
+            path.write_text(yaml.safe_dump(config, sort_keys=False))
+            yield [f"--config={path}", *argv]
 
     def _parse(self, argv: list[str]) -> None:
         command = self.command
@@ -108,6 +160,8 @@ class Cli(LightningCLI):
                 args=argv,
             )
         except ArgumentError as error:
+            if self.rule is not None and (path := denied(str(error))):
+                raise self.rule.refusal(path) from error
             self.refuse(explain(str(error), self.parser))
 
     def refuse(self, message: str) -> NoReturn:
@@ -126,6 +180,12 @@ class Cli(LightningCLI):
             default="auto",
             help="auto: online if logged in, else offline",
         )
+        parser.add_argument(
+            "--timeout",
+            type=PositiveFloat,
+            default=10.0,
+            help="minutes that the processes of a job wait for one of them before the job ends",
+        )
         parser.add_argument("--threads", type=PositiveInt | None, help="CPU threads of each process (default: torch's)")
         parser.add_argument("--test", type=bool, default=True, help="test the best checkpoint after fit")
         parser.add_argument(
@@ -139,14 +199,21 @@ class Cli(LightningCLI):
             type=str | None,
             help="validate, test, predict: the checkpoint to use: a file, a run's directory, NAME/best or NAME/last",
         )
+        parser.add_argument(
+            "--trust",
+            type=str | None,
+            help="with --ckpt_path, and once for each: a PACKAGE whose classes the checkpoint's config may name, too",
+        )
         if self.command == "predict":
             self.predictions.add_to(parser)
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and keeps the resolved config as plain values."""
-        rest, weights = _weights_of_parts(list(args))
+        rest, weights = weights_of_parts(list(args))
         self.config = parser.parse_args(rest)
+        if self.rule is not None:
+            self.rule.check(self.config)
         if weights:
             given = self.config.weights
             self.config.weights = ({WHOLE: given} if isinstance(given, str) else given or {}) | weights
@@ -156,6 +223,7 @@ class Cli(LightningCLI):
             self.refuse(str(error))
         if self.config.ckpt_path is not None:
             self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
+        self.config.pop("trust", None)
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
@@ -206,6 +274,7 @@ class Cli(LightningCLI):
             except RuntimeError:
                 raise UsageError("SLURM: give --nodes and --ntasks-per-node instead of --ntasks") from None
         self.user_loggers = config["logger"]
+        always.insert(0, Liveness(self.config.timeout, lambda: asked() is not None, self._lost))
         config |= {"callbacks": [*given, *always], "plugins": plugins, "logger": False}
         config["profiler"] = config["profiler"] or NoProfiler()
         try:
@@ -216,6 +285,9 @@ class Cli(LightningCLI):
             if "SLURM_" not in str(error):
                 raise
             raise UsageError("SLURM: start it by srun; the shell of salloc is none of the job's tasks") from None
+        leave_signals_alone(trainer)
+        # `Liveness`, which can tell whom they wait for, comes before the processes' own timeout.
+        wait_at_most(trainer, timedelta(minutes=self.config.timeout, seconds=30))
         # Without this check the processes would wait for others that nobody starts. The batch shell runs one process.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         nodes, devices = trainer.num_nodes, trainer.num_devices
@@ -225,6 +297,16 @@ class Cli(LightningCLI):
                 f"use srun --nodes={nodes} --ntasks-per-node={devices}"
             )
         return trainer
+
+    def _lost(self, reason: str) -> None:
+        """Ends this process, which waits for another that is lost."""
+        stop, again = asked(), self.command == "fit"
+        line = f"exp: stopped by {name(stop)}, but {reason}" if stop else f"exp: {reason} (--timeout): the job ends"
+        line += "; the same command goes on from the last checkpoint" if again else ""
+        # Of the others that miss the first process, one says so.
+        if self.trainer.global_rank <= 1:
+            print(line, file=sys.stderr, flush=True)
+        os._exit((AGAIN if again else 128 + stop) if stop else 1)
 
     @property
     def experiment(self) -> str:
@@ -248,23 +330,6 @@ def _refusals() -> Iterator[None]:
         raise UsageError(refusal(str(error))) from error
     except HubError as error:
         raise UsageError(str(error)) from error
-
-
-def _weights_of_parts(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes each `--weights.PART=FILE` out of a command.
-
-    jsonargparse 4.53 reads the second of them as a dict in a dict, and forgets a path that a config gives.
-    """
-    rest: list[str] = []
-    weights: dict[str, str] = {}
-    left = iter(argv)
-    for argument in left:
-        if argument.startswith("--weights."):
-            part, equals, file = argument.removeprefix("--weights.").partition("=")
-            weights[part] = file if equals else next(left, "")
-        else:
-            rest.append(argument)
-    return rest, weights
 
 
 class _Resolved(Cli):
@@ -321,58 +386,11 @@ def place_reports(trainer: Trainer, place: Place) -> None:
             callback.place = place
 
 
-@contextmanager
-def _own_config(argv: list[str]) -> Iterator[list[str]]:
-    """Puts the config that a checkpoint carries before the arguments, if a checkpoint is given and a config is not."""
-    checkpoint = _option(argv, "--ckpt_path")
-    if checkpoint is None or any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
-        yield argv
-        return
-    # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
-    checkpoint = str(_found(checkpoint, _option(argv, "--runs") or "runs"))
-    argv = [*argv, f"--ckpt_path={checkpoint}"]
-    try:
-        text = read_checkpoint(Path(checkpoint), tensors=False).get("exp_config")
-    except CheckpointError as error:
-        raise UsageError(str(error)) from error
-    if not text:
-        raise UsageError(f"{checkpoint} carries no config: give one with --config")
-    # What the run started from is no longer asked for: the checkpoint has all weights.
-    config = yaml.safe_load(text) | {"weights": None}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / (config.get("experiment") or "checkpoint")
-        path = path.with_name(path.name + ".yaml")
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        yield [f"--config={path}", *argv]
-
-
-def _files_first(argv: list[str]) -> list[str]:
-    """Config files before what is typed, which is meant to change them, wherever it stands."""
-    files: list[str] = []
-    rest: list[str] = []
-    left = iter(argv)
-    for argument in left:
-        if argument in ("-c", "--config"):
-            files += [argument, *(value for value in [next(left, None)] if value is not None)]
-        else:
-            (files if argument.startswith("--config=") else rest).append(argument)
-    return files + rest
-
-
 def _found(checkpoint: str, runs: str) -> Path:
     try:
         return find_checkpoint(checkpoint, Path(runs))
     except NoCheckpoint as error:
         raise UsageError(f"--ckpt_path {error}") from None
-
-
-def _option(argv: list[str], name: str) -> str | None:
-    for i, argument in enumerate(argv):
-        if argument == name and i + 1 < len(argv):
-            return argv[i + 1]
-        if argument.startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 def is_child() -> bool:

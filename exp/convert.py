@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +63,7 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     Raises:
         ConvertError: The source cannot be understood or the target not be written.
     """
+    from exp.pixels import of_a_run, stated_by, stated_in
     from exp.weight_files import WeightFileError, read
     from models import official
 
@@ -73,22 +75,29 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
             system = system or official.system_of(state, to)
             layout = official.layout_of(system)
             converted = layout.to_ours(state) if to == "ours" else layout.to_official(state)
+            # What the file itself says of its images outweighs what is published of the system; a run of ours that says
+            # nothing had those of its data.
+            pixels = stated_in(source, checkpoint)
+            if pixels is None and not of_a_run(checkpoint):
+                pixels = stated_by(layout.pixels_of(state if to == "ours" else converted))
     except (WeightFileError, official.LayoutError) as error:
         raise ConvertError(str(error)) from error
-    write(converted, target)
+    write(converted, target, None if pixels is None else pixels.plain())
     for note in notes:
         print(f"exp convert: {source}: {note.message}", file=sys.stderr)
     numbers = sum(tensor.numel() for tensor in converted.values())
     weights = f"{system} {'averaged ' if ema else ''}weights in {'our' if to == 'ours' else 'the official'} layout"
-    return f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers"
+    look = "not stated" if pixels is None else pixels
+    return f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers; pixels {look}"
 
 
-def write(state: dict[str, Tensor], path: Path) -> None:
+def write(state: dict[str, Tensor], path: Path, pixels: dict[str, Any] | None = None) -> None:
     """Write weights so that there is either the whole file or none.
 
     Args:
         state: Weights by name.
         path: `.safetensors` for bare weights, or `.pth`, `.pt` for `{"model": weights}`, the official wrapping.
+        pixels: How the images look that the weights expect, in plain values: stated in the metadata, or beside `model`.
 
     Raises:
         ConvertError: Another suffix, or a folder that cannot be written to.
@@ -104,9 +113,10 @@ def write(state: dict[str, Tensor], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(contiguous, partial, metadata={"format": "pt"})
+            metadata = {"format": "pt"} | ({} if pixels is None else {"pixels": json.dumps(pixels)})
+            save_file(contiguous, partial, metadata=metadata)
         else:
-            torch.save({"model": contiguous}, partial)
+            torch.save({"model": contiguous} | ({} if pixels is None else {"pixels": pixels}), partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)

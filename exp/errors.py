@@ -9,10 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from callbacks import NonFiniteLoss, Preempted
+from callbacks.liveness import Liveness
 from datamodules import DataError
+from exp.checkpoint_contents import misfit
 from exp.checkpoint_io import CheckpointError
 from exp.run_directory import RunError
+from exp.signals import Stopped, name, say
+from exp.unwritable import unwritable
 
 if TYPE_CHECKING:
     from exp.cli import Cli
@@ -41,24 +47,48 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
         yield outcome
     except Preempted as stop:
         outcome.code = int(stop.code or 0)
-        print("exp: stopped by signal; run the same command again to go on", file=sys.stderr)
+        place = "" if stop.saved else " from the last checkpoint"
+        say(f"stopped by {name(stop.signal)} at step {stop.step}; the same command goes on{place}")
     except EXPECTED as error:
         outcome.code = 1
         print(f"exp: {error}", file=sys.stderr)
     except Exception as error:
         outcome.code = 1
+        if stopped := next((each for each in _causes(error) if isinstance(each, Stopped)), None):
+            raise stopped from None
         if cause := _expected_cause(error):
             print(f"exp: {cause}", file=sys.stderr)
+        elif told := unwritable(error):
+            print(f"exp: {told}", file=sys.stderr)
+        elif cli.trainer.world_size > 1 and _waited_in_vain(error):
+            missed = [each.missed() for each in cli.trainer.callbacks if isinstance(each, Liveness)]  # type: ignore[attr-defined]
+            say("; ".join([*missed, "the job ends"]))
+            _tell_dead_processes(cli)
+        elif told := misfit(error):
+            print(f"exp: {told}", file=sys.stderr)
         else:
             traceback.print_exc()
             _tell_dead_processes(cli)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _expected_cause(error: BaseException) -> BaseException | None:
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, EXPECTED) or _refusal(cause)):
-        cause = cause.__cause__ or cause.__context__
-    return cause
+    return next((cause for cause in _causes(error) if isinstance(cause, EXPECTED) or _refusal(cause)), None)
+
+
+def _waited_in_vain(error: BaseException) -> bool:
+    """Whether processes lost patience with one of them; gloo has no class of its own for that."""
+    return any(
+        isinstance(cause, (dist.DistStoreError, dist.DistNetworkError))
+        or (isinstance(cause, RuntimeError) and "timed out" in str(cause).lower())
+        for cause in _causes(error)
+    )
 
 
 def _refusal(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from callbacks.reports import Place
+from callbacks.reports import Place, Report
+from callbacks.whole_files import write_whole
 from exp.cli import Cli, UsageError, place_reports
 from exp.errors import exit_code
 from exp.quiet import silence
@@ -35,8 +36,6 @@ def evaluate(argv: list[str], command: str) -> int:
         if not results:
             raise UsageError(f"the data has nothing to {command}")
         if cli.trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.json").write_text(json.dumps(results[0], indent=2) + "\n")
             table = Table("metric", "value", box=None)
             for name, value in results[0].items():
                 table.add_row(escape(name), f"{value:.4f}")
@@ -50,8 +49,11 @@ def evaluate(argv: list[str], command: str) -> int:
                 for row in rows:
                     classes.add_row(*map(escape, row))
                 console.print(classes, highlight=False)
+            write_whole(folder / "metrics.json", json.dumps(results[0], indent=2) + "\n")
             # What an earlier evaluation with other options has left is not of this one.
             written = {path.parts[0] for path, time in _times(folder).items() if before.get(path) != time}
+            reports = [each for each in cli.trainer.callbacks if isinstance(each, Report)]  # type: ignore[attr-defined]
+            outcome.code = int(any(each.unwritten for each in reports))
             console.print(f"in {folder}: {', '.join(sorted(written))}", highlight=False, soft_wrap=True, markup=False)
     return outcome.code
 

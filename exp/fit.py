@@ -16,19 +16,18 @@ from datamodules import DataModule
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
 from exp.errors import exit_code
-from exp.loggers import MetricsTable, new_wandb_id, wandb_logger
-from exp.processes import die_with_parent
+from exp.loggers import MetricsTable
+from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
+from exp.tracking import Tracker, new_wandb_id, wandb_logger
 from exp.weights import check_weights, part_of, start_from, weight_files
 
 
 def main(argv: list[str]) -> int:
     """Runs `fit`; the exit code is 0, 2 for a mistake in the command, 75 for a stop by signal, else 1."""
     silence()
-    if is_child():
-        die_with_parent()
     cli = Cli(argv, "fit")
     with exit_code(cli) as outcome:
         # What is missing is missed before there is a run directory.
@@ -41,8 +40,17 @@ def main(argv: list[str]) -> int:
             return 0
         if run.checkpoint is None:
             cli.ask_hubs(part_of(cli, part) for part in weight_files(cli))
-        _train(cli, run)
+        try:
+            _train(cli, run)
+        finally:
+            _close_trackers(cli)
     return outcome.code
+
+
+def _close_trackers(cli: Cli) -> None:
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, Tracker):
+            logger.close()
 
 
 def _train(cli: Cli, run: Run) -> None:
@@ -70,10 +78,13 @@ def _train(cli: Cli, run: Run) -> None:
     trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), Length(run), cost]  # type: ignore[attr-defined]
     place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, table.series))
     if run.checkpoint is None:
-        for part, path in weight_files(cli).items():
-            message = start_from(cli, path, part).message()
-            if message and leads:
+        started = {part: (path, start_from(cli, path, part)) for part, path in weight_files(cli).items()}
+        for path, start in started.values():
+            if leads and (message := start.message()):
                 print(f"{path}: {message}")
+        hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, leads)
+    else:
+        hand_over_checkpoint(cli, run.checkpoint, read_checkpoint(run.checkpoint, tensors=False), leads)
     if leads:
         print_start(cli, run)
     # What is alive now stays alive: the garbage collector need not look at it again and again.
@@ -89,6 +100,7 @@ def _train(cli: Cli, run: Run) -> None:
     if leads:
         spent = cost.measure(cli.model.network)
         run.update(status="finished", test=results, best=cli.checkpoints.best_score, cost=spent)
+        _close_trackers(cli)
         print_summary(cli, run, results, spent)
 
 

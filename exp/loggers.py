@@ -1,18 +1,15 @@
-"""Where metrics go: a CSV table in the run directory, and a W&B run beside it."""
+"""Where metrics go: a CSV table in the run directory."""
 
 from __future__ import annotations
 
 import csv
-import netrc
 import os
-import uuid
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 
@@ -97,54 +94,3 @@ class MetricsTable(Logger):
         """The steps and values of one metric."""
         found = [(int(row["step"]), float(row[name])) for row in self.rows if row.get(name) not in (None, "")]
         return [step for step, _ in found], [value for _, value in found]
-
-
-def wandb_logger(
-    mode: Literal["auto", "online", "offline", "disabled"],
-    folder: Path,
-    experiment: str,
-    run_id: str,
-    config: dict[str, Any],
-) -> WandbLogger | None:
-    """The W&B run of a directory; it never prompts, and calls no server unless the user is logged in.
-
-    Args:
-        mode: `auto` (online if logged in, else offline), `online`, `offline` or `disabled`; the environment variable
-            WANDB_MODE decides what `auto` means, if it is set.
-        folder: the run directory, which holds the offline run.
-        experiment: the run's name; the W&B project is WANDB_PROJECT or `exp`.
-        run_id: the W&B id, the same after a resume.
-        config: the resolved config.
-    """
-    if mode == "auto":
-        asked = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")
-        mode = "disabled" if asked == "disabled" else "online" if asked == "online" else "offline"
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    run = wandb.init(
-        name=f"{experiment}/{folder.name}",
-        project=os.environ.get("WANDB_PROJECT", "exp"),
-        dir=folder,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        mode=mode,
-        config=config,
-    )
-    return WandbLogger(experiment=run, save_dir=folder)
-
-
-def new_wandb_id() -> str:
-    """A fresh W&B run id."""
-    return uuid.uuid4().hex[:8]
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False

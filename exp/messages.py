@@ -21,6 +21,9 @@ _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
 _LITERAL = re.compile(r"typing\.Literal\[([^\]]+)\]")
 _EXPECTED = re.compile(r"Expected an? <class '([^']+)'>")
 _GIVEN = re.compile(r"(?:Got value|Given value): (.+?)(?:\. Got value|\n|$)")
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
+_REQUIRED = re.compile(r"class_path '([^']+)':\n\s*the following arguments are required: ([^\n]+)")
+_LENGTH = re.compile(r"Expected a tuple with (\d+) elements\. Got value: ([^\n]+)")
 _FILE = re.compile(r"File does not exist: '([^']+)'")
 
 
@@ -50,6 +53,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
         if classes[-1].startswith("lightning."):
             return f"{place}: '{name}' belongs to no class: a config that changes another goes after the one it changes"
         return f"{place}: {classes[-1]} has no argument '{name}'{_nearest(name, _arguments(classes[-1]))}"
+    if match := _REQUIRED.search(message):
+        return f"{place}: {match[1]} needs {match[2]}"
+    if match := _LENGTH.search(message):
+        return f"{place}: expected {match[1]} values, got {match[2]}"
     if match := _ATTRIBUTE.search(message):
         known = [name for name in dir(importlib.import_module(match[1])) if not name.startswith("_")]
         return f"{place}: {match[1]} has no '{match[2]}'{_nearest(match[2], known)}"
@@ -69,9 +76,17 @@ def explain(message: str, parser: ArgumentParser) -> str:
     return " ".join(message.split())
 
 
+def denied(message: str) -> str | None:
+    """The class or function that the parser was not allowed to import, if that is what it reports."""
+    match = _DENIED.search(message)
+    return match[1] if match else None
+
+
 def refusal(message: str) -> str:
     """What a class said when it refused its arguments, without the parser's account of the types that it tried."""
-    if match := re.search(r"Errors:\n  - (.+?)(?=\n  - |\nGiven value type)", message, re.DOTALL):
+    # The innermost report comes last.
+    report = message.rpartition("Errors:")[2]
+    if match := re.match(r"\n\s*- (.+?)(?=\n\s*- |\n\s*Given value type)", report, re.DOTALL):
         return " ".join(match[1].split())
     return message
 

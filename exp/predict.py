@@ -12,6 +12,8 @@ from rich.markup import escape
 
 from callbacks import Cost
 from callbacks.reports import Place, Predictions, Source
+from callbacks.whole_files import write_whole
+from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli, UsageError, place_reports
 from exp.errors import exit_code
@@ -34,6 +36,7 @@ def main(argv: list[str]) -> int:
         data.predict_paths = paths
         checkpoint = to_evaluate(cli)
         content = read_checkpoint(checkpoint) if cli.config.ckpt_path else {}
+        check_contents(checkpoint, content)
         data.setup("predict")
         names = list(content.get("class_names") or data.class_names)
         folder = output_folder(checkpoint, "predict")
@@ -78,5 +81,5 @@ def _finish(cli: Cli, predictions: Predictions, cost: Cost, batches: list[Any], 
         console.print(f"[yellow]skipped {escape(f'{name}: {reason}')}[/]", highlight=False)
     spent = predictions.spent(cost, sum(len(batch["index"]) for batch in batches))
     predictions.tell_spent(spent, console)
-    (folder / "compute.json").write_text(json.dumps(spent, indent=2) + "\n")
+    write_whole(folder / "compute.json", json.dumps(spent, indent=2) + "\n")
     console.print(f"wrote {', '.join(map(str, written))}", highlight=False, soft_wrap=True, markup=False)

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 
 import lightning_modules
 from callbacks.reports import Predictions, predictions_of
+from exp.trust import read_yaml
 
 
 class PredictionOptions:
@@ -89,7 +90,7 @@ def _named_tasks(argv: list[str]) -> list[str]:
             paths.append(value)
         elif name in ("-c", "--config") and Path(value).is_file():
             try:
-                config = yaml.safe_load(Path(value).read_text())
+                config = read_yaml(Path(value).read_text())
             except (yaml.YAMLError, UnicodeDecodeError):
                 # The parser says what is wrong with it.
                 continue

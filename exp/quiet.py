@@ -13,6 +13,8 @@ MESSAGES = (
     r".*does not have many workers which may be a bottleneck",
     # On a cluster's login node, or where SLURM is merely installed, a run without srun is meant.
     r"The `srun` command is available on your system but is not used",
+    # What evaluates leaves out callbacks that only write while they train.
+    r"(?s).*callbacks used to create the checkpoint need to be provided .*(Checkpoint|Finder|SpikeDetection)",
     # Lightning suggests its own sanity hints on purposeful settings.
     r".*Checkpoint directory .* exists and is not empty",
     r".*Trying to infer the `batch_size` from an ambiguous collection",

@@ -15,7 +15,7 @@ from typing import IO, Any
 from exp.checkpoint_io import damage
 
 # What may differ between the command that started a run and the one that continues it: where and how fast it runs.
-PLACE = ("experiment", "version", "runs", "resume", "wandb", "test", "threads", "config")
+PLACE = ("experiment", "version", "runs", "resume", "wandb", "test", "timeout", "threads", "config")
 PLACE_TRAINER = (
     "accelerator",
     "strategy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.table import Table
 from callbacks.reports import Report
 from drawing.figures import readable
 from exp.run_directory import Run
+from exp.tracking import Tracker
 
 if TYPE_CHECKING:
     from exp.cli import Cli
@@ -23,6 +25,7 @@ CONTENT = {
 }
 AFTER_REPORTS = {
     "bad_samples.csv": "[yellow]the samples that could not be read, and why[/]",
+    "errors.log": "[yellow]what went wrong beside the training[/]",
     "wandb": "the offline W&B run; `wandb sync` uploads it",
 }
 
@@ -77,12 +80,21 @@ def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, f
             f"(executed, mean of {int(cost['macs_samples'])} images)",
             highlight=False,
         )
+    for trouble in troubles(cli.trainer):
+        console.print(f"[yellow]{escape(trouble)}[/]", highlight=False, soft_wrap=True)
     table = Table(title=escape(str(run.path)), title_justify="left", box=None, show_header=False, pad_edge=True)
     reports = [each for each in cli.trainer.callbacks if isinstance(each, Report)]  # type: ignore[attr-defined]
     for name, what in content(reports, run).items():
         if (run.path / name).exists():
             table.add_row(name, what)
     console.print(table, highlight=False)
+
+
+def troubles(trainer: Trainer) -> list[str]:
+    """What a run did without, in the end: pictures, files of reports, W&B."""
+    reports = [each for each in trainer.callbacks if isinstance(each, Report)]  # type: ignore[attr-defined]
+    trackers = [each.trouble for each in trainer.loggers if isinstance(each, Tracker)]
+    return [each for each in [*(t for r in reports for t in (r.undrawn, r.unwritten)), *trackers] if each]
 
 
 def result_lines(results: dict[str, float]) -> list[str]:

@@ -6,14 +6,16 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from exp.checkpoint_io import read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.cli import WHOLE, Cli, UsageError
+from exp.pixels import Statement, hand_over, hand_over_checkpoint, statement_of
 from exp.weight_files import WeightFileError, read
 from models import official
 from models.official import State
@@ -28,12 +30,14 @@ class Start:
         spare: Names of the weights that the network has no place for, by part.
         classifier: Names of the parameters of a classifier of another number of classes.
         notes: What else was left out, a phrase each: what is of a training and not of its network.
+        pixels: How the images look that the weights expect.
     """
 
     absent: Mapping[str, list[str]]
     spare: Mapping[str, list[str]]
     classifier: list[str]
     notes: Sequence[str] = ()
+    pixels: Statement = field(default=Statement(), compare=False)
 
     def message(self) -> str:
         """What starts afresh and what is left out, in one line; empty if there is nothing of the kind."""
@@ -107,6 +111,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             state = official.unwrap(checkpoint, averaged)
+        pixels = statement_of(path, checkpoint, part_of(cli, part))
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     behind: list[str] = []
@@ -125,7 +130,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     expected = {name for names in absent.values() for name in names}
     spare |= {"layers behind the feature maps": behind} if behind else {}
     notes = tuple(str(note.message) for note in told)
-    return Start(absent, spare, [name for name in stayed if name not in expected], notes)
+    return Start(absent, spare, [name for name in stayed if name not in expected], notes, pixels)
 
 
 def to_evaluate(cli: Cli) -> Path:
@@ -135,15 +140,19 @@ def to_evaluate(cli: Cli) -> Path:
         The file.
 
     Raises:
-        UsageError: neither or both are given, or weights do not fit the whole network.
+        UsageError: neither or both are given, or weights do not fit the whole network, or they expect other pixels
+            than the config says.
     """
     checkpoint, files = cli.config.ckpt_path, weight_files(cli)
     if (checkpoint is None) == (not files):
         raise UsageError(
             f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights of `convert`"
         )
+    leads = cli.trainer.is_global_zero
     if checkpoint is not None:
-        return Path(checkpoint)
+        path = Path(checkpoint)
+        hand_over_checkpoint(cli, path, read_checkpoint(path, tensors=False), leads)
+        return path
     if list(files) != [WHOLE]:
         parts = ", ".join(map(_option, files))
         raise UsageError(f"{cli.command} needs the whole network, by --weights FILE: {parts} only start a training")
@@ -162,6 +171,7 @@ def to_evaluate(cli: Cli) -> Path:
         )
     for note in start.notes:
         print(f"--weights {path}: {note}")
+    hand_over(cli, {WHOLE: (path, start.pixels)}, leads)
     return path
 
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from signal import Handlers, Signals
+from datetime import timedelta
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -89,6 +88,21 @@ def is_compiled(network: nn.Module) -> bool:
     return network._compiled_call_impl is not None
 
 
-def give_back_signals(trainer: Trainer, signals: Iterable[Signals], handler: Handlers) -> None:
-    """Has the trainer leave signals with a handler when it ends."""
-    trainer._signal_connector._original_handlers.update(dict.fromkeys(signals, handler))
+def leave_signals_alone(trainer: Trainer) -> None:
+    """Has the trainer install no handlers of signals: its own for SIGTERM notes it and goes on."""
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
+def _nothing() -> None:
+    """Does nothing."""
+
+
+def wait_at_most(trainer: Trainer, time: timedelta) -> None:
+    """Bounds how long the processes of a job wait for one of them, where its strategy has such a bound."""
+    if hasattr(trainer.strategy, "_timeout"):
+        trainer.strategy._timeout = time
+
+
+def longest_wait(trainer: Trainer) -> timedelta | None:
+    """How long the processes of a job wait for one of them; None where its strategy does not say."""
+    return getattr(trainer.strategy, "_timeout", None)

@@ -180,8 +180,7 @@ class Maps(Painter):
         for i, k in enumerate(classes):
             if len(self._pictures) < self.images and self._shown[k] < most:
                 self._shown[k] += 1
-                pixels = batch["image"][i].float().permute(1, 2, 0).cpu().numpy() * data.std + data.mean
-                self._pictures.append((255 * pixels).round().clip(0, 255).astype(np.uint8))
+                self._pictures.append(data.pixels.picture(batch["image"][i]))
                 for name, decision in drawn.items():
                     self._options[name] = len(decision.names)
                     self._maps.setdefault(name, []).append(decision.values[i].cpu().numpy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from callbacks.reports.report import Report
+from callbacks.whole_files import write_table, write_whole
 from drawing.detection import Objects, category_bars, comparison_sheet, precision_recall, shrunk
 from drawing.figures import SMALL
 from lightning_modules.coco_metrics import IOU_TYPES, CocoFindings, ImageResult, decode, upload_format
@@ -90,9 +90,8 @@ class Detections(Report):
         found: CocoFindings = self.task.findings
         for kind in found.per_category:
             entries = upload_format(found.images, self.task.category_ids, kind)
-            (folder / f"detections_{IOU_TYPES[kind]}.json").write_text(json.dumps(entries))
-        with (folder / "categories.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(found.table())
+            write_whole(folder / f"detections_{IOU_TYPES[kind]}.json", json.dumps(entries))
+        write_table(folder / "categories.csv", found.table())
 
 
 def objects_of(result: ImageResult, image: np.ndarray, threshold: float, at_least: int = 0) -> Objects:

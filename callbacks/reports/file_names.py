@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-# Of a file name, in bytes, on every usual file system.
-MAX_BYTES = 255
+# Of a file name, in bytes; file systems allow 255, and a file that is being written has a longer name.
+MAX_BYTES = 240
 
 
 def file_names(data: Any, split: str) -> list[str]:

@@ -14,7 +14,8 @@ from rich.table import Column, Table
 from typing_extensions import override
 
 from callbacks.reports.predictions import Predictions, title_of
-from drawing.figures import SMALL, save
+from callbacks.whole_files import write_picture, write_whole
+from drawing.figures import SMALL
 from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation
 
@@ -36,6 +37,10 @@ class FoundJoints(Predictions):
         indices = torch.cat([batch["index"] for batch in batches]).tolist()
         joints = torch.cat([batch["joints"] for batch in batches]).cpu().numpy()
         scores = torch.cat([batch["scores"] for batch in batches]).cpu().numpy()
+        if len(names) != joints.shape[1]:
+            raise ValueError(
+                f"{len(names)} joints have names, but the network finds {joints.shape[1]}: take another checkpoint"
+            )
         files = [data.sample_name("predict", index) for index in indices]
         found = np.concatenate([joints, scores[..., None]], 2)
         entries = []
@@ -43,7 +48,7 @@ class FoundJoints(Predictions):
             by_name = {name: [round(value, 4) for value in each] for name, each in zip(names, person, strict=True)}
             entries.append({"file": file, "joints": by_name})
         target = folder / "poses.json"
-        target.write_text(json.dumps(entries, indent=1) + "\n")
+        write_whole(target, json.dumps(entries, indent=1) + "\n")
         table = Table(Column("file", overflow="fold"), "mean score", "least sure of", box=None)
         for file, each in list(zip(files, scores, strict=True))[:ON_SHEET]:
             table.add_row(escape(file), f"{each.mean():.3f}", escape(names[int(each.argmin())]))
@@ -55,4 +60,4 @@ class FoundJoints(Predictions):
             for index, person, file in list(zip(indices, found, files, strict=True))[:ON_SHEET]
         ]
         figure = pose_sheet(shown, Skeleton(names, data.skeleton), title_of(len(indices), ON_SHEET))
-        return [target, save(figure, folder / "contact_sheet.png")]
+        return [target, write_picture(folder / "contact_sheet.png", figure)]

@@ -18,8 +18,9 @@ from callbacks.reports.detection import objects_of
 from callbacks.reports.file_names import picture_name
 from callbacks.reports.predictions import Predictions, Source, title_of
 from callbacks.reports.queries import draw_query, has_queries
+from callbacks.whole_files import write_picture, write_whole
 from drawing.detection import Objects, detection_sheet, overlay
-from drawing.figures import LARGE, SMALL, save
+from drawing.figures import LARGE, SMALL
 from lightning_modules.coco_metrics import ImageResult
 from lightning_modules.detection import Detection
 from lightning_modules.task import Batch, Task
@@ -59,7 +60,7 @@ class FoundObjects(Predictions):
         for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
             picture = self.data.picture("predict", index, LARGE)
             figure = draw_query(self.task.network, image, picture, self.query, names)
-            save(figure, self.place.pictures / "queries" / picture_name(self.data, index))
+            write_picture(self.place.pictures / "queries" / picture_name(self.data, index), figure)
 
     @override
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
@@ -68,7 +69,8 @@ class FoundObjects(Predictions):
         files = [self.data.sample_name("predict", each.index) for each in results]
         names = self.names or [f"class {i}" for i in range(task.num_classes)]
         target = folder / "predictions.json"
-        target.write_text(json.dumps(as_coco(results, files, names, task.category_ids or list(range(len(names))))))
+        content = as_coco(results, files, names, task.category_ids or list(range(len(names))))
+        write_whole(target, json.dumps(content))
         table = Table(Column("file", overflow="fold"), "objects", "labels", box=None)
         images: list[np.ndarray] = []
         shown: list[Objects] = []
@@ -79,13 +81,16 @@ class FoundObjects(Predictions):
             by_label = Counter(names[int(label)] for label in found.labels).most_common()
             listed = ", ".join(f"{name} ({number})" for name, number in by_label)
             table.add_row(escape(file), str(len(found.labels)), escape(listed))
-            save(overlay(image, found, names), folder / "pictures" / picture_name(self.data, result.index))
+            picture = overlay(image, found, names)
+            write_picture(folder / "pictures" / picture_name(self.data, result.index), picture)
             if len(images) < ON_SHEET:
                 images.append(self.data.picture("predict", result.index, SMALL))
                 shown.append(found.drawn_on(images[-1], (image.shape[0], image.shape[1])))
                 captions.append(f"{Path(file).name}: {len(found.labels)}")
         title = f"{title_of(len(results), ON_SHEET)}; score >= {threshold:g}"
-        sheet = save(detection_sheet(images, shown, names, captions, title), folder / "contact_sheet.png")
+        sheet = write_picture(
+            folder / "contact_sheet.png", detection_sheet(images, shown, names, captions, title)
+        )
         console.print(table, highlight=False)
         queries = [folder / "queries"] if self.query is not None else []
         return [target, sheet, folder / "pictures", *queries]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing_extensions import override
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.predictions import Predictions, Source, title_of
-from drawing.figures import SMALL, contact_sheet, readable, save
+from callbacks.whole_files import write_picture, write_table
+from drawing.figures import SMALL, contact_sheet, readable
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
 from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
@@ -60,7 +60,12 @@ class Labels(Predictions):
             )
         plain = _read(self.thresholds) if self.thresholds else _stored(source)
         try:
-            task.policy = ExitThresholds.from_plain(plain).policy(budget)
+            solved = ExitThresholds.from_plain(plain)
+        except ValueError as error:
+            place = f"--thresholds {self.thresholds}" if self.thresholds else source.path
+            raise ValueError(f"{place}: {error}; `python -m exp validate` writes others") from error
+        try:
+            task.policy = solved.policy(budget)
             task.policy.check(network.num_exits)
         except ValueError as error:
             raise ValueError(f"--budget {budget:g}, {self.thresholds or source.path}: {error}") from error
@@ -71,24 +76,24 @@ class Labels(Predictions):
         probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
         exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
         self._exits = exits
-        names = self.names or [f"class {i}" for i in range(probabilities.shape[1])]
+        names = self.names_of(probabilities.shape[1])
         values, classes = probabilities.topk(min(TOP, len(names)))
         files = [self.data.sample_name("predict", index) for index in indices]
         target = folder / "predictions.csv"
         columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
         columns += ["exit"] if exits is not None else []
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", *columns])
-            for row, name in enumerate(files):
-                pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
-                cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
-                cells += [str(int(exits[row]))] if exits is not None else []
-                writer.writerow([name, *cells])
+        rows = [["file", *columns]]
+        for row, name in enumerate(files):
+            pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
+            cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
+            cells += [str(int(exits[row]))] if exits is not None else []
+            rows.append([name, *cells])
+        write_table(target, rows)
         shown = range(min(ON_SHEET, len(indices)))
         captions = [f"{Path(files[i]).name}\n{names[int(classes[i, 0])]} ({values[i, 0]:.0%})" for i in shown]
         images = [self.data.picture("predict", indices[i], SMALL) for i in shown]
-        sheet = save(contact_sheet(images, captions, title_of(len(indices), ON_SHEET)), folder / "contact_sheet.png")
+        figure = contact_sheet(images, captions, title_of(len(indices), ON_SHEET))
+        sheet = write_picture(folder / "contact_sheet.png", figure)
         table = Table(Column("file", overflow="fold"), "label", "probability", box=None)
         for i in shown:
             table.add_row(escape(files[i]), escape(names[int(classes[i, 0])]), f"{values[i, 0]:.4f}")
@@ -159,5 +164,5 @@ def _read(file: str) -> dict[str, Any]:
         return json.loads(Path(file).read_text())
     except OSError as error:
         raise ValueError(f"--thresholds {file}: {error.strerror}; `python -m exp validate` writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--thresholds {file}: not JSON ({error}); `python -m exp validate` writes it") from error

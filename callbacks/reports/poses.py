@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from callbacks.reports.report import Report
+from callbacks.whole_files import write_whole
 from drawing.figures import LARGE
 from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation, PoseFindings
@@ -71,4 +72,4 @@ class Poses(Report):
             }
             for index, joints, scores in zip(found.index.tolist(), found.joints, found.scores, strict=True)
         ]
-        (folder / "poses.json").write_text(json.dumps(entries))
+        write_whole(folder / "poses.json", json.dumps(entries))

@@ -52,6 +52,7 @@ class Predictions(Report, ABC):
         self.seconds = 0.0
         # Of the classes; empty where nobody says.
         self.names: list[str] = []
+        self._named_by = Path()
         self._started = 0.0
 
     # What a subclass writes.
@@ -68,6 +69,23 @@ class Predictions(Report, ABC):
             ValueError: options that cannot be followed; the message names them, and says what can be done.
         """
         self.names = source.class_names
+        self._named_by = source.path
+
+    def names_of(self, classes: int) -> list[str]:
+        """A name for each class that the network tells apart.
+
+        Args:
+            classes: how many there are.
+
+        Raises:
+            ValueError: fewer are named than there are.
+        """
+        if 0 < len(self.names) < classes:
+            raise ValueError(
+                f"{self._named_by}: it names {len(self.names)} classes, but its network tells {classes} apart: take "
+                "another checkpoint"
+            )
+        return self.names or [f"class {i}" for i in range(classes)]
 
     @abstractmethod
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:

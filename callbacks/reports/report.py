@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +17,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
-from drawing.figures import Series, save
+from callbacks.whole_files import write_picture
+from drawing.figures import Series
 from lightning_modules.task import Batch, Task
+
+# Beside what reports write: what went wrong with them.
+ERRORS = "errors.log"
 
 
 def no_series(name: str) -> Series:
@@ -45,7 +52,8 @@ class Report(Callback):
 
     One rhythm for all: what `validate` and `test` evaluate is drawn and written; in a `fit` a validation is, if the
     last time is `every_seconds` ago, then the last validation at the end, and the test that follows. A trial before
-    training is no evaluation, and without a place nothing is made.
+    training is no evaluation, and without a place nothing is made. What cannot be drawn or written ends nothing: it is
+    noted in `errors.log`, said, and tried again the next time.
 
     A subclass says which task it `reads`, names its `pictures` and `files` with a caption each, and writes what is
     particular to it. `start` forgets the evaluation before, `keep` takes what is needed of a batch, `merge` puts the
@@ -71,6 +79,9 @@ class Report(Callback):
     split: str
     place: Place | None = None
     _last_made: float | None = None
+    # Why the pictures, or the files, of the last time are not what they should be; tried again at the next one.
+    undrawn = ""
+    unwritten = ""
     # Whether this process has trained, so that a test is the one that ends a fit.
     has_trained = False
     _evaluating = False
@@ -148,14 +159,37 @@ class Report(Callback):
         if not self._ready or self.place is None or not self.trainer.is_global_zero:
             return
         started = time.monotonic()
+        self.undrawn = self._attempt("drawn", self._draw, self.undrawn)
+        self.unwritten = self._attempt("written", self._write, self.unwritten)
+        self._last_made = started
+
+    def _draw(self, place: Place) -> None:
         for name, figure in self.draw().items():
-            picture = save(figure, self.place.pictures / f"{name}.png")
+            picture = write_picture(place.pictures / f"{name}.png", figure)
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(name if self.of_training else f"{self.split}/{name}", [str(picture)])
-        self.place.files.mkdir(parents=True, exist_ok=True)
-        self.write(self.place.files)
-        self._last_made = started
+
+    def _write(self, place: Place) -> None:
+        place.files.mkdir(parents=True, exist_ok=True)
+        self.write(place.files)
+
+    def _attempt(self, done: str, action: Callable[[Place], None], before: str) -> str:
+        """Does something that a run can do without; returns what went wrong, which is said where it did not before."""
+        assert self.place is not None
+        try:
+            action(self.place)
+        except Exception as error:
+            log = self.place.files / ERRORS
+            reason = (str(error).strip().splitlines() or [""])[0]
+            trouble = f"{type(self).__name__} could not be {done}: {type(error).__name__}: {reason}"
+            with suppress(OSError), log.open("a") as file:
+                file.write(f"{trouble}\n{traceback.format_exc()}\n")
+                trouble += f"; see {log}"
+            if not before:
+                print(f"exp: {trouble}", file=sys.stderr, flush=True)
+            return trouble
+        return ""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing_extensions import override
 
 from callbacks.reports.painter import Painter
 from callbacks.reports.report import Report
+from callbacks.whole_files import write_table, write_whole
 from drawing.figures import LARGE, readable
 from drawing.routes import RoutedImage, RouteUse, route_sheet
 from lightning_modules.findings import gathered
@@ -145,10 +145,11 @@ class Routes(Painter):
             rank_zero_warn(f"no {path.name}: of the edges that half of the images or more take, {error}")
             return
         config = {"model": {"init_args": {"network": {"init_args": options}}}}
-        path.write_text(
+        write_whole(
+            path,
             f"# The edges that half of {len(taken.index):,} validation images or more take: a fixed route without "
             "gates.\n#   python -m exp fit --config CONFIG_OF_THE_RUN --config common_route.yaml "
-            "--trainer.callbacks=[]\n" + yaml.safe_dump(config, default_flow_style=None, sort_keys=False, width=100)
+            "--trainer.callbacks=[]\n" + yaml.safe_dump(config, default_flow_style=None, sort_keys=False, width=100),
         )
 
 
@@ -220,10 +221,9 @@ def _on_host(grid: Grid) -> Grid:
 
 def _write_edges(taken: Taken, split: str, path: Path) -> None:
     use = taken.use()
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "layer", "level", "transform", "share_open", "mean_weight"])
-        for layer, level, way in taken.grid.exists.nonzero().tolist():
-            share, weight = use.share[layer, level, way], use.weight[layer, level, way]
-            written = f"{weight:.4f}" if share else ""
-            writer.writerow([split, layer, level, taken.names[way], f"{share:.4f}", written])
+    rows = [["split", "layer", "level", "transform", "share_open", "mean_weight"]]
+    for layer, level, way in taken.grid.exists.nonzero().tolist():
+        share, weight = use.share[layer, level, way], use.weight[layer, level, way]
+        written = f"{weight:.4f}" if share else ""
+        rows.append([split, layer, level, taken.names[way], f"{share:.4f}", written])
+    write_table(path, rows)

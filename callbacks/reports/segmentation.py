@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from callbacks.reports.file_names import file_names
 from callbacks.reports.report import Report
+from callbacks.whole_files import whole, write_table
 from drawing.figures import IN_CAPTION, SMALL, confusion_matrix
 from drawing.segmentation import (
     VOID,
@@ -122,8 +122,7 @@ class SegmentedImages(Report):
     def write(self, folder: Path) -> None:
         found = self.task.findings
         if isinstance(found, SegmentationFindings):
-            with (folder / "classes.csv").open("w", newline="") as file:
-                csv.writer(file).writerows(found.rows())
+            write_table(folder / "classes.csv", found.rows())
 
 
 def _reliabilities(found: SegmentationFindings, thresholds: tuple[float, ...]) -> list[Reliability]:
@@ -176,7 +175,7 @@ def write_labels(predicted: np.ndarray, label_ids: list[int], path: Path) -> Pat
     Raises:
         OSError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.array(label_ids, np.uint8)[predicted]):
-        raise OSError(f"{path} cannot be written")
+    _, encoded = cv2.imencode(".png", np.array(label_ids, np.uint8)[predicted])
+    with whole(path) as partial:
+        partial.write_bytes(encoded.tobytes())
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from callbacks.reports.file_names import file_names
 from callbacks.reports.predictions import Predictions, Source, title_of, wait_for
 from callbacks.reports.routes import Routes, routed_image
 from callbacks.reports.segmentation import write_labels
-from drawing.figures import LARGE, SMALL, contact_sheet, readable, save
+from callbacks.whole_files import write_picture, write_table
+from drawing.figures import LARGE, SMALL, contact_sheet, readable
 from drawing.routes import route_sheet
 from drawing.segmentation import blended, class_pixels, overlay
 from lightning_modules.segmentation import Segmentation
@@ -111,7 +111,7 @@ class SegmentedFiles(Predictions):
         title = Path(self.data.sample_name("predict", index)).name
         title += "" if stop is None else f", exit {stop[0]} after {stop[1] * 1e3:.2f} ms"
         image = self.data.picture("predict", index, LARGE)
-        save(overlay(image, labels, palette, names, title), folder / "pictures" / self._files[index])
+        write_picture(folder / "pictures" / self._files[index], overlay(image, labels, palette, names, title))
         if self.task.write_labels:
             write_labels(labels, self.data.label_ids, folder / "labels" / self._files[index])
         if len(self._sheet) < ON_SHEET:
@@ -144,17 +144,14 @@ class SegmentedFiles(Predictions):
                 spent = [routes.macs[places[each.index]].item()]
                 image = self.data.picture("predict", each.index, LARGE)
                 routed = routed_image(routes, places[each.index], Path(name).name, image)
-                save(route_sheet("", [routed]), folder / "routes" / self._files[each.index])
+                write_picture(folder / "routes" / self._files[each.index], route_sheet("", [routed]))
             shares = (f"{share:.4f}" for share in each.shares)
             rows.append([name, *shares, *stopped, *(f"{macs:.0f}" for macs in spent)])
             largest_shares = ", ".join(f"{names[k]} {each.shares[k]:.0%}" for k in largest)
             table.add_row(escape(name), escape(largest_shares), *stopped, *map(readable, spent))
         target = folder / "predictions.csv"
         extra = [*(["exit", "milliseconds"] if exits else []), *(["macs"] if routes is not None else [])]
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", *names, *extra])
-            writer.writerows(rows)
+        write_table(target, [["file", *names, *extra], *rows])
         console.print(table, highlight=False)
         if exits:
             assert self.task.deadline is not None
@@ -163,7 +160,7 @@ class SegmentedFiles(Predictions):
             console.print(f"{late} of {len(seconds)} images took longer than {self.deadline_ms:g} ms", highlight=False)
         images, captions = [image for image, _ in self._sheet], [caption for _, caption in self._sheet]
         title = title_of(len(self._seen), ON_SHEET)
-        sheet = save(contact_sheet(images, captions, title), folder / "contact_sheet.png")
+        sheet = write_picture(folder / "contact_sheet.png", contact_sheet(images, captions, title))
         written = [target, sheet, folder / "pictures"]
         written += [folder / "routes"] if routes is not None else []
         return [*written, folder / "labels"] if self.task.write_labels else written

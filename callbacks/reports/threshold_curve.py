@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from callbacks.reports.report import Report
+from callbacks.whole_files import write_table
 from drawing.segmentation import threshold_curve
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_metrics import SegmentationFindings, Tally
@@ -245,9 +245,8 @@ def _name(thresholds: Thresholds) -> str:
 
 
 def _write(points: Sequence[Point], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["threshold", "exit", "miou", "macs", "published_macs", "share"])
-        for point in points:
-            numbers = [f"{point.miou:.6f}", f"{point.macs:.0f}", f"{point.published_macs:.0f}", f"{point.share:.6f}"]
-            writer.writerow([_name(point.thresholds), point.exit, *numbers])
+    rows: list[list[Any]] = [["threshold", "exit", "miou", "macs", "published_macs", "share"]]
+    for point in points:
+        numbers = [f"{point.miou:.6f}", f"{point.macs:.0f}", f"{point.published_macs:.0f}", f"{point.share:.6f}"]
+        rows.append([_name(point.thresholds), point.exit, *numbers])
+    write_table(path, rows)

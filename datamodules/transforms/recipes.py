@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import albumentations as A
+import cv2
 
+from datamodules.pixels import Pixels
 from datamodules.transforms.detection import MultiScaleCrop, ResizeShortestEdge
 from datamodules.transforms.pipeline import Transform
+
+INTERPOLATIONS = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def small_image_augmentation(size: int = 32, shift: int = 4) -> list[Transform]:
@@ -18,14 +22,18 @@ def evaluate_at(size: int) -> list[Transform]:
     return [A.Resize(size, size)]
 
 
-def large_image_augmentation(size: int = 224) -> list[Transform]:
-    """A random resized crop and a flip, as usual for ImageNet."""
-    return [A.RandomResizedCrop((size, size)), A.HorizontalFlip()]
+def large_image_augmentation(pixels: Pixels) -> list[Transform]:
+    """A random resized crop and a flip, as usual for ImageNet, at the size that weights state, else 224."""
+    return [A.RandomResizedCrop(pixels.size or (224, 224)), A.HorizontalFlip()]
 
 
-def evaluate_centre(size: int = 224, resized: int = 256) -> list[Transform]:
-    """A resize of the shorter side and a centre crop, as usual for ImageNet."""
-    return [A.SmallestMaxSize(resized), A.CenterCrop(size, size)]
+def evaluate_centre(pixels: Pixels) -> list[Transform]:
+    """A resize of the shorter side and a centre crop: as weights state it, else 224 of 256 pixels, as for ImageNet."""
+    height, width = pixels.size or (224, 224)
+    resized = int(min(height, width) / (pixels.crop or 0.875))
+    interpolation = INTERPOLATIONS[pixels.interpolation or "bilinear"]
+    crop = A.CenterCrop(height, width, pad_if_needed=resized < max(height, width))
+    return [A.SmallestMaxSize(resized, interpolation=interpolation), crop]
 
 
 def detr_augmentation(resize_first: bool = False) -> list[Transform]:

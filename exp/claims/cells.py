@@ -82,9 +82,10 @@ class Cell:
     def recorded(self) -> dict[str, Any]:
         """What the record says; empty if there is none that can be read."""
         try:
-            return json.loads(self.record.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            content = json.loads(self.record.read_bytes())
+        except (OSError, ValueError, RecursionError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def note(self, **values: Any) -> None:
         """Adds to the record, whole or not at all."""
@@ -125,7 +126,7 @@ class Cell:
     def value(self, metric: str, at: str, better: str) -> float:
         """The metric of a finished cell: of `test/...` the tested one, else the last or the best logged one."""
         if metric.startswith("test/"):
-            return float(read_state(self.path).get("test", {}).get(metric, math.nan))
+            return _number(read_state(self.path), "test", metric)
         _, values = MetricsTable(self.path / "metrics.csv").series(metric)
         if not values:
             return math.nan
@@ -139,7 +140,7 @@ class Cell:
         state = read_state(self.path)
         steps, rates = MetricsTable(self.path / "metrics.csv").series("train/images_per_second")
         batch = self.config["data"]["init_args"].get("batch_size") if "data" in self.config else None
-        cost = {name: state.get("cost", {}).get(name, math.nan) for name in ("params", "macs")}
+        cost = {name: _number(state, "cost", name) for name in ("params", "macs")}
         if not rates or not isinstance(batch, int):
             return cost | {"seconds": math.nan, "throughput": math.nan}
         batch *= self.config["trainer"].get("accumulate_grad_batches") or 1
@@ -148,12 +149,23 @@ class Cell:
         return cost | {"seconds": seconds, "throughput": (steps[-1] + 1) * batch / seconds}
 
 
-def _why(was: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    if was is None:
+def _number(state: Any, part: str, name: str) -> float:
+    """A number in a part of a run's state; NaN for what is none."""
+    values = state.get(part)
+    value = values.get(name) if isinstance(values, dict) else None
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _why(was: Any, now: dict[str, Any]) -> str:
+    code = was.get("code") if isinstance(was, dict) else None
+    if not isinstance(code, dict) or not all(isinstance(part, dict) for part in code.values()):
         return "of unknown origin"
     # What an arm changes shows in its config, unless it is about where it runs.
     reasons = differences(was.get("config"), now["config"]) or differences(was.get("arm"), now["arm"])
-    reasons += [f"changed: {line}" for line in changes(was.get("code", {}), now["code"])]
+    reasons += [f"changed: {line}" for line in changes(code, now["code"])]
     if was.get("after") != now["after"]:
         reasons.append("the arm that it starts from has changed")
     return "; ".join(reasons)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from exp.claims.expectations import Expectation, ExpectationError, nearest, parse
+from exp.trust import read_yaml
 
 KEYS = {
     "claim": "one sentence that the verdict answers",
@@ -168,9 +169,11 @@ def read_claim(path: Path) -> Claim:
     except OSError as error:
         beside = [str(p) for p in sorted(path.parent.glob("*.yaml"))]
         raise ClaimError(f"{path}: no such claim file{nearest(str(path), beside) if beside else ''}") from error
+    except UnicodeDecodeError as error:
+        raise ClaimError(f"{path}: no text in UTF-8 ({error}); save it as such") from error
     try:
+        content = read_yaml(text)
         places = list(_places(yaml.compose(text, Loader=yaml.SafeLoader)))
-        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ClaimError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -56,10 +56,11 @@ def progress(cell: Cell, metric: str) -> Progress:
     except (RunError, ValueError, KeyError):
         # Caught in the middle of being written: the next look will see it whole.
         return found
-    found.total = int(state.get("total_steps") or 0)
+    total, epochs = state.get("total_steps"), state.get("max_epochs")
+    found.total = total if isinstance(total, int) and total > 0 else 0
     # Some callbacks log a row after the last step.
     found.step = min(done, found.total or done)
-    found.epochs = state.get("max_epochs")
+    found.epochs = epochs if isinstance(epochs, int) else None
     found.metric = values[-1] if values else math.nan
     return found
 

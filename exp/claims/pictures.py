@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drawing.figures import save
+from callbacks.whole_files import write_picture
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim
 from exp.loggers import MetricsTable
@@ -29,13 +29,13 @@ def draw(claim: Claim, cells: Sequence[Cell], result: dict[str, Any], folder: Pa
     pictures = []
     curves = _curves(claim, cells)
     if curves:
-        pictures.append(save(learning_curves(claim, curves), folder / "learning_curves.png"))
+        pictures.append(write_picture(folder / "learning_curves.png", learning_curves(claim, curves)))
     points = {name: arm for name, arm in result["arms"].items() if arm["mean"] is not None}
     if points:
-        pictures.append(save(comparison(claim, points), folder / "comparison.png"))
+        pictures.append(write_picture(folder / "comparison.png", comparison(claim, points)))
     costs = [arm["macs"] for arm in points.values() if arm["macs"]]
     if len(costs) > 1 and max(costs) > (1 + SAME_COMPUTE) * min(costs):
-        pictures.append(save(accuracy_compute(claim, points), folder / "accuracy_compute.png"))
+        pictures.append(write_picture(folder / "accuracy_compute.png", accuracy_compute(claim, points)))
     return pictures
 
 

@@ -11,13 +11,18 @@ import yaml
 
 from exp.claims.claim_file import ClaimError, read_claim
 from exp.claims.code_version import changes, version_now
+from exp.claims.summary import SummaryError
+from exp.trust import read_yaml
 
 
 def config_digest(path: Path) -> str:
     """A hash of what a config file says, without comments; empty if there is no such file."""
     if not path.is_file():
         return ""
-    content = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
+    try:
+        content = json.dumps(read_yaml(path.read_text()), sort_keys=True, default=str)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return "not YAML"
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -26,12 +31,33 @@ def freshness(folder: Path) -> str:
 
     Args:
         folder: `<claim>/results.json` below it.
+
+    Raises:
+        SummaryError: a file is no result of compare.
     """
     files = sorted(folder.glob("*/results.json"))
-    changed = {file.parent.name: outdated(json.loads(file.read_text())) for file in files}
+    changed = {file.parent.name: _outdated(file) for file in files}
     lines = [f"{name}: {'; '.join(reasons) or 'as published'}" for name, reasons in changed.items()]
     stale = sum(map(bool, changed.values()))
     return "\n".join([*lines, f"{stale} of {len(changed)} results would be measured again"])
+
+
+def _outdated(file: Path) -> list[str]:
+    try:
+        return outdated(json.loads(file.read_bytes()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SummaryError(f"{file}: not a result of compare ({error!r}); run its claim with --publish") from error
+
+
+def _inside(path: str) -> Path:
+    """A path that a result names, if it is one of this repository's.
+
+    Raises:
+        ValueError: it leads elsewhere.
+    """
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{path} is no file of this repository")
+    return Path(path)
 
 
 def outdated(result: dict[str, Any]) -> list[str]:
@@ -42,9 +68,9 @@ def outdated(result: dict[str, Any]) -> list[str]:
     """
     reasons = []
     try:
-        arms = {name: arm.overrides for name, arm in read_claim(Path(result["file"])).arms.items()}
+        arms = {name: arm.overrides for name, arm in read_claim(_inside(result["file"])).arms.items()}
         reasons += [f"the arm {name}" for name, arm in result["arms"].items() if arms.get(name) != arm["overrides"]]
     except ClaimError as error:
         reasons.append(str(error))
-    reasons += [path for path, digest in result.get("configs", {}).items() if config_digest(Path(path)) != digest]
+    reasons += [path for path, digest in result.get("configs", {}).items() if config_digest(_inside(path)) != digest]
     return reasons + changes(result["code"], version_now(result["code"]))

@@ -22,25 +22,23 @@ import wandb
 from rich.console import Console
 from rich.markup import escape
 
+from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, State, missing_metric, plan, trial
 from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.display import Display
-from exp.claims.executors import STOPPED, Executor, Local
+from exp.claims.executors import Executor, Local
 from exp.claims.pictures import draw
 from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
 from exp.claims.summary import SummaryError, summarise
-from exp.loggers import new_wandb_id, wandb_logger
+from exp.processes import die_with_parent
 from exp.quiet import silence
+from exp.tracking import new_wandb_id, wandb_logger
 
 CODES = {Verdict.HOLDS: 0, Verdict.DOES_NOT_HOLD: 3, Verdict.INCONCLUSIVE: 4, Verdict.NONE: 5}
 REPORT = "report.md"
-
-
-class _Stop(BaseException):
-    """SIGTERM, or Ctrl-C."""
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
@@ -55,7 +53,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             _print_plan(claim, cells, extra, console)
             return 0
         folder = options.runs / "claims" / claim.name
-        with _alone(folder), _stoppable():
+        with _alone(folder):
             if options.fresh:
                 for cell in cells:
                     cell.clear(keep=False)
@@ -73,9 +71,6 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     except (ClaimError, SlurmError, SummaryError) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
-    except (_Stop, KeyboardInterrupt):
-        print("exp: stopped; run the same command again to go on", file=sys.stderr)
-        return STOPPED
 
 
 def _chosen(claim: Claim, names: list[str] | None) -> Collection[str]:
@@ -141,20 +136,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stop
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _try_out(claim: Claim, cells: list[Cell], jobs: int, console: Console) -> None:
     """One batch of every arm that has something to run: what would fail, or miss its metric, is known in seconds.
 
@@ -185,7 +166,7 @@ def _try_out(claim: Claim, cells: list[Cell], jobs: int, console: Console) -> No
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     # Forked, a trial starts at once; nothing here has touched a GPU or started threads that would not survive it.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), max_tasks_per_child=None)
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), initializer=die_with_parent)
 
 
 def _outcome(cell: Cell) -> tuple[str, set[str]]:
@@ -239,12 +220,16 @@ def _execute(claim: Claim, cells: list[Cell], executor: Executor, console: Conso
                 display.refresh()
                 time.sleep(0.2)
         except BaseException:
-            # The cells get no second signal while they save.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # The cells get no second signal while they save; a second Ctrl-C ends them with this process.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _wait)
             display.say("stopping: running cells save their state ...")
             executor.stop()
             raise
+
+
+def _wait(number: int, frame: FrameType | None) -> None:
+    """Goes on with what is under way."""
 
 
 def _start(cell: Cell, executor: Executor, display: Display) -> None:
@@ -265,7 +250,7 @@ def _conclude(
     write(folder, RESULTS, result)
     write(folder, CIRCUMSTANCES, around)
     pictures = draw(claim, cells, result, folder)
-    (folder / REPORT).write_text(markdown(result, around, pictures))
+    write_whole(folder / REPORT, markdown(result, around, pictures))
     _log(claim, result, around, pictures, folder, options.wandb)
     print_result(result, around, folder, console)
     if result["failed"]:
@@ -285,17 +270,21 @@ def _log(
     """The summary run of the claim's W&B group."""
     note = folder / ".wandb_id"
     if not note.exists():
-        note.write_text(new_wandb_id())
+        write_whole(note, new_wandb_id())
     os.environ["WANDB_RUN_GROUP"] = f"claims/{claim.name}"
     logger = wandb_logger(
         mode, folder, "claims", note.read_text(), {k: result[k] for k in ("claim", "seeds", "metric")}
     )
     if logger is None:
         return
-    run = logger.experiment
-    run.log({"arms": wandb.Table(list(COLUMNS), [list(row) for row in rows(result, around)])})
-    run.log({path.stem: wandb.Image(str(path)) for path in pictures})
-    run.summary["verdict"] = str(result["verdict"])
-    for answer in result["expectations"]:
-        run.summary[answer["expect"]] = str(answer["verdict"])
-    run.finish()
+
+    def tell() -> None:
+        run = logger.experiment
+        run.log({"arms": wandb.Table(list(COLUMNS), [list(row) for row in rows(result, around)])})
+        run.log({path.stem: wandb.Image(str(path)) for path in pictures})
+        run.summary["verdict"] = str(result["verdict"])
+        for answer in result["expectations"]:
+            run.summary[answer["expect"]] = str(answer["verdict"])
+
+    logger.attempt(tell)
+    logger.close()

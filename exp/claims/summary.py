@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from callbacks.whole_files import write_whole
 
 BEGIN = "<!-- results: written by `python -m exp compare --summary` -->"
 END = "<!-- end of results -->"
@@ -37,21 +40,31 @@ def summarise(page: Path, folder: Path) -> str:
     table = ["| claim | verdict | expected | seeds | measured |", "| --- | --- | --- | --- | --- |", *lines]
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    page.write_text(before + "\n".join([BEGIN, "", *table, "", END]) + after)
+    write_whole(page, before + "\n".join([BEGIN, "", *table, "", END]) + after)
     return f"{page}: {len(files)} results"
 
 
 def _row(file: Path, page: Path) -> str:
     try:
-        result = json.loads(file.read_text())
-        around = json.loads(file.with_name("circumstances.json").read_text())
-        answers = "<br>".join(f"`{a['expect']}` {a['verdict']}".replace("|", "\\|") for a in result["expectations"])
+        result = json.loads(file.read_bytes())
+        around = json.loads(file.with_name("circumstances.json").read_bytes())
+        answers = "<br>".join(f"`{_cell(a['expect'])}` {_cell(a['verdict'])}" for a in result["expectations"])
         link = file.with_name("report.md").relative_to(page.parent)
-        where = f"{around['date']}, {around['commit']}, {around['machine']}"
-        return (
-            f"| [{result['claim']}]({link}) | **{result['verdict']}** | {answers} | {len(result['seeds'])} | {where} |"
-        )
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        where = ", ".join(_cell(around[name]) for name in ("date", "commit", "machine"))
+        claim, verdict = _cell(result["claim"]), _cell(result["verdict"])
+        return f"| [{claim}]({link}) | **{verdict}** | {answers} | {len(result['seeds'])} | {where} |"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SummaryError(
             f"{file.parent}: not a result of compare ({error!r}); run its claim with --publish"
         ) from error
+
+
+def _cell(text: Any) -> str:
+    """A text as it stands in a cell of the table.
+
+    Raises:
+        ValueError: it is none, or would be more than a cell.
+    """
+    if not isinstance(text, str) or "\n" in text or "<!--" in text:
+        raise ValueError(f"{text!r} is no line of text")
+    return text.replace("|", "\\|")

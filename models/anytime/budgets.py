@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 
+from models.anytime.confidence import check_criterion
 from models.anytime.policy import ALWAYS, NEVER, Policy
 from models.anytime.thresholds import Outcomes, evaluate, geometric_plans, pareto_thresholds
 
@@ -128,8 +130,14 @@ class ExitThresholds:
             )
             costs = tuple(map(float, plain["costs"]))
             found = cls(plain["criterion"], plain["solver"], costs, int(plain["validation_samples"]), points)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"these are no thresholds of exp ({type(error).__name__}: {error})") from error
+        check_criterion(str(found.criterion))
+        if not all(map(math.isfinite, costs)) or not all(0 < a <= b for a, b in pairwise((*costs[:1], *costs))):
+            raise ValueError(f"the costs of exits are multiply-adds, cheapest first, not {costs}")
+        shares = [point.share for point in points]
+        if not all(0 <= share <= 1 + 1e-6 for share in shares) or shares != sorted(shares):
+            raise ValueError("thresholds are for shares of the last exit's multiply-adds in [0, 1], cheapest first")
         if not points or any(len(point.thresholds) != len(costs) for point in points):
             raise ValueError("thresholds need at least one set, with a number for each exit in it")
         return found

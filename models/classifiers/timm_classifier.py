@@ -9,6 +9,7 @@ import timm
 from torch import nn
 
 import models.backbones  # noqa: F401  registers our networks with timm
+from models.pixels import state_pretrained
 
 
 def timm_classifier(
@@ -42,4 +43,6 @@ def timm_classifier(
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "pretrained": pretrained}
     if drop_path_rate:
         arguments["drop_path_rate"] = drop_path_rate
-    return timm.create_model(name, **arguments, **(options or {}))
+    network: nn.Module = timm.create_model(name, **arguments, **(options or {}))
+    state_pretrained(network, pretrained, options)
+    return network

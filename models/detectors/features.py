@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones.size_divisor import size_divisor
+from models.pixels import state_pretrained
 
 
 class Features(nn.Module):
@@ -54,6 +55,7 @@ class Features(nn.Module):
             )
         except IndexError as error:
             raise ValueError(f"{backbone} does not have the feature maps {indices}") from error
+        state_pretrained(body, pretrained, options)
         available = len(body.feature_info)
         order = [index % available for index in indices]
         if not order or order != sorted(set(order)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.official.hrnet import head, trunk
 from models.official.layout import WEIGHT, WEIGHT_BIAS, Contents, Layout, State, Table
+from models.pixels import IMAGENET
 
 # Convolutions in the redesigned head of each exit.
 _EXITS = {"exit1": 5, "exit2": 3, "exit3": 1, "last_layer": 0}
@@ -57,4 +58,5 @@ LAYOUT = Layout(
     ours=[r"exits\.3\.classifier\.weight", r"backbone\.stage2\..*"],
     unpack=_without_distances,
     pack=_with_distances,
+    pixels=IMAGENET,
 )

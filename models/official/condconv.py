@@ -12,6 +12,7 @@ huggingface/pytorch-image-models at aa4b5850 and tensorflow/tpu at 01b67067.
 from torch import Tensor
 
 from models.official.layout import BATCH_NORM, SAME, Layout, LayoutError, Maybe, State, Table, check_keys
+from models.pixels import HALVES, Stated
 
 # TensorFlow's variable -> our parameter.
 _VARIABLES = {"condconv_kernel": "weight", "depthwise_condconv_kernel": "weight", "condconv_bias": "bias"}
@@ -67,6 +68,15 @@ def _transposed(state: State, module: str, variable: str, value: Tensor) -> Tens
     return kernels.permute(order).flatten(1)
 
 
+def _pixels(state: State) -> Stated | None:
+    """Those of the EfficientNets, the only hosts whose weights are published; the deeper one has larger images."""
+    if not any(".se." in name for name in state):
+        return None
+    deeper = any(name.startswith("blocks.1.2.") for name in state)
+    size, crop = ((240, 240), 0.882) if deeper else ((224, 224), 0.875)
+    return HALVES | {"size": size, "interpolation": "bicubic", "crop": crop}
+
+
 LAYOUT = Layout(
     "CondConv",
     tables=[_TIMM],
@@ -75,4 +85,5 @@ LAYOUT = Layout(
     ours=[r".*routing_fn\.weight"],
     unpack=_in_our_shapes,
     pack=_with_whole_routings,
+    pixels=_pixels,
 )

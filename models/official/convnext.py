@@ -7,6 +7,7 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545; layout of facebookresear
 """
 
 from models.official.layout import SAME, WEIGHT_BIAS, Layout, Maybe, Row, State, Table, inside
+from models.pixels import IMAGENET
 
 # What the toolboxes put next to the backbone in a detector's or segmenter's checkpoint.
 _TOOLBOX = r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\..*"
@@ -58,4 +59,5 @@ LAYOUT = Layout(
     ours=[r"(stages\.\d+\.blocks|blocks)\.\d+\.conv_dw\.weight"],
     left_out={"all but the backbone": _TOOLBOX},
     pack=as_linear,
+    pixels=IMAGENET | {"interpolation": "bicubic"},
 )

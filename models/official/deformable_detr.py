@@ -20,6 +20,7 @@ from models.official.layout import (
     inside,
     within,
 )
+from models.pixels import IMAGENET
 
 # Batch norms are frozen.
 FROZEN = {"counters of frozen norms": r".*\.num_batches_tracked"}
@@ -135,4 +136,5 @@ LAYOUT = Layout(
     unpack=merged,
     left_out=FROZEN,
     pack=repeated,
+    pixels=IMAGENET,
 )

@@ -9,7 +9,8 @@ Reference: layout of facebookresearch/detectron2 at 82a57ce0 (v0.5).
 import torch
 
 from models.detectors.retinanet import START
-from models.official.layout import SAME, WEIGHT, WEIGHT_BIAS, Layout, Maybe, Row, holds
+from models.official.layout import SAME, WEIGHT, WEIGHT_BIAS, Layout, Maybe, Row, State, holds
+from models.pixels import BGR_BYTES, Stated
 
 _AVERAGE = "positives"
 _FROZEN_NORM = holds("weight", "bias", "running_mean", "running_var")
@@ -18,6 +19,14 @@ _BLOCK, _OUR_BLOCK = "backbone.bottom_up.res{stage+2}.{block}", "backbone.body.l
 
 def _conv(official: str, ours: str, norm: str) -> list[Row]:
     return [(official, ours, WEIGHT), (f"{official}.norm", norm, _FROZEN_NORM)]
+
+
+def _pixels(state: State) -> Stated:
+    """The constants that older versions save, else the usual ones; a mean that falls from red to blue is of RGB."""
+    if not {"pixel_mean", "pixel_std"} <= state.keys():
+        return BGR_BYTES
+    mean, std = (tuple(state[name].flatten().tolist()) for name in ("pixel_mean", "pixel_std"))
+    return {"order": "rgb" if mean[0] > mean[-1] else "bgr", "scale": 255.0, "mean": mean, "std": std}
 
 
 LAYOUT = Layout(
@@ -47,4 +56,5 @@ LAYOUT = Layout(
     left_out={"constants": r"pixel_mean|pixel_std|anchor_generator\..*"},
     unpack=lambda state: state | {_AVERAGE: torch.tensor(START)},
     pack=lambda state: {name: value for name, value in state.items() if name != _AVERAGE},
+    pixels=_pixels,
 )

@@ -7,6 +7,7 @@ facebookresearch/detr at 29901c5.
 """
 
 from models.official.layout import ATTENTION, SAME, WEIGHT, WEIGHT_BIAS, Layout, Maybe, Row, Table, inside
+from models.pixels import IMAGENET
 
 
 def _layer(side: str, attentions: list[str]) -> list[Row]:
@@ -53,4 +54,5 @@ LAYOUT = Layout(
     # SMCA's has a prior besides.
     official=[rf"(detr\.)?{_DECODER}", r"(detr\.)?backbone\.0\.body\..*", r"!.*layers\.0\.point2\.weight"],
     ours=[rf"(detector\.)?{_DECODER}", r"(detector\.)?backbone\.body\..*", r"!prior\.offsets\.0\.weight"],
+    pixels=IMAGENET,
 )

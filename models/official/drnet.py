@@ -10,6 +10,7 @@ research/cv/DRNet.
 import torch
 
 from models.official.layout import SAME, WEIGHT, WEIGHT_BIAS, Layout, Maybe, State, Table, inside
+from models.pixels import IMAGENET
 
 _NORM = {
     "gamma": "weight",
@@ -68,4 +69,5 @@ LAYOUT = Layout(
     ours=[r"(classifier\.)?bn1\.sets\.0\.running_mean"],
     unpack=_with_constants,
     pack=_without_constants,
+    pixels=IMAGENET | {"size": (224, 224), "interpolation": "bilinear", "crop": 0.875},
 )

@@ -7,8 +7,6 @@ Reference: "Not All Images are Worth 16x16 Words", arXiv 2105.15075; layout of b
 Dynamic-Vision-Transformer at 22cc8951.
 """
 
-
-
 from models.official.layout import (
     SAME,
     WEIGHT,
@@ -20,6 +18,7 @@ from models.official.layout import (
     inside,
     within,
 )
+from models.pixels import IMAGENET
 
 _STAGES = ("less_less_token", "less_token", "normal_token")
 # A linear layer, an activation and a linear layer: a sequence or timm's MLP.
@@ -64,4 +63,5 @@ LAYOUT = Layout(
     tables=[_table(_DEIT), _table(_T2T)],
     official=[rf"({'|'.join(_STAGES)})\.cls_token"],
     ours=[r"stages\.\d+\.cls_token"],
+    pixels=IMAGENET | {"size": (224, 224), "interpolation": "bicubic", "crop": 0.875},
 )

@@ -21,6 +21,7 @@ from models.official.layout import (
     inside,
     within,
 )
+from models.pixels import BGR_BYTES
 
 # A norm is a part of its convolution there, and follows it here.
 _CONV: Contents = {"weight": "0.weight"} | within("norm", "1", BATCH_NORM)
@@ -87,4 +88,5 @@ LAYOUT = Layout(
     ours=[r"layers\.\d+\.\d+\.body\.0\.depthwise\.weight"],
     unpack=_without_ones,
     pack=_with_ones,
+    pixels=BGR_BYTES,
 )

@@ -7,6 +7,7 @@ Reference: HRNet-Semantic-Segmentation (branch pytorch-v1.1) and deep-high-resol
 """
 
 from models.official.layout import BATCH_NORM, WEIGHT, WEIGHT_BIAS, Contents, Layout, Maybe, Row, Table
+from models.pixels import IMAGENET
 
 
 def trunk(masked: Contents = WEIGHT) -> Table:
@@ -75,4 +76,5 @@ LAYOUT = Layout(
     # Those with exits and of classification are other systems'.
     official=[r"last_layer\.0\.weight|final_layer\.weight", _SIGN, r"!exit1\..*", r"!classifier\.weight"],
     ours=[r"head\.(classifier\.)?weight", r"backbone\.stage2\..*"],
+    pixels=IMAGENET,
 )

@@ -8,6 +8,7 @@ HRNet-Image-Classification, which is timm's.
 
 from models.official.hrnet import trunk
 from models.official.layout import Layout
+from models.pixels import IMAGENET
 
 # What follows the trunk. The final layer of a pose network is not in two parts.
 _CLASSIFICATION = r"(incre_modules|downsamp_modules|final_layer\.[01]|classifier)\..*"
@@ -21,4 +22,5 @@ LAYOUT = Layout(
     official=[_SIGN, r"!exit1\..*", r"!last_layer\..*", r"!final_layer\.(weight|bias)"],
     ours=[rf"backbone\.{_SIGN}", r"!(?!backbone\.).*"],
     left_out={"the layers of classification": _CLASSIFICATION},
+    pixels=IMAGENET,
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.official.patterns import OFFICIAL, OURS, Group, Names, Slot
+from models.pixels import Stated
 
 State = dict[str, Tensor]
 # What a module holds: official name and ours.
@@ -102,6 +103,8 @@ class Layout:
         unpack: Called with official weights before they are renamed: takes away what `pack` can give back, such as all
             but one of tensors that are repeated, and brings others to our shape.
         pack: Its inverse. Official weights must hold all that it gives back, and the same values.
+        pixels: How the images look that the published weights expect (`models.pixels`), or a function that tells it by
+            the official weights; None where nobody has published it.
     """
 
     title: str
@@ -112,6 +115,7 @@ class Layout:
     left_out: Mapping[str, str] = field(default_factory=dict)
     unpack: Callable[[State], State] = dict
     pack: Callable[[State], State] = dict
+    pixels: Stated | Callable[[State], Stated | None] | None = None
 
     def matches(self, state: Mapping[str, Any]) -> bool:
         """Whether names look like official weights of this system, wrapped or not."""
@@ -159,6 +163,14 @@ class Layout:
             LayoutError: Missing or unknown names.
         """
         return self.pack(self._renamed(unwrap(state), self._our_names, OURS, f"our {self.title} layout"))
+
+    def pixels_of(self, state: Mapping[str, Any]) -> Stated | None:
+        """How the images look that official weights expect, if that is known.
+
+        Args:
+            state: Weights by official name, wrapped or not.
+        """
+        return self.pixels(unwrap(state)) if callable(self.pixels) else self.pixels
 
     def our_name(self, name: str) -> str:
         """Official name of a tensor to ours; an unknown one stays as it is."""

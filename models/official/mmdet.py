@@ -10,6 +10,7 @@ import torch
 
 from models.official.convnext import block
 from models.official.layout import BATCH_NORM, WEIGHT, WEIGHT_BIAS, Layout, Maybe, Row, State, Table
+from models.pixels import IMAGENET
 
 _PYRAMID: Table = [
     ("backbone.norm{level}", "neck.norms.{level}", WEIGHT_BIAS),
@@ -73,4 +74,5 @@ LAYOUT = Layout(
     ours=[r"roi_heads\.0\..*", r"backbone\.body\.stem_0\.weight"],
     unpack=_background_first,
     pack=_background_last,
+    pixels=IMAGENET,
 )

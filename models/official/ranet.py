@@ -4,7 +4,8 @@ Reference: "Resolution Adaptive Networks for Efficient Inference", arXiv 2003.07
 yangle15/RANet-pytorch at be0f25a2.
 """
 
-from models.official.layout import BATCH_NORM, WEIGHT, WEIGHT_BIAS, Contents, Layout, Maybe, Table, within
+from models.official.layout import BATCH_NORM, WEIGHT, WEIGHT_BIAS, Contents, Layout, Maybe, State, Table, within
+from models.pixels import IMAGENET, Stated
 
 
 def _conv(position: int = 0) -> Contents:
@@ -44,9 +45,23 @@ _IMAGENET: Table = [
     ("FirstLayer.layers.{later+1}", "base.{later+1}", _conv()),
 ]
 
+# By the number of classes.
+_CIFAR_PIXELS: dict[int, Stated] = {
+    10: {"mean": (0.4914, 0.4824, 0.4467), "std": (0.2471, 0.2435, 0.2616)},
+    100: {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
+}
+
+
+def _pixels(state: State) -> Stated | None:
+    if "FirstLayer.layers.0.0.weight" in state:
+        return IMAGENET | {"size": (224, 224), "interpolation": "bilinear", "crop": 0.875}
+    return _CIFAR_PIXELS.get(len(state["classifier.0.linear.bias"]))
+
+
 LAYOUT = Layout(
     "RANet",
     tables=[[*_CIFAR, *_SUBNETS], [*_IMAGENET, *_SUBNETS]],
     official=[r"scale_flows\.\d+\.\d+\.layers\.\d+\.conv_normal\.net\..*"],
     ours=[r"subnets\.\d+\.\d+\.layers\.\d+\.own\..*"],
+    pixels=_pixels,
 )

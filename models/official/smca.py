@@ -6,6 +6,7 @@ gaopengcuhk/SMCA-DETR at e4df3ab.
 
 from models.official.detr import DETECTOR
 from models.official.layout import WEIGHT_BIAS, Layout, Maybe
+from models.pixels import IMAGENET
 
 _LAYERS = "transformer.decoder.layers"
 
@@ -23,4 +24,5 @@ LAYOUT = Layout(
     ],
     official=[r"transformer\.decoder\.layers\.0\.point2\.weight"],
     ours=[r"prior\.offsets\.0\.weight"],
+    pixels=IMAGENET,
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.official.deformable_detr import FROZEN, ONE_STAGE, TWO_STAGE, count, first_of, merged, repeated
 from models.official.layout import WEIGHT, WEIGHT_BIAS, Layout, Maybe, State, Table
+from models.pixels import IMAGENET
 
 _TABLE, _INDEX = "relative_position_bias_table", "relative_position_index"
 _VECTORS = "vector_embed"
@@ -63,4 +64,5 @@ LAYOUT = Layout(
     left_out=FROZEN,
     unpack=_unpacked,
     pack=_packed,
+    pixels=IMAGENET,
 )

@@ -9,6 +9,7 @@ Reference: torchvision 0.29, `torchvision.models.detection`.
 import torch
 
 from models.official.layout import SAME, WEIGHT_BIAS, Layout, Maybe, State, Table
+from models.pixels import IMAGENET
 
 # Rows of the background.
 _UNUSED_ROWS = {"box_predictor.bbox_pred": 4, "mask_predictor.mask_fcn_logits": 1}
@@ -103,4 +104,5 @@ LAYOUT = Layout(
     left_out={"counters of frozen norms": r".*\.num_batches_tracked"},
     unpack=_without_background,
     pack=_with_background,
+    pixels=IMAGENET,
 )

@@ -8,6 +8,7 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545; layout of facebookresear
 
 from models.official.convnext import STAGES, as_linear
 from models.official.layout import BATCH_NORM, SAME, WEIGHT, WEIGHT_BIAS, Layout, inside, within
+from models.pixels import IMAGENET
 
 _CONV = within("conv", "0", WEIGHT) | within("bn", "1", BATCH_NORM)
 
@@ -30,4 +31,5 @@ LAYOUT = Layout(
     official=[r"decode_head\.psp_modules\.\d+\.1\.conv\.weight", r"backbone\.stages\.\d+\.\d+\.dwconv\.weight"],
     ours=[r"head\.pools\.\d+\.1\.0\.weight", r"backbone\.stages\.\d+\.blocks\.\d+\.conv_dw\.weight"],
     pack=as_linear,
+    pixels=IMAGENET,
 )

@@ -15,6 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from models.backbones.size_divisor import size_divisor
 from models.layers.resize import resize
+from models.pixels import state_pretrained
 
 NUM_LEVELS = 4
 # The auxiliary head reads the map of stride 16.
@@ -176,12 +177,14 @@ def _features(backbone: str, drop_path_rate: float, pretrained: bool, options: d
     options = ({"drop_path_rate": drop_path_rate} if drop_path_rate else {}) | options
     levels = tuple(range(-NUM_LEVELS, 0))
     try:
-        return timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=levels, **options)
+        body = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=levels, **options)
     except IndexError as error:
         raise ValueError(f"{backbone} has fewer than the {NUM_LEVELS} feature maps that UperNet needs") from error
     except RuntimeError as error:
         # No feature maps to be had, or no weights of that tag.
         raise ValueError(f"timm cannot make a backbone of {backbone!r}: {error}") from error
+    state_pretrained(body, pretrained, options)
+    return body
 
 
 def _init_weights(head: nn.Module) -> None:

@@ -70,7 +70,9 @@ def test_every_data_module_is_configurable(name: str) -> None:
         data.setup("fit")
 
 
-SHARED = {"batch_size", "train_transforms", "eval_transforms", "num_workers", "on_bad_sample", "max_bad_samples"}
+SHARED = {
+    *("batch_size", "train_transforms", "eval_transforms", "num_workers", "on_bad_sample", "max_bad_samples", "pixels"),
+}
 LAYOUTS = {
     "Digits": {"holdout"},
     "DigitScenes": {"size", "objects", "digit_size", "overlap", "num_train", "num_val", "masks"},

@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from datamodules.decoding import Encoded
+from datamodules.pixels import Pixels
 from datamodules.transforms import AutoAugment, Pipeline, RandAugment, Transform
 from datamodules.transforms.recipes import evaluate_centre, large_image_augmentation
 from datamodules.transforms.resizing import Resizing, resize
+
+IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def jpeg(image: np.ndarray, quality: int = 90) -> Encoded:
@@ -44,7 +47,7 @@ def test_crop_of_a_large_jpeg_looks_as_if_decoded_whole(photo: np.ndarray) -> No
 
 
 def test_crop_without_reduction_is_exact(photo: np.ndarray) -> None:
-    file, pipeline = jpeg(photo), Pipeline(large_image_augmentation())
+    file, pipeline = jpeg(photo), Pipeline(large_image_augmentation(IMAGENET))
     whole = file.decode()
     for index in range(20):
         assert np.array_equal(
@@ -53,7 +56,7 @@ def test_crop_without_reduction_is_exact(photo: np.ndarray) -> None:
 
 
 def test_evaluation_is_resize_and_centre_crop(photo: np.ndarray) -> None:
-    result = Pipeline(evaluate_centre())({"image": jpeg(photo), "label": 3}, 0, 0)
+    result = Pipeline(evaluate_centre(IMAGENET))({"image": jpeg(photo), "label": 3}, 0, 0)
     small = Image.fromarray(jpeg(photo).decode()).resize((341, 256), Image.Resampling.BILINEAR)
     expected = np.asarray(small)[16:240, 58:282]
     assert result["label"] == 3

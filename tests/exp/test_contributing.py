@@ -6,8 +6,6 @@ import csv
 import textwrap
 from pathlib import Path
 
-import pytest
-
 from tests.library.runner import run
 
 ROOT = Path(__file__).parents[2]
@@ -37,10 +35,9 @@ def example(text: str, title: str) -> str:
     return textwrap.dedent("\n".join(lines[first:last]))
 
 
-def test_a_new_task_and_its_report_need_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_task_and_its_report_need_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(example((ROOT / "CONTRIBUTING.md").read_text(), "Adding a task"))
     (tmp_path / "mine.yaml").write_text(CONFIG)
-    monkeypatch.syspath_prepend(tmp_path)
     ended = run("fit", ["--config=mine.yaml", "--wandb=disabled"], tmp_path)
     assert ended.code == 0, ended.output
     folder = tmp_path / "runs/mine/0"
@@ -53,10 +50,15 @@ def test_a_new_task_and_its_report_need_no_other_file(tmp_path: Path, monkeypatc
         assert (folder / name).stat().st_size > 0
         assert name in ended.output
     assert "positions of the images that got a yes" in ended.output
-    ended = run("validate", ["--ckpt_path=runs/mine/0/checkpoints/best.ckpt"], tmp_path)
+    checkpoint = "--ckpt_path=runs/mine/0/checkpoints/best.ckpt"
+    ended = run("validate", [checkpoint], tmp_path)
+    assert ended.code == 2
+    assert "names mine.Yes" in ended.output
+    assert "add --trust mine" in ended.output
+    ended = run("validate", [checkpoint, "--trust", "mine"], tmp_path)
     assert ended.code == 0, ended.output
     positions = (folder / "validate/yes.txt").read_text().splitlines()
     assert len(positions) == round(max(said) * 180)
-    ended = run("predict", ["--ckpt_path=runs/mine/0/checkpoints/best.ckpt", "mine.yaml"], tmp_path)
+    ended = run("predict", [checkpoint, "--trust", "mine", "mine.yaml"], tmp_path)
     assert ended.code == 2
     assert "nothing writes what Yes predicts" in ended.output

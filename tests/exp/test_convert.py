@@ -34,7 +34,8 @@ def test_there_and_back(tmp_path: Path, ours: dict, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out.splitlines()
     numbers = sum(value.numel() for value in ours.values())
     said = f"convnext weights in our layout, {len(ours)} tensors, {numbers:,} numbers"
-    assert printed[1] == f"{tmp_path}/back.safetensors: {said}"
+    look = "pixels RGB 0..1 less (0.485, 0.456, 0.406) over (0.229, 0.224, 0.225), bicubic"
+    assert printed[1] == f"{tmp_path}/back.safetensors: {said}; {look}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "new", "ours.safetensors"]
 
 

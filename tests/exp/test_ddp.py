@@ -23,7 +23,8 @@ def start(folder: Path, argv: list[str]) -> subprocess.Popen[str]:
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "exp", "fit", *argv]
     log = (folder / "log.txt").open("w")
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True)
+    options = {"cwd": folder, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
+    return subprocess.Popen(command, text=True, **options)
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -72,8 +73,11 @@ def test_two_processes_train_like_one(one_process: dict[tuple[str, str], float],
 def test_signal_stops_all_and_one_process_goes_on(one_process: dict[tuple[str, str], float], tmp_path: Path) -> None:
     process = start(tmp_path, [*CONFIG, *TWO])
     wait_for_step(tmp_path, 5, process)
-    process.send_signal(signal.SIGTERM)
+    # As a terminal does, to all processes of the job.
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 75, (tmp_path / "log.txt").read_text()
+    told = (tmp_path / "log.txt").read_text()
+    assert told.count("exp: ") == told.count("exp: stopped by Ctrl-C at step ") == 1, told
     ended = run("fit", CONFIG, tmp_path)
     assert ended.code == 0, ended.output
     assert "resuming from" in ended.output
@@ -83,13 +87,40 @@ def test_signal_stops_all_and_one_process_goes_on(one_process: dict[tuple[str, s
         assert resumed[key] == pytest.approx(value, abs=1e-4), key
 
 
-def test_a_process_that_dies_ends_the_job(tmp_path: Path) -> None:
-    process = start(tmp_path, [*CONFIG, *TWO, "--trainer.max_epochs=1000"])
-    wait_for_step(tmp_path, 5, process)
+def second_process(process: subprocess.Popen[str]) -> int:
+    """The id of the process of rank 1."""
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children.split()}
     (worker,) = [pid for pid, command in commands.items() if "exp" in command and "fit" in command]
-    os.kill(int(worker), signal.SIGKILL)
+    return int(worker)
+
+
+def test_a_process_that_is_stopped_for_good_ends_the_job(tmp_path: Path) -> None:
+    process = start(tmp_path, [*CONFIG, *TWO, "--trainer.max_epochs=1000", "--timeout=0.15"])
+    wait_for_step(tmp_path, 5, process)
+    worker = second_process(process)
+    os.kill(worker, signal.SIGSTOP)
+    assert process.wait(60) == 1
+    told = (tmp_path / "log.txt").read_text()
+    assert "exp: rank 1 gave no sign of life for 9 seconds (--timeout): the job ends; the same command" in told
+    assert "Traceback" not in told
+    deadline = time.monotonic() + 20
+    while "State:\tT" in (state := status(worker)):
+        assert time.monotonic() < deadline, state
+
+
+def status(pid: int) -> str:
+    """What the kernel says of a process; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_process_that_dies_ends_the_job(tmp_path: Path) -> None:
+    process = start(tmp_path, [*CONFIG, *TWO, "--trainer.max_epochs=1000"])
+    wait_for_step(tmp_path, 5, process)
+    os.kill(second_process(process), signal.SIGKILL)
     code = process.wait(60)
     assert code not in (0, 75)
     assert "rank 1 was killed by signal 9" in (tmp_path / "log.txt").read_text()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import models.backbones.resnet_msra  # noqa: F401 (registers with timm)
+from datamodules import Coco, Pixels
 from models.detectors.anchors import anchors, flatten_outputs
 from models.detectors.conventions import CONVENTIONS
 from models.detectors.rcnn import RCNN, CascadeMaskRCNN, MaskRCNN
@@ -144,9 +145,12 @@ def retinanet(case: Case) -> tuple[RetinaNet, list[Tensor]]:
         max_detections=config["max_dets"],
     )
     load(network, detectron2.LAYOUT.to_ours(case.state))
-    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("pixel_mean_bgr", "pixel_std"))
-    images = [(case.inputs[f"image.{i}"] - mean) / std for i in range(len(config["image_sizes"]))]
-    return network, images
+    # Recorded images are BGR; ours become it on the device, when these weights are used.
+    data = Coco(root="")
+    mean, std = (tuple(map(float, config[name])) for name in ("pixel_mean_bgr", "pixel_std"))
+    data.adopt(replace(Pixels.stated(detectron2.LAYOUT.pixels_of(case.state)), mean=mean, std=std))
+    rgb = [case.inputs[f"image.{i}"].flip(0).to(torch.uint8) for i in range(len(config["image_sizes"]))]
+    return network, data.on_after_batch_transfer({"image": rgb}, 0)["image"]
 
 
 @torch.no_grad()

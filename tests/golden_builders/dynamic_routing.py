@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from callbacks.compute_budget import ComputeBudget, budget_penalty
+from datamodules import Pixels
 from lightning_modules.schedules import Poly
 from models.compute import parameter_count
 from models.decisions import noted
@@ -170,12 +172,18 @@ def without_input(network: DynamicRouting, gates: Tensor) -> int:
     return number
 
 
+def normalised(case: Case) -> Tensor:
+    """Recorded images, which are BGR, as our data modules normalise ours for such weights; here with another mean."""
+    pixels = Pixels.stated(LAYOUT.pixels_of(case.state))
+    assert (pixels.order, pixels.scale, pixels.std) == ("bgr", 255.0, (1.0, 1.0, 1.0))
+    return replace(pixels, mean=tuple(case.config["pixel_mean"])).normalised(case.inputs["image"].flip(1))
+
+
 def model_eval(case: Case) -> dict[str, Tensor]:
     config, network = case.config, build(case.config)
     load(network, LAYOUT.to_ours(case.state))
-    mean = torch.tensor(config["pixel_mean"]).view(3, 1, 1)
     with torch.no_grad():
-        logits = network.eval()(case.inputs["image"] - mean)
+        logits = network.eval()(normalised(case))
     expected, real = mflops(network, noted(network)[""].values, config)
     # The published counter takes the map for a square.
     side = config["fix_size"][0]
@@ -191,14 +199,13 @@ def model_eval(case: Case) -> dict[str, Tensor]:
 def model_train(case: Case) -> dict[str, Tensor]:
     config, network = case.config, build(case.config)
     load(network, LAYOUT.to_ours(case.state))
-    mean = torch.tensor(config["pixel_mean"]).view(3, 1, 1)
     side = config["fix_size"][0]
     decoder = decoder_flops(network.width, network.num_classes, (side, side)) / MEGA
     results: dict[str, Tensor] = {}
     for i, progress in enumerate(config["step_rates"]):
         load(network, LAYOUT.to_ours(case.state))
         network.zero_grad()
-        images = case.inputs["image"] - mean
+        images = normalised(case)
         logits = network.train()(images)
         _, gates = network.features(images)
         segmentation = F.cross_entropy(logits, case.inputs["label"], ignore_index=255)

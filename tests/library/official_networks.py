@@ -51,13 +51,13 @@ _SWIN = {
 }
 _DVT = {"num_classes": 5, "image_size": 32, "grids": (2, 4, 8), "embed_dim": 12, "depth": 2, "num_heads": 2}
 _RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}
-_STAGES: list[Any] = [
+STAGES: list[Any] = [
     (1, [1], [4]),
     (1, [1] * 2, [4, 6]),
     (2, [1] * 3, [4, 6, 8]),
     (1, [1] * 4, [4, 6, 8, 10]),
 ]
-_ADPC: dict[str, Any] = {"num_classes": 5, "stages": _STAGES, "pooled_dim": 6, "init_std": None}
+_ADPC: dict[str, Any] = {"num_classes": 5, "stages": STAGES, "pooled_dim": 6, "init_std": None}
 _RESNET_DETECTOR: dict[str, Any] = {
     "num_classes": 5,
     "backbone": "resnet26",
@@ -84,7 +84,7 @@ class _Trunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = HRNetSegmenter(5, _STAGES).backbone
+        self.backbone = HRNetSegmenter(5, STAGES).backbone
 
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -96,7 +96,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "adpc/redesigned_heads": lambda: ADPC(**_ADPC, threshold=None),
     "adpc/confidence": lambda: ADPC(**_ADPC | {"pooled_dim": None}),
     "adpc/all": lambda: ADPC(**_ADPC),
-    "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *_STAGES[1:]]}),
+    "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *STAGES[1:]]}),
     "condconv": _timm("condconv_mobilenetv2_100", num_classes=4),
     "convnext": _timm("convnext_tiny", num_classes=3, **_CONVNEXT),
     "convnext/dense": _timm("convnext_tiny_dense", features_only=True, num_classes=0, out_indices=(1, 2), **_CONVNEXT),
@@ -122,8 +122,8 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "dynamic_conv": _timm("dy_resnet10", num_classes=4),
     "dynamic_routing": lambda: DynamicRouting(5, num_layers=5, width=4),
     "dynamic_routing/all": lambda: DynamicRouting(5, num_layers=3, width=4, route="all"),
-    "hrnet/segmenter": lambda: HRNetSegmenter(5, _STAGES),
-    "hrnet/pose": lambda: HRNetPose(4, _STAGES),
+    "hrnet/segmenter": lambda: HRNetSegmenter(5, STAGES),
+    "hrnet/pose": lambda: HRNetPose(4, STAGES),
     "hrnet_imagenet": _Trunk,
     "mmdet": lambda: MaskRCNN(**_CONVNEXT_DETECTOR),
     "mmdet/cascade": lambda: CascadeMaskRCNN(**_CONVNEXT_DETECTOR),

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import ast
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
 import pytest
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_modules.internals import Clock, give_back_signals, is_compiled, step_counts, trainer_of
+from lightning_modules.internals import (
+    Clock,
+    is_compiled,
+    leave_signals_alone,
+    longest_wait,
+    step_counts,
+    trainer_of,
+    wait_at_most,
+)
 from tests.library.reports import trainer_with
 from tests.library.toy_task import Line, Numbers, seeded
 
@@ -48,7 +58,16 @@ def test_every_private_name_is_still_there(tmp_path: Path) -> None:
     assert [i for i, each in enumerate(seen) if each["logs"]] == [3, 6, 9]
     # The last batch of an epoch is followed by its validation.
     assert [each["resumes"] for each in seen] == [False, True, False, True, False] * 2
-    give_back_signals(trainer, (signal.SIGTERM,), signal.SIG_DFL)
+    connector = trainer._signal_connector
+    assert callable(connector.register_signal_handlers)
+    leave_signals_alone(trainer)
+    before = signal.getsignal(signal.SIGTERM)
+    connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert longest_wait(trainer) is None
+    trainer = Trainer(strategy=DDPStrategy(), accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    wait_at_most(trainer, timedelta(minutes=3))
+    assert longest_wait(trainer) == timedelta(minutes=3)
     network = Line()
     assert not is_compiled(network)
     network.compile()

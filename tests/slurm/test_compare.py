@@ -79,7 +79,7 @@ def test_a_preempted_job_saves_and_goes_on(cluster: Cluster, tmp_path: Path) -> 
     # One seed allows no verdict; the cells have finished all the same.
     assert process.returncode == 5, output
     log = (tmp_path / "runs/claims/claim/nodes/seed0.log").read_text()
-    assert "stopped by signal" in log
+    assert "stopped by SIGTERM" in log
     assert "resuming from" in log
 
 

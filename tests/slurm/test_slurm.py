@@ -221,7 +221,7 @@ def test_order_to_stop_saves_and_does_not_requeue(
     assert job.end() == state, job.output
     assert job.say("Restarts") == "0"
     assert code is None or job.say("ExitCode") == code
-    assert "exp: stopped by signal; run the same command again to go on" in job.output
+    assert "exp: stopped by SIGTERM" in job.output
     assert "Traceback" not in job.output
     assert damage(job.last) is None
     if order == "tasks":

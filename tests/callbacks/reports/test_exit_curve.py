@@ -239,6 +239,33 @@ def test_thresholds_are_plain_and_come_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"costs": [1.0, 2.0, 3.0, float("nan")]}, "costs of exits"),
+        ({"costs": [0.0, 0.0, 0.0, 0.0]}, "costs of exits"),
+        ({"costs": [4.0, 3.0, 2.0, 1.0]}, "costs of exits"),
+        ({"costs": [1.0, 2.0, 3.0, 10**400]}, "OverflowError"),
+        ({"validation_samples": float("inf")}, "OverflowError"),
+        ({"criterion": "os.system"}, "no confidence criterion"),
+        ({"criterion": ["max_prob"]}, "no confidence criterion"),
+        ({"points": "each"}, "TypeError"),
+    ],
+)
+def test_thresholds_of_a_stranger_are_refused(change: dict[str, Any], message: str) -> None:
+    plain = ExitThresholds.solve(outcomes(40), COSTS).plain()
+    with pytest.raises(ValueError, match=message):
+        ExitThresholds.from_plain(plain | change)
+
+
+@pytest.mark.parametrize("share", [float("nan"), -1.0, 2.0])
+def test_shares_of_a_stranger_are_refused(share: float) -> None:
+    plain = ExitThresholds.solve(outcomes(40), COSTS).plain()
+    plain["points"][-1]["share"] = share
+    with pytest.raises(ValueError, match="shares of the last exit"):
+        ExitThresholds.from_plain(plain)
+
+
+@pytest.mark.parametrize(
     ("share", "message"),
     [(0.0, r"in \(0, 1\], not 0"), (1.01, "not 1.01"), (float("nan"), "not nan"), (0.05, "takes a share of 0.1000")],
 )

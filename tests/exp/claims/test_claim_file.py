@@ -125,3 +125,25 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     with pytest.raises(ClaimError, match=r"no such claim file; did you mean .*width\.yaml"):
         read_claim(tmp_path / "widht.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "claim: !!python/object/apply:os.system [true]",
+        "claim: !mine One.",
+        "claim: " + "[" * 3000,
+        "claim: " + "[" * 100 + "]" * 100,
+        "claim: &a [*a]",
+        "claim: 2026-99-99",
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdef", "bcdefg", strict=True)),
+    ],
+    ids=range(7),
+)
+def test_a_strangers_claim_file_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "claim.yaml").write_text(text)
+    with pytest.raises(ClaimError) as caught:
+        read_claim(tmp_path / "claim.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'claim.yaml'}: ")
+    assert "\n" not in str(caught.value)

@@ -198,8 +198,8 @@ def test_sigterm_lets_cells_save(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
-    assert "run the same command again" in said
-    assert "stopped by signal" in (tmp_path / "runs/claims/claim/slow/seed0.log").read_text()
+    assert said == "exp: stopped by SIGTERM; the same command goes on\n"
+    assert "stopped by SIGTERM" in (tmp_path / "runs/claims/claim/slow/seed0.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from exp.claims.claim_file import read_claim
 from exp.claims.code_version import code_version
 from exp.claims.published import config_digest, freshness, outdated
+from exp.claims.summary import SummaryError
 from exp.cli import resolve
 from tests.library.recipes import ROOT
 
@@ -69,3 +70,37 @@ def test_each_result_has_its_line(result: dict[str, Any]) -> None:
         "old: its code was recorded by whole packages, as was done once",
         "1 of 2 results would be measured again",
     ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "/etc/hostname"},
+        {"file": "../claim.yaml"},
+        {"file": ["claim.yaml"]},
+        {"configs": {"../config.yaml": "x"}},
+        {"configs": ["config.yaml"]},
+        {"arms": [1]},
+        {"arms": {"slow": 1}},
+        {"code": {"modules": ["exp.fit"], "libraries": {}}},
+        {"code": None},
+    ],
+)
+def test_a_strangers_result_is_refused(change: dict[str, Any], result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "all/one").mkdir(parents=True)
+    (tmp_path / "all/one/results.json").write_text(json.dumps(result | change))
+    with pytest.raises(SummaryError, match=r"one/results.json: not a result of compare .*--publish"):
+        freshness(tmp_path / "all")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", "[" * 100_000, "\x00"], ids=range(6))
+def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/results.json").write_text(text)
+    with pytest.raises(SummaryError, match=r"one/results.json: not a result of compare"):
+        freshness(tmp_path)
+
+
+def test_a_config_that_is_none_is_another(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [true]")
+    assert config_digest(tmp_path / "config.yaml") == "not YAML"

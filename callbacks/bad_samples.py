@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.whole_files import whole
+
 
 class BadSamples(Callback):
     """Logs the number of samples that could not be read, and lists them with the reasons.
@@ -25,7 +27,7 @@ class BadSamples(Callback):
         bad: dict[str, str] = getattr(trainer.datamodule, "bad_samples", {})  # type: ignore[attr-defined]
         if not bad or not trainer.is_global_zero:
             return
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "reason"])
             writer.writerows(bad.items())

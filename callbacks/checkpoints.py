@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from torch import Tensor
 
 from callbacks.non_finite import NonFiniteGuard
@@ -40,6 +40,10 @@ class Checkpoints(Checkpoint):
         self.config = ""
         self.best_score: float | None = None
         self.best_step = 0
+        # Of the training that a checkpoint was made in: what was monitored, and an epoch's optimiser steps and samples.
+        self.judged_by: tuple[str | None, str | None] | None = None
+        self.steps_per_epoch: int | None = None
+        self.training_samples: int | None = None
         self._saved_step = 0
         self._stopping = False
 
@@ -60,14 +64,33 @@ class Checkpoints(Checkpoint):
         return self.folder / f"{name}.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: the best score so far, and the step that is being saved."""
-        return {"best_score": self.best_score, "best_step": self.best_step, "saved_step": self._saved_step}
+        """What a resumed run must know: the best score so far and of what, and the step that is being saved."""
+        return {
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "saved_step": self._saved_step,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "steps_per_epoch": self.steps_per_epoch,
+            "training_samples": self.training_samples,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` saved."""
         self.best_score = state_dict["best_score"]
         self.best_step = state_dict["best_step"]
         self._saved_step = state_dict["saved_step"]
+        self.steps_per_epoch = state_dict.get("steps_per_epoch")
+        self.training_samples = state_dict.get("training_samples")
+        if "monitor" in state_dict:
+            self.judged_by = state_dict["monitor"], state_dict["mode"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the raw weights where nothing averages them any more; `state_dict` then holds the average."""
+        raw = checkpoint.get("current_model_state")
+        averaging = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if raw is not None and trainer.state.fn == "fit" and not averaging:
+            pl_module.load_state_dict(raw)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts config, classes and the look of images into the checkpoint, so that it can be used on its own."""
@@ -80,6 +103,11 @@ class Checkpoints(Checkpoint):
         """Asks the module what it wants monitored, unless the config says."""
         self.monitor = self.monitor or getattr(pl_module, "monitor", None)
         self.mode = self.mode or getattr(pl_module, "monitor_mode", "max")
+        self.steps_per_epoch = Clock(trainer).steps_per_epoch
+        self.training_samples = training_samples(trainer)
+        if self.judged_by not in (None, (self.monitor, self.mode)):
+            # A score of something else says nothing about this.
+            self.best_score, self.best_step = None, 0
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Takes a checkpoint if one is due, or wanted before a requested stop."""
@@ -108,8 +136,14 @@ class Checkpoints(Checkpoint):
         value = score.item() if isinstance(score, Tensor) else float(score)
         if math.isnan(value):
             return
+        # A best that is not here is none: it is in the run that this one started from, or somebody has removed it.
+        here = trainer.strategy.broadcast(self._path("best").exists())
         # Of equals the later is kept: it has seen more, and on a small validation split ties are common.
-        if self.best_score is None or (value >= self.best_score if self.mode == "max" else value <= self.best_score):
+        if (
+            not here
+            or self.best_score is None
+            or (value >= self.best_score if self.mode == "max" else value <= self.best_score)
+        ):
             self.best_score, self.best_step = value, trainer.global_step
             trainer.save_checkpoint(self._path("best"), weights_only=False)
 
@@ -135,3 +169,9 @@ class Checkpoints(Checkpoint):
             os.link(self.last, link)
             os.replace(link, self._path("previous"))
         trainer.save_checkpoint(self.last, weights_only=False)
+
+
+def training_samples(trainer: Trainer) -> int | None:
+    """Samples that an epoch's order is made of; None of a loader that does not say it."""
+    batches = getattr(trainer.train_dataloader, "batches", None)
+    return getattr(getattr(batches, "first", batches), "num_samples", None)

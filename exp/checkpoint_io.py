@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from callbacks.whole_files import whole
+from exp.trust import read_yaml
 from exp.weight_files import WeightFileError, read
 from models.official import some
 
@@ -39,17 +41,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: the file could not be written, e.g. because the disk is full.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
         try:
-            with partial.open("wb") as file:
+            with whole(target) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-            _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise CheckpointError(target, f"the checkpoint could not be written: {_reason(error)}") from error
 
     def load_checkpoint(
@@ -76,14 +71,6 @@ def _reason(error: BaseException) -> str:
         if isinstance(candidate, OSError) and candidate.errno == errno.ENOSPC:
             return "no space left on the device. The previous checkpoint is intact: free space, run the command again"
     return f"{cause}. The previous checkpoint is intact"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def damage(path: Path) -> str | None:
@@ -127,3 +114,13 @@ def _not_ours(path: Path, content: Any) -> CheckpointError:
     return CheckpointError(
         path, f"not a checkpoint of exp ({found})", "official checkpoints are translated by `python -m exp convert`"
     )
+
+
+def config_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The config that a checkpoint was made with, as plain values; None if it does not say."""
+    text = checkpoint.get("exp_config")
+    try:
+        config = read_yaml(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        return None
+    return config if isinstance(config, dict) else None

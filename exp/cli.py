@@ -45,7 +45,7 @@ from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
 from exp.signals import AGAIN, asked, name
 from exp.trust import Distrust, Rule, check_size, taken_from
-from lightning_modules.internals import leave_signals_alone, wait_at_most
+from lightning_modules.internals import leave_signals_alone, stay_inside, wait_at_most
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -380,7 +380,8 @@ def standard_callbacks(
 
 
 def place_reports(trainer: Trainer, place: Place) -> None:
-    """Tells all reports of a run where they put what they make."""
+    """Tells all reports of a run, and what else writes files, where they put what they make."""
+    stay_inside(trainer, place.files)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Report):
             callback.place = place

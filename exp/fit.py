@@ -5,20 +5,21 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
-from exp.checkpoint_io import read_checkpoint
+from exp.checkpoint_io import CheckpointError, read_checkpoint
 from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
 from exp.errors import exit_code
-from exp.loggers import MetricsTable
 from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
+from exp.record import Record
+from exp.resuming import goes_on, resumption
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
 from exp.tracking import Tracker, new_wandb_id, wandb_logger
@@ -38,87 +39,87 @@ def main(argv: list[str]) -> int:
         if run.finished:
             print(f"{run.path} is finished; nothing to do")
             return 0
-        if run.checkpoint is None:
-            cli.ask_hubs(part_of(cli, part) for part in weight_files(cli))
-        try:
-            _train(cli, run)
-        finally:
-            _close_trackers(cli)
+        _train(cli, run, _leads(cli))
     return outcome.code
 
 
-def _close_trackers(cli: Cli) -> None:
-    for logger in cli.trainer.loggers:
-        if isinstance(logger, Tracker):
-            logger.close()
+def _leads(cli: Cli) -> bool:
+    """Whether this process is the one that writes and talks."""
+    return cli.trainer.is_global_zero and not is_child()
 
 
-def _train(cli: Cli, run: Run) -> None:
+def _train(cli: Cli, run: Run, leads: bool) -> None:
+    trainer, checkpoints = cli.trainer, cli.checkpoints
+    cost, spent = Cost(), dict[str, float]()
+    results: Mapping[str, float] = {}
+    with Record(cli, run, leads) as record, _closing_trackers(cli):
+        _prepare(cli, run, record, cost)
+        # What is alive now stays alive: the garbage collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        start = str(run.checkpoint) if run.checkpoint else None
+        trainer.fit(cli.model, cli.datamodule, ckpt_path=start, weights_only=True)
+        # Where nothing was left to train.
+        record.begin()
+        if cli.config.test and not trainer.fast_dev_run and cli.datamodule.has("test"):  # type: ignore[attr-defined]
+            best = str(checkpoints.best or checkpoints.last)
+            (results,) = trainer.test(cli.model, cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        if leads:
+            spent = cost.measure(cli.model.network)
+            record.finish(test=dict(results), best=checkpoints.best_score, cost=spent)
+    if leads:
+        print_summary(cli, run, dict(results), spent)
+        if missing := record.missing():
+            raise RunError(f"{missing}: removed since it was written, and lost; all else that the run leaves is there")
+
+
+@contextmanager
+def _closing_trackers(cli: Cli) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for logger in cli.trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.close()
+
+
+def _prepare(cli: Cli, run: Run, record: Record, cost: Cost) -> None:
+    """Puts together what the run goes on from, and what acts on it; refuses what does not fit."""
     trainer = cli.trainer
-    leads = trainer.is_global_zero and not is_child()
-    trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-    cli.checkpoints.folder = run.checkpoints
-    cli.checkpoints.config = cli.config_text()
-    if leads:
-        (run.path / "config.yaml").write_text(cli.config_text())
-        run.update(status="running", wandb_id=run.state().get("wandb_id") or new_wandb_id())
-    table = MetricsTable(run.path / "metrics.csv")
-    if leads:
-        # A run that was killed before its first checkpoint starts afresh.
-        table.rewind(_step_of(run.checkpoint) if run.checkpoint is not None else 0)
-    loggers: list[Any] = [table]
-    if leads and not trial:
-        wandb = wandb_logger(cli.config.wandb, run.path, cli.experiment, run.state().get("wandb_id", ""), cli.plain)
-        loggers += [wandb] if wandb is not None else []
-    given = cli.user_loggers
-    loggers += given if isinstance(given, list) else [given] if given not in (None, True, False) else []
-    trainer.loggers = loggers
-    cost = Cost()
-    # Checkpoints stay last, so that what they save includes what every other callback did.
-    trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), Length(run), cost]  # type: ignore[attr-defined]
-    place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, table.series))
-    if run.checkpoint is None:
-        started = {part: (path, start_from(cli, path, part)) for part, path in weight_files(cli).items()}
-        for path, start in started.values():
-            if leads and (message := start.message()):
-                print(f"{path}: {message}")
-        hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, leads)
+    if run.checkpoint is not None:
+        content = read_checkpoint(run.checkpoint, tensors=False)
+        record.start = resumption(cli, run, content)
+        run.notes += [f"from step {record.start.step} on: {change}" for change in record.start.changes]
+        hand_over_checkpoint(cli, run.checkpoint, content, record.leads)
     else:
-        hand_over_checkpoint(cli, run.checkpoint, read_checkpoint(run.checkpoint, tensors=False), leads)
-    if leads:
+        files = weight_files(cli)
+        cli.ask_hubs(part_of(cli, part) for part in files)
+        started = {part: (path, start_from(cli, path, part)) for part, path in files.items()}
+        for path, start in started.values():
+            if record.leads and (message := start.message()):
+                print(f"{path}: {message}")
+        hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, record.leads)
+    # Checkpoints stay last, so that what they save includes what every other callback did.
+    trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), cost]  # type: ignore[attr-defined]
+    trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
+    place_reports(trainer, Place(run.plots, run.path, run.path.parent.name, record.table.series))
+    if record.leads:
         print_start(cli, run)
-    # What is alive now stays alive: the garbage collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
-    trainer.fit(cli.model, cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None, weights_only=True)
-    results: dict[str, float] = {}
-    if cli.config.test and not trial and cli.datamodule.has("test"):
-        best = cli.checkpoints.best or cli.checkpoints.last
-        results = dict(
-            trainer.test(cli.model, cli.datamodule, ckpt_path=str(best), weights_only=True, verbose=False)[0]
-        )
-    if leads:
-        spent = cost.measure(cli.model.network)
-        run.update(status="finished", test=results, best=cli.checkpoints.best_score, cost=spent)
-        _close_trackers(cli)
-        print_summary(cli, run, results, spent)
+    trainer.loggers = _loggers(cli, run, record)
 
 
-class Length(Callback):
-    """Notes in `run.json` how long the run is going to be, for whoever watches it from outside.
-
-    Args:
-        run: the run.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the number of optimiser steps and epochs."""
-        if trainer.is_global_zero and not is_child():
-            steps = trainer.estimated_stepping_batches
-            self.run.update(total_steps=steps if steps != float("inf") else None, max_epochs=trainer.max_epochs)
+def _loggers(cli: Cli, run: Run, record: Record) -> list[Any]:
+    """The table of metrics, W&B, and the loggers that the config names."""
+    loggers: list[Any] = [record.table]
+    if record.leads and not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        run.facts["wandb_id"] = run.facts.get("wandb_id") or new_wandb_id()
+        wandb = wandb_logger(cli.config.wandb, run.path, cli.experiment, run.facts["wandb_id"], cli.plain)
+        if wandb is not None:
+            if record.start.changes:
+                wandb.attempt(lambda: wandb.experiment.config.update(cli.plain, allow_val_change=True))
+            loggers.append(wandb)
+    given = cli.user_loggers
+    return loggers + (given if isinstance(given, list) else [given] if given not in (None, True, False) else [])
 
 
 def _as_today(config: Path) -> dict[str, Any] | None:
@@ -127,10 +128,6 @@ def _as_today(config: Path) -> dict[str, Any] | None:
         return resolve([f"--config={config}"])
     except ConfigError:
         return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(read_checkpoint(checkpoint, tensors=False)["global_step"])
 
 
 def _agree_on_run(cli: Cli) -> Run:
@@ -150,8 +147,14 @@ def _agree_on_run(cli: Cli) -> Run:
             run = open_run(
                 Path(cli.config.runs), cli.experiment, cli.config.version, cli.config.resume, cli.plain, _as_today
             )
-        except RunError as error:
-            problem = str(error)
+            if (
+                run.finished
+                and run.checkpoint is not None
+                and goes_on(cli, run, read_checkpoint(run.checkpoint, tensors=False))
+            ):
+                run.finished = False
+        except (RunError, CheckpointError) as error:
+            run, problem = None, str(error)
     if externally_started:
         told = (str(run.path), str(run.checkpoint or ""), run.finished) if run else None
         told, problem = trainer.strategy.broadcast((told, problem))

@@ -6,13 +6,19 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from exp.checkpoint_io import damage
+from callbacks.whole_files import write_whole
+from exp.checkpoint_io import CheckpointError, config_of, damage, read_checkpoint
+
+STATE_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
+LOCK_TRIALS = 4
 
 # What may differ between the command that started a run and the one that continues it: where and how fast it runs.
 PLACE = ("experiment", "version", "runs", "resume", "wandb", "test", "timeout", "threads", "config")
@@ -43,12 +49,18 @@ class Run:
         checkpoint: the checkpoint to resume from, or None for a fresh start.
         finished: whether the run had ended before this command.
         notes: what a person should know about how the directory was chosen.
+        fingerprint: that of the command's config.
+        is_new: whether this command has made the directory.
+        facts: what `run.json` holds.
     """
 
     path: Path
     checkpoint: Path | None = None
     finished: bool = False
     notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+    is_new: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
     _lock: IO[str] | None = field(default=None, repr=False)
 
     @property
@@ -61,28 +73,73 @@ class Run:
         """The folder of the pictures."""
         return self.path / "plots"
 
-    def state(self) -> dict[str, Any]:
-        """What `run.json` says: status, config's fingerprint, start, W&B id."""
-        return read_state(self.path)
+    @property
+    def state_file(self) -> Path:
+        """`run.json`."""
+        return self.path / STATE_FILE
 
     def update(self, **values: Any) -> None:
-        """Writes values into `run.json`, whole or not at all."""
-        target = self.path / "run.json"
-        partial = target.with_name(".run.json.partial")
-        partial.write_text(json.dumps(self.state() | values, indent=2) + "\n")
-        os.replace(partial, target)
+        """Adds to the facts, and writes `run.json`, whole or not at all."""
+        self.facts |= values
+        write_whole(self.state_file, json.dumps(self.facts, indent=2) + "\n")
+
+    def still_there(self) -> bool:
+        """Whether the directory is the one that this process has taken hold of."""
+        if self._lock is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK_FILE))
+        except FileNotFoundError:
+            return False
+
+    def take_again(self) -> None:
+        """Makes the directory anew where it was removed, and takes hold of it.
+
+        Raises:
+            RunError: another process has taken its place.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (lock := _lock(self.path)) is None:
+            raise RunError(f"{self.path} was removed while it was trained, and another process has taken its place")
+        self._lock = lock
+
+    def remove(self) -> None:
+        """Removes the directory, and that of its experiment if there is no other run in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+        _HELD.discard(self.path.resolve())
+        with suppress(OSError):
+            self.path.parent.rmdir()
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The content of a run directory's `run.json`; empty if there is none."""
+    """The content of a run directory's `run.json`; empty if there is none, or if it is damaged."""
     try:
-        return json.loads((path / "run.json").read_text())
-    except FileNotFoundError:
+        content = json.loads((path / STATE_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
-    except json.JSONDecodeError as error:
-        raise RunError(
-            f"{path / 'run.json'} is not valid JSON ({error}); remove {path} or choose another --version"
-        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def state_of(path: Path) -> str:
+    """How a run stands: `running`, `finished`, `stopped` (by a signal, and saved), `failed` or `interrupted`.
+
+    Whether it runs is asked of the process, by the lock that it holds as long as it lives: who is killed cannot leave
+    word of it.
+    """
+    status = read_state(path).get("status")
+    if status == "finished":
+        return "finished"
+    if path.resolve() in _HELD:
+        return "running"
+    with suppress(OSError):
+        try:
+            with (path / LOCK_FILE).open() as file:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "running"
+    return status if status in ("stopped", "failed") else "interrupted"
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,20 +198,19 @@ def open_run(
     folder = root / experiment
 
     def is_same(path: Path) -> bool:
-        found = read_state(path).get("fingerprint")
-        if found in (None, mark):
+        facts = read_state(path)
+        if facts and facts.get("fingerprint") in (None, mark):
             return True
-        old = resolve(path / "config.yaml") if (path / "config.yaml").is_file() else None
-        if old is None or fingerprint(old) != mark:
-            return False
-        Run(path).update(fingerprint=mark)
-        return True
+        old = resolve(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else None
+        if old is not None and fingerprint(old) == mark:
+            return True
+        # Where run.json is damaged, config.yaml may be, too; the checkpoints say what they were made with.
+        return not facts and any(fingerprint(config) == mark for config in _checkpointed_configs(path))
 
     if resume not in ("auto", "never"):
         path = Path(resume)
         if path.is_dir():
-            is_same(path)
-            return _continue(path, mark)
+            return _continue(path, mark, is_same(path))
         if not path.is_file():
             raise RunError(f"--resume {resume}: neither a run directory nor a checkpoint, nor 'auto' or 'never'")
         if problem := damage(path):
@@ -172,11 +228,11 @@ def open_run(
         if not is_same(path):
             raise RunError(f"{path} was started with another config: choose another --version or --resume {path}")
         return _continue(path, mark)
-    notes = []
+    notes: list[str] = []
     if resume == "auto":
         for path in _versions(folder)[::-1]:
             state = read_state(path)
-            if state.get("status") == "finished" or not state:
+            if state.get("status") == "finished" or not (state or (path / CONFIG_FILE).is_file()):
                 continue
             if not is_same(path):
                 notes.append(f"{path} is unfinished, but of another config; go on with it by --resume {path}")
@@ -185,7 +241,7 @@ def open_run(
             if lock is None:
                 notes.append(f"{path} is being trained by another process")
                 continue
-            return _continue(path, mark, lock)
+            return _continue(path, mark, lock=lock)
     run = _create(folder, None, mark)
     run.notes += notes[:1]
     return run
@@ -198,33 +254,51 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _create(folder: Path, version: str | None, mark: str) -> Run:
-    folder.mkdir(parents=True, exist_ok=True)
-    if version is not None:
-        path = folder / version
-        path.mkdir(exist_ok=True)
-    else:
-        taken = _versions(folder)
-        number = int(taken[-1].name) + 1 if taken else 0
-        while True:
-            path = folder / str(number)
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                number += 1
-    run = Run(path, _lock=_lock(path))
-    run.update(status="created", fingerprint=mark, created=time.strftime("%Y-%m-%dT%H:%M:%S"))
+    try:
+        path = folder / version if version is not None else _next_version(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        if (lock := _lock(path)) is None:
+            raise RunError(f"{path} is being trained by another process")
+        run = Run(path, fingerprint=mark, is_new=True, _lock=lock)
+        run.update(status="unfinished", fingerprint=mark, created=time.strftime("%Y-%m-%dT%H:%M:%S"))
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or folder}: no run can be made there ({error.strerror}); choose another folder by --runs"
+        ) from error
     return run
 
 
-def _continue(path: Path, mark: str, lock: IO[str] | None = None) -> Run:
+def _next_version(folder: Path) -> Path:
+    """A new folder with the next free number, which no other process has made."""
+    taken = _versions(folder)
+    number = int(taken[-1].name) + 1 if taken else 0
+    while True:
+        path = folder / str(number)
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _continue(path: Path, mark: str, same: bool = True, lock: IO[str] | None = None) -> Run:
+    """Takes hold of a run's directory.
+
+    Args:
+        path: the directory.
+        mark: the fingerprint of the command's config.
+        same: whether the run's own config computes the same.
+        lock: what holds the directory, if it has been taken hold of.
+    """
     lock = lock or _lock(path)
     if lock is None:
         raise RunError(f"{path} is being trained by another process")
-    state = read_state(path)
-    run = Run(path, finished=state.get("status") == "finished", _lock=lock)
-    if state.get("fingerprint") != mark:
-        run.notes.append("goes on with a config that differs from the one it was started with")
+    facts = read_state(path)
+    run = Run(path, finished=facts.get("status") == "finished", fingerprint=mark, facts=facts, _lock=lock)
+    if not facts:
+        run.facts = {"status": "unfinished", "fingerprint": mark, **_wandb_id(path)}
+        run.notes.append(f"{run.state_file} is missing or damaged: written anew; results in it, if any, are lost")
+    elif same and facts.get("fingerprint") != mark:
         run.update(fingerprint=mark)
     for partial in run.checkpoints.glob(".*"):
         partial.unlink()
@@ -239,12 +313,36 @@ def _continue(path: Path, mark: str, lock: IO[str] | None = None) -> Run:
     return run
 
 
+def _checkpointed_configs(path: Path) -> Iterator[dict[str, Any]]:
+    """What the checkpoints of a run were made with."""
+    for name in ("last", "previous"):
+        with suppress(CheckpointError):
+            config = config_of(read_checkpoint(path / "checkpoints" / f"{name}.ckpt"))
+            if config is not None:
+                yield config
+
+
+def _wandb_id(path: Path) -> dict[str, str]:
+    """The id of the newest W&B run in a directory, as its folder is called."""
+    folders = sorted(each.name for each in (path / "wandb").glob("*run-*-*") if each.is_dir())
+    found = [name.rpartition("-")[2] for name in folders]
+    return {"wandb_id": found[-1]} if found and found[-1].isalnum() else {}
+
+
+# Directories that this process holds: asking for its own lock would give it up.
+_HELD: set[Path] = set()
+
+
 def _lock(path: Path) -> IO[str] | None:
     # A record lock belongs to the process: it ends with it, however it ends, and loader workers do not inherit it.
-    file = (path / ".lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+    file = (path / LOCK_FILE).open("a")
+    for trial in range(LOCK_TRIALS):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _HELD.add(path.resolve())
+            return file
+        except OSError:
+            # Somebody may be asking how the run stands.
+            time.sleep(0.05 if trial < LOCK_TRIALS - 1 else 0)
+    file.close()
+    return None

@@ -49,7 +49,7 @@ def print_start(cli: Cli, run: Run) -> None:
     parameters = sum(p.numel() for p in network.parameters())
     trainer = cli.trainer
     for note in run.notes:
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
+        console.print(note, style="yellow", highlight=False, markup=False)
     verb = f"resuming from {run.checkpoint}" if run.checkpoint else "training"
     console.print(
         f"[bold]{escape(cli.experiment)}[/]: {escape(verb)}\n"
@@ -72,6 +72,8 @@ def print_summary(cli: Cli, run: Run, results: dict[str, Any], cost: dict[str, f
     monitor, score = cli.checkpoints.monitor, cli.checkpoints.best_score
     if score is not None:
         console.print(f"best {monitor} {score:.4f} at step {cli.checkpoints.best_step}", highlight=False, markup=False)
+    for each in run.facts.get("changes", []):
+        console.print(f"from step {each['step']} on: {'; '.join(each['changes'])}", highlight=False, markup=False)
     if results:
         console.print("\n".join(result_lines(results)), highlight=False)
     if cost:

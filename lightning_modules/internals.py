@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
@@ -76,6 +79,30 @@ def step_counts(trainer: Trainer) -> tuple[int, int | None]:
     counts = clock.steps_per_epoch, clock.total_steps
     trainer.fit_loop._combined_loader = None
     return counts
+
+
+def unlogged_row(trainer: Trainer) -> tuple[dict[str, Any], int] | None:
+    """What the training step or epoch that ends is about to log, and the step that it is logged under; None if nothing.
+
+    Lightning logs it after `on_train_batch_end` and `on_train_epoch_end`, where checkpoints are taken.
+    """
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    of_epoch = connector._first_loop_iter is None
+    logs = of_epoch or (connector.should_update_logs and not Clock(trainer).accumulates)
+    if not trainer.training or trainer._results is None or not logs:
+        return None
+    metrics = dict(connector.metrics["log"])
+    if not metrics:
+        return None
+    # At the end of an epoch, the count is already that of the next step.
+    step = metrics.pop("step", loop._batches_that_stepped - of_epoch)
+    return {"epoch": trainer.current_epoch} | convert_tensors_to_scalars(metrics), int(step)
+
+
+def stay_inside(trainer: Trainer, folder: Path) -> None:
+    """Has a trainer, and what is in it, write to a folder where it would write to the working directory by default."""
+    if Path(trainer.default_root_dir) == Path.cwd():
+        trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:

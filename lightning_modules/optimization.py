@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_modules.parameter_groups import LayerDecay, parameter_groups
+from lightning_modules.restoring import adopted, by_part
 from lightning_modules.schedules import Constant, Schedule
 
 MakeOptimizer = Callable[[Iterable], Optimizer]
@@ -163,6 +164,27 @@ class JointOptimizer(Optimizer):
         for name, each in self.optimizers.items():
             each.load_state_dict(state_dict[name])
         self._join()
+
+
+def restored(
+    parts: Mapping[str, Part], built: Mapping[str, tuple[Optimizer, Any]], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The saved state of what a task trains with, as the state of an optimiser with today's options.
+
+    Args:
+        parts: What is trained, by name.
+        built: What `build` of each returned.
+        state: What `Optimizer.state_dict` gave, of the only part or of all by name.
+
+    Raises:
+        ValueError: The state is of other parts or parameters, or does not fit an option.
+    """
+    found = by_part(state, parts)
+    new = {
+        name: adopted(found[name], built[name][0], part.optimizer, {"lr", *part.schedules})
+        for name, part in parts.items()
+    }
+    return dict(new) if len(new) > 1 else dict(*new.values())
 
 
 class _JointState(MutableMapping[Tensor, Any]):

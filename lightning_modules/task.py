@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from lightning_modules.findings import Findings
 from lightning_modules.internals import Clock, is_compiled, step_counts, trainer_of
-from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity
+from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity, restored
 from lightning_modules.parameter_groups import LayerDecay
+from lightning_modules.restoring import check_network
 from lightning_modules.schedules import Constant, Schedule
 from lightning_modules.step_log import StepLog
 from models.compute import inference
@@ -158,7 +159,6 @@ class Task(LightningModule, ABC):
     def costs_one_forward(self) -> bool:
         """Whether a prediction costs what a forward pass of the network does."""
         return True
-
 
     @property
     def data(self) -> Any:
@@ -326,29 +326,36 @@ class Task(LightningModule, ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores what was not logged yet."""
+        """Restores what was not logged yet; a training goes on with the optimiser's options as they are now."""
         self._step_log.load(checkpoint.get("unlogged", {}), self.device)
+        if self.strict_loading and "state_dict" in checkpoint:
+            check_network(self, checkpoint["state_dict"])
+        trainer, states = trainer_of(self), checkpoint.get("optimizer_states")
+        if trainer is not None and trainer.state.fn == "fit" and states:
+            states[0] = restored(self.parts(), self._built(), states[0])
 
     # The optimiser.
+
+    def _built(self) -> dict[str, tuple[Optimizer, dict[str, Any]]]:
+        for _, teacher in self.teacher_pairs():
+            teacher.requires_grad_(False)
+        scale = 1.0 if self.reference_batch is None else self.effective_batch / self.reference_batch
+        return {name: part.build(scale) for name, part in self.parts().items()}
 
     @override
     def configure_optimizers(self) -> Optimizer:
         """One optimiser for all parts, and the quantities of each that change over the steps."""
-        for _, teacher in self.teacher_pairs():
-            teacher.requires_grad_(False)
-        scale = 1.0 if self.reference_batch is None else self.effective_batch / self.reference_batch
         steps_per_epoch, total_steps = step_counts(self.trainer)
         if total_steps is None:
             raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        optimizers: dict[str, Optimizer] = {}
-        self.quantities = {}
-        for name, part in self.parts().items():
-            optimizers[name], options = part.build(scale)
-            # A trial of one batch is too short for any warm-up.
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                found = part.quantities(optimizers[name], options, steps_per_epoch, total_steps)
+        built, self.quantities = self._built(), {}
+        # A trial of one batch is too short for any warm-up.
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for name, part in self.parts().items():
+                found = part.quantities(*built[name], steps_per_epoch, total_steps)
                 prefix = "" if part is self.main else f"{name}_"
                 self.quantities |= {f"{prefix}{key}": each for key, each in found.items()}
+        optimizers = {name: optimizer for name, (optimizer, _) in built.items()}
         return next(iter(optimizers.values())) if len(optimizers) == 1 else JointOptimizer(optimizers)
 
     @override
@@ -372,16 +379,6 @@ class Task(LightningModule, ABC):
     def effective_batch(self) -> int:
         """Samples per optimiser step over all processes."""
         return self.data.batch_size * self.trainer.accumulate_grad_batches
-
-
-def first_samples(batch: Batch, samples: int) -> Batch:
-    """A copy of the first samples of a batch.
-
-    Args:
-        batch: tensors [B, ...] and lists of B things.
-        samples: how many, at most.
-    """
-    return {key: tree_map_only(Tensor, torch.clone, value[:samples]) for key, value in batch.items()}
 
 
 def classes_of(network: nn.Module, num_classes: int | None) -> int:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
 from callbacks.reports.report import Report
-from lightning_modules.task import Batch, first_samples
+from lightning_modules.task import Batch
 from models.compute import executed
 
 
@@ -56,3 +56,13 @@ class Cost(Report):
         with torch.compiler.set_stance("force_eager"):
             report = executed(network, *inputs)
         return {"params": report.params, "macs": report.macs, "macs_samples": len(inputs[0])}
+
+
+def first_samples(batch: Batch, samples: int) -> Batch:
+    """A copy of the first samples of a batch.
+
+    Args:
+        batch: tensors [B, ...] and lists of B things.
+        samples: how many, at most.
+    """
+    return {key: tree_map_only(Tensor, torch.clone, value[:samples]) for key, value in batch.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.reports.report import Report
+from callbacks.whole_files import write_whole
 from drawing.exits import exit_curve, exit_sheet
 from drawing.figures import SMALL, evenly
 from lightning_modules.classification import Classification
@@ -177,9 +177,7 @@ class ExitCurve(Report):
         # The test of a checkpoint has solved nothing; that of a fit tells which thresholds are the best checkpoint's.
         if self.thresholds is None or (self.split == "test" and not self.has_trained):
             return
-        partial = folder / ".thresholds.json.partial"
-        partial.write_text(json.dumps(self.thresholds.plain(), indent=2) + "\n")
-        os.replace(partial, folder / "thresholds.json")
+        write_whole(folder / "thresholds.json", json.dumps(self.thresholds.plain(), indent=2) + "\n")
 
     @override
     def draw(self) -> Mapping[str, Figure]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -16,11 +15,12 @@ from typing import Any
 
 import torch
 
+from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
 from exp.cli import Cli, ConfigError, resolve
 from exp.loggers import MetricsTable
-from exp.run_directory import RunError, differences, essence, fingerprint, read_state
+from exp.run_directory import differences, essence, fingerprint, read_state, state_of
 
 # What compare decides for every cell.
 OWN_KEYS = ("experiment", "version", "runs", "resume", "config", "seed_everything", "ckpt_path", "wandb")
@@ -89,10 +89,7 @@ class Cell:
 
     def note(self, **values: Any) -> None:
         """Adds to the record, whole or not at all."""
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.record.with_name(f".{self.record.name}.partial")
-        partial.write_text(json.dumps(self.recorded() | values, indent=1) + "\n")
-        os.replace(partial, self.record)
+        write_whole(self.record, json.dumps(self.recorded() | values, indent=1) + "\n")
 
     def look(self) -> None:
         """Finds out how far the cell has come."""
@@ -103,12 +100,9 @@ class Cell:
         if was != self.identity:
             self.state, self.reason = State.STALE, _why(was, self.identity)
             return
-        try:
-            status = read_state(self.path).get("status")
-        except RunError as error:
-            self.state, self.reason = State.STALE, str(error)
-            return
+        status = state_of(self.path)
         self.state = State.FINISHED if status == "finished" else State.UNFINISHED
+        self.reason = "being trained by another process" if status == "running" else ""
 
     def clear(self, keep: bool) -> None:
         """Makes room for a new run; the old one is moved aside, or removed."""

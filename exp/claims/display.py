@@ -16,7 +16,7 @@ from rich.text import Text
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim
 from exp.loggers import MetricsTable
-from exp.run_directory import RunError, read_state
+from exp.run_directory import read_state
 
 # Finished cells of a large claim would push the running ones off the screen.
 MOST_ROWS = 30
@@ -53,7 +53,7 @@ def progress(cell: Cell, metric: str) -> Progress:
         table = MetricsTable(cell.path / "metrics.csv")
         values = table.series(metric)[1]
         done = int(table.rows[-1]["step"]) + 1 if table.rows else 0
-    except (RunError, ValueError, KeyError):
+    except (ValueError, KeyError):
         # Caught in the middle of being written: the next look will see it whole.
         return found
     total, epochs = state.get("total_steps"), state.get("max_epochs")

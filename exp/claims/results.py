@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim, counts_compute
 from exp.claims.code_version import merged
@@ -172,7 +173,4 @@ def _machine() -> str:
 
 def write(folder: Path, name: str, content: dict[str, Any]) -> None:
     """Writes JSON, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.partial"
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(partial, folder / name)
+    write_whole(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -16,10 +16,10 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from callbacks import StepSeed
+from callbacks.reports.cost import first_samples
 from lightning_modules import WarmupCosine
 from lightning_modules.findings import Findings
 from lightning_modules.optimization import Part
-from lightning_modules.task import first_samples
 from tests.library.reports import trainer_with
 from tests.library.toy_task import SAMPLES, Line, Numbers, Sums, saved, seeded
 

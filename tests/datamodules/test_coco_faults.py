@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules import DataError, coco_json
-from datamodules.coco_json import records
+from datamodules import DataError, json_records
+from datamodules.json_records import records
 from tests.library.coco_files import CocoFiles
 
 
@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[Callable[[CocoFiles], None], str, str]] = {
     "a word in a polygon": (
         change("annotations", segmentation=[[0, 0, 9, 0, 9, 9], [1, 2, 3, "x", 5, 6]]),
         "annotations record 101",
-        "must be real number, not str",
+        "a polygon holds 'x', which is no number",
     ),
     "a line": (change("annotations", segmentation=[[1, 1, 2, 2, 3, 3]]), "annotation 101 of image 10", "have no area"),
     "an eight": (
@@ -203,7 +203,7 @@ CONTENT = {
 def test_the_reader_finds_what_json_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr(coco_json, "CHUNK", chunk)
+    monkeypatch.setattr(json_records, "CHUNK", chunk)
     file = tmp_path / "file.json"
     file.write_text(json.dumps(CONTENT, indent=indent, ensure_ascii=False), encoding="utf-8")
     sections = frozenset({"images", "annotations", "categories"})
@@ -216,11 +216,18 @@ def test_the_reader_finds_what_json_finds(
     [
         ("[1]", "is no JSON object"),
         ('{"images": [{"id": 1}, {"id": ', "is damaged or cut off"),
-        ('{"images": [{"id": 1}', "has an array 'images' that does not end"),
+        ('{"images": [{"id": 1}', "is damaged or cut off: an array does not end"),
         ('{"images": {"id": 1}}', "has no array under 'images'"),
         ('{"images" [1]}', "has no ':' after"),
         ("", "is no JSON object"),
-        ("{}", "has no categories"),
+        ("{}", "has no annotations, no categories, no images"),
+        ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
+        ('{"images": [], "annotations": [], "images": []}', "has 'images' twice"),
+        ('{"images": [], "annotations": [], "categories": []} {}', "goes on after its end"),
+        ('{"images": ' + "[" * 100_000, "holds lists within lists without end"),
+        ('{"info": {"a": ' * 100_000, "holds lists within lists without end"),
+        ('{"images": [' + "9" * 5000 + "]}", "holds a number of thousands of digits"),
+        ('{"images": [], images: []}', "is damaged or cut off: a key in quotes is missing"),
     ],
 )
 def test_a_damaged_file_is_one_error(coco: CocoFiles, text: str, reason: str) -> None:

@@ -102,7 +102,7 @@ class Annotations:
         }
         if self.has_keypoints:
             values = self._columns["keypoints"][rows][single]
-            found["keypoints"] = values.reshape(len(values), -1, 3)
+            found["keypoints"] = values.reshape(len(values), values.shape[1] // 3, 3)
         return found
 
     def patch(self, row: int, height: int, width: int) -> Patch:

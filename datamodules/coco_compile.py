@@ -255,6 +255,8 @@ class _Rows:
         refuse(~np.isin(of_category, [each["id"] for each in categories]), "category {category} is unknown")
         refuse(np.isfinite(boxes).sum(axis=1) < 4, "the box {box} is not finite")
         refuse(boxes[:, 2:].min(axis=1, initial=0) < 0, "the box {box} is inverted (x, y, width, height)")
+        far = np.maximum(widths, heights)
+        refuse(beyond > far, "the box {box} reaches far outside of the image of {width}x{height}")
         refuse(is_empty(corners), "the box {box} is empty within the image of {width}x{height}")
         refuse(~((areas >= 0) & np.isfinite(areas)), "the area {area} must be 0 or more")
         refuse(
@@ -268,7 +270,7 @@ class _Rows:
         )
         refuse(lines.drawn & ~np.isfinite(reach), "a number of its polygons is not finite")
         refuse(
-            lines.drawn & (reach > np.maximum(widths, heights)),
+            lines.drawn & (reach > far),
             "its polygons reach far outside of the image of {width}x{height}",
         )
         refuse(lines.drawn & (lines.enclosing == 0), "its polygons have no area (degenerate or self-crossing)")
@@ -280,8 +282,9 @@ class _Rows:
             (num_keypoints > 0) & (num_keypoints != num_values),
             "{keypoints} keypoint numbers: {needed} are needed (x, y, visibility)",
         )
-        finite = np.append(0, np.cumsum(~np.isfinite(np.asarray(self.keypoints, np.float64))))[keypoint_ends]
-        refuse(np.diff(finite) > 0, "a number of its keypoints is not finite")
+        lost, strange = _odd_keypoints(np.asarray(self.keypoints, np.float64), num_keypoints, widths, heights)
+        refuse(lost, "a keypoint is not finite, or far outside of the image of {width}x{height}")
+        refuse(strange, "the visibility of a keypoint is not 0, 1 or 2")
         twice = kept.copy()
         twice[kept] = ~_first_of_each(ids[kept])
         refuse(twice, "its id belongs to another annotation, too")
@@ -316,6 +319,18 @@ class _Rows:
 def _beyond(low: np.ndarray, high: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
     """How many pixels something reaches over an edge of its image, float64 [n]; negative within."""
     return np.maximum(-low, high - np.stack([widths, heights], axis=1)).max(axis=1, initial=-np.inf)
+
+
+def _odd_keypoints(
+    values: np.ndarray, counts: np.ndarray, widths: np.ndarray, heights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows have a keypoint that is nowhere near the image, and which one of unknown visibility, bool [n] each."""
+    points, rows = values.reshape(-1, 3), np.repeat(np.arange(len(counts)), counts // 3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        reach = _beyond(points[:, :2], points[:, :2], widths[rows], heights[rows])
+    lost = ~(reach <= np.maximum(widths, heights)[rows])
+    strange = ~((points[:, 2] >= 0) & (points[:, 2] <= 2))
+    return np.bincount(rows[lost], minlength=len(counts)) > 0, np.bincount(rows[strange], minlength=len(counts)) > 0
 
 
 def _values_of_each(categories: list[dict[str, Any]], found: np.ndarray) -> int:

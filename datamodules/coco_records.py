@@ -16,6 +16,8 @@ from datamodules.json_records import printable
 MAX_NAME, MAX_PATH = 255, 4096
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _INT64 = range(-(2**63), 2**63)
+_NUMBERS = frozenset({int, float})
+_NONE = array("d")
 
 
 class RecordError(Exception):
@@ -128,11 +130,14 @@ def read_annotation(record: Any) -> AnnotationRecord:
     if len(box) != 4:
         raise RecordError(f"bbox has {len(box)} numbers: x, y, width, height are needed")
     area = record.get("area")
-    area = box[2] * box[3] if area is None else _numbers([area], "area")[0]
+    if area is None:
+        area = box[2] * box[3]
+    elif type(area) is not float:
+        area = _numbers([area], "area")[0]
     crowd = record.get("iscrowd") or 0
     if crowd is not True and (crowd := _whole(record, "iscrowd") if crowd else 0) not in (0, 1):
         raise RecordError(f"iscrowd is {crowd}: 0 or 1 is needed")
-    keypoints = _numbers(record.get("keypoints") or [], "keypoints")
+    keypoints = _numbers(found, "keypoints") if (found := record.get("keypoints")) else _NONE
     if len(keypoints) % 3:
         raise RecordError(f"{len(keypoints)} keypoint numbers: x, y, visibility of each are needed")
     polygons, code, size = _outline(record.get("segmentation"))
@@ -195,6 +200,8 @@ def _field(record: dict[str, Any], field: str) -> Any:
 def _whole(record: dict[str, Any], field: str) -> int:
     """A whole number, which may be written as 7, 7.0 or "7"."""
     value = _field(record, field)
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
     if type(value) is int:
         number = value
     elif (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _WHOLE.fullmatch(value)):
@@ -210,8 +217,8 @@ def _numbers(values: Any, field: str) -> array[float]:
     """A row of numbers."""
     if not isinstance(values, list):
         raise RecordError(f"{field} is {short(values)}: a list of numbers is needed")
-    if not set(map(type, values)) <= {int, float}:
-        wrong = next(value for value in values if type(value) not in (int, float))
+    if not _NUMBERS.issuperset(map(type, values)):
+        wrong = next(value for value in values if type(value) not in _NUMBERS)
         raise RecordError(f"{field} holds {short(wrong)}, which is no number")
     try:
         return array("d", values)

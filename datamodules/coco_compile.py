@@ -258,7 +258,10 @@ class _Rows:
         far = np.maximum(widths, heights)
         refuse(beyond > far, "the box {box} reaches far outside of the image of {width}x{height}")
         refuse(is_empty(corners), "the box {box} is empty within the image of {width}x{height}")
-        refuse(~((areas >= 0) & np.isfinite(areas)), "the area {area} must be 0 or more")
+        # More than the largest box that is taken.
+        refuse(
+            ~((areas >= 0) & (areas <= (3.0 * far) ** 2)), "the area {area} is no area in an image of {width}x{height}"
+        )
         refuse(
             has_code & (code_sizes != np.stack([heights, widths], axis=1)).any(axis=1),
             "its run-length mask is not {width}x{height} as the image is",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import weakref
@@ -69,5 +70,7 @@ class MappedArray:
         shape, by_column, dtype = read[version](content)
         if dtype.hasobject:
             raise ValueError(f"{self.path} holds objects, which are never loaded")
-        order = "F" if by_column else "C"
-        self._array: np.ndarray = np.ndarray(shape, dtype, content, content.tell(), order=order)
+        order, start = "F" if by_column else "C", content.tell()
+        if math.prod(shape) * dtype.itemsize > len(content) - start:
+            raise ValueError(f"{self.path} is shorter than its header says")
+        self._array: np.ndarray = np.ndarray(shape, dtype, content, start, order=order)

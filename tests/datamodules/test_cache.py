@@ -213,7 +213,9 @@ def test_no_place_at_all_is_one_error(source: Path) -> None:
     def write(folder: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    with pytest.raises(DataError, match=r"source.json is unpacked to .* which failed: Input/output error. Set EXP_CACHE"):
+    with pytest.raises(
+        DataError, match=r"source.json is unpacked to .* which failed: Input/output error. Set EXP_CACHE"
+    ):
         unpack_once([source], write)
 
 
@@ -221,7 +223,7 @@ def test_a_mistake_in_the_data_is_no_fault_of_the_disk(source: Path, cache: Path
     def write(folder: Path) -> None:
         raise DataError("the file is damaged")
 
-    with pytest.raises(DataError, match="^the file is damaged$"):
+    with pytest.raises(DataError, match=r"^the file is damaged$"):
         unpack_once([source], write)
     assert not list(cache.iterdir())
     source.unlink()
@@ -273,6 +275,15 @@ def test_objects_are_never_loaded(source: Path) -> None:
         np.save(folder / "a.npy", np.array([{}], object), allow_pickle=True)
 
     with pytest.raises(ValueError, match="holds objects, which are never loaded"):
+        unpack_once([source], write)
+
+
+def test_arrays_that_were_written_short_are_the_sources_fault(source: Path) -> None:
+    def write(folder: Path) -> None:
+        fill(folder)
+        os.truncate(folder / "large.npy", 1000)
+
+    with pytest.raises(ValueError, match=r"large\.npy is shorter than its header says"):
         unpack_once([source], write)
 
 

@@ -23,7 +23,23 @@ from datamodules.run_lengths import coded_pixels
 
 HEIGHT, WIDTH = 24, 32
 FAR = {"far": [-1e300, 1e300, 1e9, -1e9], "beyond": [10**400, 2**63, -(2**64)], "none": [float("nan"), float("inf")]}
-JUNK = [None, True, "x", "", " 7", "7.0", [], {}, [[]], [1, [2]], {"id": 1}, 0.5, *FAR["far"], *FAR["beyond"], *FAR["none"]]
+JUNK = [
+    None,
+    True,
+    "x",
+    "",
+    " 7",
+    "7.0",
+    [],
+    {},
+    [[]],
+    [1, [2]],
+    {"id": 1},
+    0.5,
+    *FAR["far"],
+    *FAR["beyond"],
+    *FAR["none"],
+]
 
 
 def valid() -> dict[str, Any]:
@@ -49,7 +65,9 @@ def valid() -> dict[str, Any]:
         record |= {"id": 100 + number, "area": 51.5}
         if record["category_id"] == 1:
             record["keypoints"] = [5, 5, 2, 6.5, 4, 1, 0, 0, 0]
-    images = [{"id": n, "file_name": f"a/{n}.jpg", "height": HEIGHT, "width": WIDTH, "license": 3} for n in (10, 11, 12)]
+    images = [
+        {"id": n, "file_name": f"a/{n}.jpg", "height": HEIGHT, "width": WIDTH, "license": 3} for n in (10, 11, 12)
+    ]
     document = {"info": {"year": 2017}, "images": images, "annotations": annotations, "categories": categories}
     return json.loads(json.dumps(document))
 
@@ -88,6 +106,10 @@ def good(section: str = "", number: int = 0) -> str:
     return content(without(valid(), section, number) if section else valid())[0]
 
 
+def one_line(error: DataError) -> None:
+    assert str(error).isprintable()
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Ways to everything in a document."""
     if path:
@@ -115,7 +137,7 @@ def test_one_damaged_record_leaves_the_others_whole(path: tuple[Any, ...], junk:
     assume(not (last == "file_name" and isinstance(junk, str)))
     assume(not (path[0] == "categories" and "keypoints" in path))
     assume(not (way and way[-1] in ("bbox", "keypoints") and junk == 0.5))
-    assume(not (last == "area" and junk in (0.5, 1e9, 1e300)))
+    assume(not (last == "area" and junk == 0.5))
     assume(not (isinstance(holder, list) and isinstance(last, int) and junk == 0.5 and len(way) > 3))
     if junk == "gone":
         del holder[last]
@@ -130,7 +152,7 @@ def test_one_damaged_record_leaves_the_others_whole(path: tuple[Any, ...], junk:
     try:
         found, problems = content(document)
     except DataError as error:
-        assert "\n" not in str(error)
+        one_line(error)
         return
     assert found in expected
     # What is missing is said.
@@ -153,7 +175,7 @@ def test_damaged_text_is_one_error_or_readable(place: int, byte: int, damage: st
     try:
         content(damaged)
     except DataError as error:
-        assert "\n" not in str(error)
+        one_line(error)
     else:
         assert damage != "cut"
 
@@ -201,7 +223,9 @@ def test_an_object_without_outline_is_one_bad_record_or_none() -> None:
     assert content(document, outlines=False)[1] == 0
     for record in document["annotations"]:
         record["segmentation"] = None
-    with pytest.raises(DataError, match="6 annotations have no segmentation, such as annotation 100. Set masks: false"):
+    with pytest.raises(
+        DataError, match=r"6 annotations have no segmentation, such as annotation 100\. Set masks: false"
+    ):
         content(document)
 
 
@@ -224,7 +248,7 @@ def test_a_broken_run_length_code_is_found_when_compiled(spoil: Any, reason: str
     assert content(document) == (content(without(valid(), "annotations", 1))[0], 1)
     (tmp_path / "a.json").write_text(json.dumps(document))
     annotations = Annotations(tmp_path / "a.json", outlines=True)
-    assert 1 == len([1 for record, why in annotations.problems if "101" in record])
+    assert len(annotations.problems) == 1
     assert any(part in annotations.problems[0][1] for part in reason.split("|"))
 
 
@@ -247,7 +271,9 @@ def test_a_polygon_far_outside_costs_nothing(tmp_path: Path) -> None:
         assert content(document) == (content(without(valid(), "annotations", 0))[0], 1)
 
 
-def test_a_gigantic_value_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gigantic_value_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datamodules.json_records.MAX_VALUE", 1 << 16)
     monkeypatch.setattr("datamodules.json_records.CHUNK", 1 << 12)
     document = valid()

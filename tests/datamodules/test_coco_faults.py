@@ -138,6 +138,42 @@ def test_categories_of_both_splits_must_agree(coco: CocoFiles) -> None:
         coco.data().setup("fit")
 
 
+@pytest.mark.parametrize("number", [-1, 10**12])
+def test_ids_that_can_be_no_labels_are_one_error(coco: CocoFiles, number: int) -> None:
+    for content in coco.records.values():
+        content["categories"][0]["id"] = number
+    with pytest.raises(DataError, match=rf"{number}.* labels: coco takes ids as labels.*Set labels: contiguous"):
+        coco.data(labels="coco").setup("fit")
+    coco.records["train"]["annotations"][2]["category_id"] = number
+    data = coco.data()
+    data.setup("fit")
+    assert number in data.category_ids
+
+
+def test_an_image_listed_under_two_ids_is_said(coco: CocoFiles) -> None:
+    coco.records["train"]["images"].append(coco.records["train"]["images"][1] | {"id": 99})
+    data = coco.data()
+    with pytest.warns(
+        UserWarning, match=r"1 images have a file that another image has, too.*the first file is '11.png'"
+    ):
+        data.setup("fit")
+    assert data.image_ids("train").tolist() == [10, 11, 12, 99]
+
+
+@pytest.mark.parametrize(
+    "name", ["11.png/11.png", "n" * 300 + ".png", "a\0b.png", "\ud800.png", "", 7, "../gone/11.png"]
+)
+def test_a_file_name_that_is_none_is_a_bad_record(coco: CocoFiles, name: object) -> None:
+    coco.records["train"]["images"][1]["file_name"] = name
+    with pytest.raises(DataError, match=r"(?s)train2017.json: .* 11.*on_bad_sample: skip") as caught:
+        coco.data().setup("fit")
+    str(caught.value).encode()
+    data = coco.data(on_bad_sample="skip")
+    with pytest.warns(UserWarning, match="left out"):
+        data.setup("fit")
+    assert data.image_ids("train").tolist() == [10, 12]
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [

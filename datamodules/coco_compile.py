@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +167,8 @@ class _Images:
 
     def listed_again(self) -> tuple[int, str]:
         """How many images have the file of another one, and the first of them."""
-        known: set[bytes] = set()
-        again = [
-            name
-            for name, kept in zip(self.names, self.kept, strict=True)
-            if kept and (name in known or known.add(name))
-        ]
+        listed = Counter(name for name, kept in zip(self.names, self.kept, strict=True) if kept)
+        again = [name for name, number in listed.items() for _ in range(number - 1)]
         return len(again), short(again[0].decode()) if again else ""
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import os
 import weakref
 from multiprocessing import context, reduction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class MappedArray:
         shape, by_column, dtype = read[version](content)
         if dtype.hasobject:
             raise ValueError(f"{self.path} holds objects, which are never loaded")
-        order, start = "F" if by_column else "C", content.tell()
+        order: Literal["C", "F"] = "F" if by_column else "C"
+        start = content.tell()
         if math.prod(shape) * dtype.itemsize > len(content) - start:
             raise ValueError(f"{self.path} is shorter than its header says")
         self._array: np.ndarray = np.ndarray(shape, dtype, content, start, order=order)

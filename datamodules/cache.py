@@ -90,7 +90,7 @@ def _obtain(name: str, key: str, write: Callable[[Path], None], source: str, use
             place(root / named, write)
         trouble = "what is written there disappears"
     except OSError as problem:
-        trouble = problem.strerror or str(problem)
+        trouble = problem.strerror or f"not all could be written: {problem}"
     # A disk that is full or read-only is no reason not to train.
     for parent in (None, "/dev/shm"):
         try:

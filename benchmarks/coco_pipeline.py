@@ -162,7 +162,7 @@ def write_annotations(path: Path, num_images: int) -> int:
 def open_annotations(path: Path) -> None:
     """Prints seconds and peak memory of one start."""
     start, computing = time.perf_counter(), time.process_time()
-    annotations = Annotations(path, outlines=True)
+    annotations = Annotations(path)
     seconds, computing = time.perf_counter() - start, time.process_time() - computing
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     print(f"{len(annotations):,} images in {seconds:.2f} s ({computing:.2f} s of CPU), peak {peak:.2f} GiB with torch")

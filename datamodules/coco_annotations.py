@@ -40,7 +40,7 @@ class Annotations:
         DataError: If the file is no COCO file or the cache cannot be written.
     """
 
-    def __init__(self, path: Path, outlines: bool) -> None:
+    def __init__(self, path: Path, outlines: bool = False) -> None:
         self.path = path
         compile_them = partial(compile_annotations, path, outlines)
         self._columns = unpack_once([path], compile_them, f"{LAYOUT}, outlines={outlines}, ")

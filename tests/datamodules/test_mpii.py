@@ -170,6 +170,17 @@ def test_files_that_do_not_fit_are_one_error(root: Path) -> None:
         mpii(root.parent).setup("fit")
 
 
+def test_a_byte_order_mark_is_read_and_lists_without_end_are_one_error(root: Path) -> None:
+    path = root / "annot/train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    data = mpii(root)
+    data.setup("fit")
+    assert len(data.source("train")) == 6
+    path.write_text('[{"joints": ' + "[" * 100_000)
+    with pytest.raises(DataError, match=r"train\.json holds lists within lists without end \(near character 1\)"):
+        mpii(root).setup("fit")
+
+
 def test_a_joint_outside_obeys_on_bad_sample(root: Path) -> None:
     change(root, "train", lambda records: records[1]["joints"].__setitem__(0, [500, 20]))
     with pytest.raises(DataError, match=r"train_00001\.jpg \(person 1\) (?s:.*)joint 0 is annotated at \(499, 19\)"):

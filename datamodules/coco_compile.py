@@ -19,6 +19,8 @@ from datamodules.run_lengths import coded_pixels
 SECTIONS = frozenset({"images", "annotations", "categories"})
 # Reported one by one; of more there is only the number.
 MAX_REPORTED = 1000
+# A file that starts with so many bad records has no good ones worth the wait.
+HOPELESS = 100_000
 # A narrower box is empty: less than coordinates of a large image resolve in single precision.
 MIN_SIDE = 1e-3
 # Boxes of COCO reach over the edge by rounding; more than this is worth a word.
@@ -81,6 +83,9 @@ def compile_annotations(path: Path, outlines: bool, folder: Path) -> None:
             add[section](record)
         except RecordError as problem:
             problems.add(f"{section} record {record_name(record)} (number {number})", str(problem))
+            if problems.count == number + 1 == HOPELESS:
+                first = ": ".join(problems.first[0])
+                raise DataError(f"{path}: none of its first {HOPELESS:,} records can be used; {first}.") from problem
     known = categories.usable(problems)
     if not known:
         first = f" that can be used ({': '.join(problems.first[0])})" if problems.count else ""

@@ -284,6 +284,13 @@ def test_a_gigantic_value_is_refused_before_it_fills_the_memory(
         content(document)
 
 
+def test_a_file_of_nothing_but_bad_records_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.coco_compile.HOPELESS", 50)
+    with pytest.raises(DataError, match=r"none of its first 50 records can be used; images record that is no object"):
+        content({"images": [[]] * 50} | {key: valid()[key] for key in ("annotations", "categories")})
+    assert content(valid() | {"extra": []}) == content(valid())
+
+
 def test_a_huge_image_and_a_category_beyond_all_labels(tmp_path: Path) -> None:
     document = valid()
     document["images"][0] |= {"height": 10**9, "width": 10**9}

@@ -128,8 +128,8 @@ class LabelledPixels(DataModule):
                     self._report([BadSample(index, pairs.name(index), str(problem))])
             np.save(folder / "counts.npy", counts)
 
-        folder = unpack_once([pairs.mask(index).path for index in range(len(pairs))], count, repr(pairs.label_map))
-        counts = np.load(folder / "counts.npy", allow_pickle=False)
+        files = [pairs.mask(index).path for index in range(len(pairs))]
+        counts = unpack_once(files, count, repr(pairs.label_map))["counts"][:]
         return counts[: self.num_classes] / counts.sum()
 
     def pairs(

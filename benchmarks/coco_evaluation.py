@@ -22,7 +22,7 @@ from faster_coco_eval.core import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lightning_modules.coco_metrics import IOU_TYPES, NUMBERS, CocoEvaluation, ImageResult, Kind, upload_format
+from lightning_modules.coco_metrics import IOU_TYPES, NUMBERS, CocoEvaluation, ImageResult, Kind, result_entries
 
 HEIGHT, WIDTH = 480, 640
 CATEGORIES = 80
@@ -60,9 +60,9 @@ def scenes(images: int, detections: int) -> tuple[dict[str, Any], list[ImageResu
                 image_id,
                 image_id - 1,
                 (HEIGHT, WIDTH),
-                np.concatenate([found.min(1), found.max(1)], 1).round(2),
+                np.concatenate([found.min(1), found.max(1)], 1),
                 np.where(right, labels[source], rng.integers(CATEGORIES, size=detections)),
-                rng.random(detections).round(6),
+                rng.random(detections),
                 [_text(code) for code in rle.frPyObjects(found.reshape(detections, -1).tolist(), HEIGHT, WIDTH)],
             )
         )
@@ -116,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     truth, results = scenes(options.images, options.detections)
     kinds: tuple[Kind, ...] = ("box", "mask")
-    lists = {kind: copy.deepcopy(upload_format(results, range(1, CATEGORIES + 1), kind)) for kind in kinds}
+    lists = {kind: copy.deepcopy(result_entries(results, range(1, CATEGORIES + 1), kind)) for kind in kinds}
     started = time.perf_counter()
     numbers = ours(truth, results)
     middle = time.perf_counter()

@@ -99,15 +99,18 @@ class Checkpoints(Checkpoint):
         if (pixels := getattr(trainer.datamodule, "pixels", None)) is not None:  # type: ignore[attr-defined]
             checkpoint["pixels"] = pixels.plain()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks the module what it wants monitored, unless the config says."""
         self.monitor = self.monitor or getattr(pl_module, "monitor", None)
         self.mode = self.mode or getattr(pl_module, "monitor_mode", "max")
-        self.steps_per_epoch = Clock(trainer).steps_per_epoch
-        self.training_samples = training_samples(trainer)
         if self.judged_by not in (None, (self.monitor, self.mode)):
             # A score of something else says nothing about this.
             self.best_score, self.best_step = None, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what the steps of the training are counted in."""
+        self.steps_per_epoch = Clock(trainer).steps_per_epoch
+        self.training_samples = training_samples(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Takes a checkpoint if one is due, or wanted before a requested stop."""

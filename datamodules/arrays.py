@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.cache import MappedArray
+from datamodules.mapped_array import MappedArray
 
 
 class ImageArrays:

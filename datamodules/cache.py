@@ -1,48 +1,59 @@
-"""Arrays unpacked once to disk and memory-mapped from there, so that processes share them."""
+"""Data unpacked once to disk and verified whenever they are opened; arrays are mapped, so that processes share them."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
+from datamodules.cache_folders import damage, finish, place
 from datamodules.errors import DataError
+from datamodules.mapped_array import MappedArray
+
+# What is unpacked is found by the head and the tail of a file, its size and its time: so much of each is read.
+ENDS = 1 << 16
+# A cleaner may be quicker than we are, but not again and again.
+ATTEMPTS = 3
+Content = TypeVar("Content")
 
 
 def cache_root() -> Path:
     """Where unpacked data go: ``EXP_CACHE``, else ``exp`` in the user's cache folder."""
     given = os.environ.get("EXP_CACHE")
     if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exp"
+        return Path(os.path.expanduser(given))
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "exp"
 
 
-def unpack_once(files: Sequence[Path], write: Callable[[Path], None], layout: str = "") -> Path:
-    """Folder with what ``write`` made of some files; made anew when a file changes.
+def unpack_once(files: Sequence[Path], write: Callable[[Path], None], layout: str = "") -> dict[str, MappedArray]:
+    """What ``write`` made of some files, mapped; made anew when a file changes or what was made is damaged.
 
-    Any number of processes may ask at once: each works in a folder of its own, and the first to finish renames it.
+    Any number of processes may ask at once. What is open stays usable when the cache is emptied.
 
     Args:
-        files: Files that the content depends on (by path, size and modification time).
-        write: Fills the folder it is given.
+        files: Files that the content depends on (by path, size, modification time, head and tail).
+        write: Fills the folder it is given with ``.npy`` files.
         layout: Version of what ``write`` makes; another one is made anew, too.
 
     Returns:
-        The finished folder.
+        The arrays by the names of their files.
 
     Raises:
-        DataError: If the cache cannot be written.
+        DataError: If a file cannot be read, or there is no place to unpack it to.
     """
-    key = layout
-    for file in files:
-        status = file.stat()
-        key += f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}\n"
-    return write_once(f"{files[0].parent.name}-{files[0].stem}", key, write, source=str(files[0]))
+
+    def mapped(folder: Path) -> dict[str, MappedArray]:
+        return {file.stem: MappedArray(file) for file in folder.glob("*.npy")}
+
+    key = layout + "".join(map(_identity, files))
+    return _obtain(f"{files[0].parent.name}-{files[0].stem}", key, write, str(files[0]), mapped)
 
 
 def write_once(name: str, key: str, write: Callable[[Path], None], source: str) -> Path:
@@ -58,61 +69,72 @@ def write_once(name: str, key: str, write: Callable[[Path], None], source: str) 
         The finished folder.
 
     Raises:
-        DataError: If the cache cannot be written.
+        DataError: If there is no place to write it to.
     """
-    folder = cache_root() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
+    return _obtain(name, key, write, source, lambda folder: folder)
+
+
+def _obtain(name: str, key: str, write: Callable[[Path], None], source: str, use: Callable[[Path], Content]) -> Content:
+    """What ``use`` makes of the finished folder."""
+    root = cache_root()
+    named = f"{name[:100]}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:16]}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".draft-"))
+        for _ in range(ATTEMPTS):
+            if (reason := damage(root / named)) is None:
+                try:
+                    return use(root / named)
+                except FileNotFoundError:
+                    continue
+            if reason:
+                warnings.warn(f"{root / named} is damaged ({reason}) and is made again.", stacklevel=3)
+            place(root / named, write)
+        trouble = "what is written there disappears"
     except OSError as problem:
-        raise DataError(
-            f"{source} is unpacked to {folder.parent}, which failed: {problem}. Set EXP_CACHE."
-        ) from problem
-    try:
-        write(draft)
-        for made in draft.rglob("*"):
-            if made.is_file():
-                with made.open("rb") as stream:
-                    os.fsync(stream.fileno())
+        trouble = problem.strerror or f"not all could be written: {problem}"
+    # A disk that is full or read-only is no reason not to train.
+    for parent in (None, "/dev/shm"):
         try:
-            draft.rename(folder)
+            folder = _spare(parent) / named
+            if damage(folder) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                write(folder)
+                finish(folder)
         except OSError:
-            if not folder.is_dir():
-                raise
+            continue
+        _say_once(
+            f"{root} cannot be used ({trouble}): what belongs there is unpacked to {folder.parent}, for this run only"
+        )
+        return use(folder)
+    raise DataError(f"{source} is unpacked to {root}, which failed: {trouble}. Set EXP_CACHE to a disk with space.")
+
+
+def _identity(file: Path) -> str:
+    """Path, size, time, and a digest of head and tail of a file."""
+    try:
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            ends = hashlib.sha256(stream.read(ENDS))
+            stream.seek(max(ENDS, status.st_size - ENDS))
+            ends.update(stream.read(ENDS))
     except OSError as problem:
-        raise DataError(
-            f"Unpacking {source} to {folder} failed: {problem}. Set EXP_CACHE to a disk with space."
-        ) from problem
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise DataError(f"{file} cannot be read: {problem.strerror or problem}.") from problem
+    return f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{ends.hexdigest()}\n"
+
+
+@cache
+def _spare(parent: str | None) -> Path:
+    """A folder that ends with this process."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="exp-", dir=parent)), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder
 
 
-class MappedArray:
-    """A ``.npy`` file, memory-mapped in each process that touches it.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._array: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self._mapped())
-
-    def __getitem__(self, where: int | slice) -> np.ndarray:
-        # A copy: what comes next may write to it, and must not write to the file.
-        return np.array(self._mapped()[where])
-
-    def __getstate__(self) -> dict[str, object]:
-        # A memory map would be pickled with all its content.
-        return {"path": self.path, "_array": None}
-
-    def _mapped(self) -> np.ndarray:
-        if self._array is None:
-            self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return self._array
+@cache
+def _say_once(sentence: str) -> None:
+    warnings.warn(f"{sentence}. Set EXP_CACHE to a disk with space.", stacklevel=4)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from datamodules.arrays import ImageArrays
 from datamodules.base import DataModule
-from datamodules.cache import MappedArray, unpack_once
+from datamodules.cache import unpack_once
 from datamodules.errors import DataError
 from datamodules.splits import Source, Subset, hold_out
 from datamodules.transforms import Transform
@@ -101,9 +101,8 @@ class CIFAR10(DataModule):
             np.save(folder / "labels.npy", labels)
 
         paths = [self._path(name) for name, _ in files]
-        folder = unpack_once(paths, write)
-        images = MappedArray(folder / "images.npy")
-        return ImageArrays(images, np.load(folder / "labels.npy"), f"{type(self).__name__.lower()}/{split}")
+        arrays = unpack_once(paths, write)
+        return ImageArrays(arrays["images"], arrays["labels"][:], f"{type(self).__name__.lower()}/{split}")
 
     def _path(self, name: str) -> Path:
         folder = self.root / self.official.base_folder

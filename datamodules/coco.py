@@ -18,6 +18,7 @@ from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
 from datamodules.finding import leads_outside
+from datamodules.json_records import printable
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import MAX_LISTED
 from datamodules.splits import Source
@@ -25,6 +26,9 @@ from datamodules.transforms import Transform
 from datamodules.transforms.packed_masks import pack
 from datamodules.transforms.recipes import detr_augmentation, evaluate_shortest_edge
 from datamodules.transforms.scene_pipeline import ScenePipeline
+
+# More than any network has: an id beyond is a mistake that would make a class of each number below it.
+MAX_LABELS = 100_000
 
 
 class Coco(DataModule):
@@ -126,7 +130,7 @@ class Coco(DataModule):
 
     @override
     def open(self) -> dict[str, Source | None]:
-        annotations = {split: Annotations(self._annotation_file(split)) for split in self.files}
+        annotations = {split: Annotations(self._annotation_file(split), self.masks) for split in self.files}
         names = {split: {c["id"]: c["name"] for c in one.categories} for split, one in annotations.items()}
         if names["train"] != names["val"]:
             raise DataError(
@@ -135,6 +139,11 @@ class Coco(DataModule):
                 "They must be the same."
             )
         ids = sorted(names["train"])
+        if self.labels == "coco" and not 0 <= ids[0] <= ids[-1] < MAX_LABELS:
+            raise DataError(
+                f"{annotations['train'].path} has category ids from {ids[0]} to {ids[-1]}: labels: coco takes ids as "
+                f"labels, from 0 to {MAX_LABELS - 1}. Set labels: contiguous, which numbers the categories."
+            )
         self.category_ids = ids if self.labels == "contiguous" else list(range(ids[-1] + 1))
         self.class_names = [names["train"].get(category, f"id {category}") for category in self.category_ids]
         sources: dict[str, Source | None] = {}
@@ -211,12 +220,12 @@ class Coco(DataModule):
         for image, name in enumerate(annotations.file_names()):
             within, _, base = name.rpartition("/")
             if leads_outside(name):
-                missing.append((f"image {annotations.image_ids[image]}", f"its file {name} is not in {folder}"))
+                missing.append((f"image {annotations.image_ids[image]}", f"its file {printable(name)} is not in {folder}"))
                 continue
             if within not in there:
                 there[within] = _listing(folder / within)
             if base not in there[within]:
-                missing.append((f"image {annotations.image_ids[image]}", f"{folder / name} is missing"))
+                missing.append((f"image {annotations.image_ids[image]}", f"{printable(folder / name)} is missing"))
             elif split != "train" or self.keep_empty or objects[image]:
                 chosen.append(image)
         self.leave_out(f"{annotations.path}: {len(missing)} records cannot be used", missing, file=annotations.path)
@@ -228,17 +237,16 @@ class Coco(DataModule):
 
     def _report_records(self, annotations: Annotations) -> None:
         """Reports the records of an annotation file that cannot be used."""
-        if self.masks:
-            bare = annotations.without_outline()
-            ids = annotations.column("ids")[bare]
-            if len(bare):
-                raise DataError(
-                    f"{annotations.path}: {len(bare)} annotations have no segmentation, such as annotation {ids[0]}. "
-                    "Set masks: false to train on boxes only, or add them."
-                )
         count = annotations.num_problems
         found = f"{annotations.path}: {count} records cannot be used"
         self.leave_out(found, annotations.problems, count, annotations.path)
+        number, first = annotations.listed_again
+        if number:
+            warnings.warn(
+                f"{annotations.path}: {number} images have a file that another image has, too, and are images of their "
+                f"own; the first file is {first}.",
+                stacklevel=2,
+            )
         number, first = annotations.overhanging
         if number:
             warnings.warn(
@@ -329,7 +337,7 @@ def _mirrored(annotations: Annotations) -> np.ndarray:
 def _listing(folder: Path) -> set[str]:
     try:
         return set(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as problem:
         raise DataError(f"{folder} cannot be read: {problem.strerror}. Check that it is readable.") from problem

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from datamodules.cache import MappedArray, unpack_once
+from datamodules.cache import unpack_once
 from datamodules.coco_compile import clamp_boxes, compile_annotations
 from datamodules.transforms.packed_masks import Patch
 
-LAYOUT = "coco-2"
+LAYOUT = "coco-3"
 # The COCO API draws polygons on a grid of fifths of a pixel.
 GRID = 5
 
@@ -25,6 +25,7 @@ class Annotations:
 
     Args:
         path: COCO JSON.
+        outlines: Whether an object without polygons or a run-length mask cannot be used.
 
     Attributes:
         image_ids: int64 [n], in the file's order.
@@ -33,21 +34,23 @@ class Annotations:
         num_problems: Number of records that were left out.
         overhanging: How many boxes were cut at the image's edge by more than a pixel, and the first of them.
         crossing: How many annotations have a polygon that crosses itself, and the first of them.
+        listed_again: How many images have the file of another one, and the first of these files.
 
     Raises:
         DataError: If the file is no COCO file or the cache cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, outlines: bool = False) -> None:
         self.path = path
-        folder = unpack_once([path], partial(compile_annotations, path), LAYOUT)
-        report = json.loads((folder / "report.json").read_text())
-        self.categories: list[dict[str, Any]] = sorted(report["categories"], key=lambda category: category["id"])
+        compile_them = partial(compile_annotations, path, outlines)
+        self._columns = unpack_once([path], compile_them, f"{LAYOUT}, outlines={outlines}, ")
+        report = json.loads(self._columns["report"][:].tobytes())
+        self.categories: list[dict[str, Any]] = report["categories"]
         self.problems: list[tuple[str, str]] = [(record, reason) for record, reason in report["problems"]]
         self.num_problems: int = report["num_problems"]
-        self.overhanging: tuple[int, str] = (report["overhanging"][0], report["overhanging"][1])
-        self.crossing: tuple[int, str] = (report["crossing"][0], report["crossing"][1])
-        self._columns = {file.stem: MappedArray(file) for file in folder.glob("*.npy")}
+        self.overhanging, self.crossing, self.listed_again = (
+            (int(report[name][0]), str(report[name][1])) for name in ("overhanging", "crossing", "listed_again")
+        )
         self.image_ids = self._columns["image_ids"][:]
 
     def __len__(self) -> int:
@@ -99,7 +102,7 @@ class Annotations:
         }
         if self.has_keypoints:
             values = self._columns["keypoints"][rows][single]
-            found["keypoints"] = values.reshape(len(values), -1, 3)
+            found["keypoints"] = values.reshape(len(values), values.shape[1] // 3, 3)
         return found
 
     def patch(self, row: int, height: int, width: int) -> Patch:
@@ -118,11 +121,6 @@ class Annotations:
             mask = coco_mask.decode(self._segmentation(row, height, width))
             return 0, 0, mask
         return draw(self._polygons(row), height, width)
-
-    def without_outline(self) -> np.ndarray:
-        """Rows of objects that have neither polygons nor a run-length mask, int64 [n]."""
-        outlined = (np.diff(self.column("parts")) > 0) | (np.diff(self.column("code_spans")) > 0)
-        return np.flatnonzero(~outlined[:, 0] & ~self.column("crowds"))
 
     def ground_truth(self, images: np.ndarray, outlines: bool) -> dict[str, Any]:
         """The COCO dict of some images, crowds included, as evaluation libraries read it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from scipy.io import loadmat
 from typing_extensions import override
 
 from datamodules.base import DataModule, Split
-from datamodules.decoding import Encoded
+from datamodules.decoding import MAX_PIXELS, Encoded
 from datamodules.errors import DataError
+from datamodules.json_records import listed, printable
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Transform
 from datamodules.transforms.pose import PIXELS, Person, PosePipeline, evaluate_person, mpii_augmentation, whole_image
@@ -141,7 +141,7 @@ class MPII(DataModule):
             try:
                 person = _person(record)
                 if record["image"] not in there:
-                    raise DataError(f"{folder / record['image']} is missing")
+                    raise DataError(f"{printable(folder / record['image'])} is missing")
                 if truth is not None:
                     person = _evaluated(person, *(each[number] for each in truth))
             except DataError as problem:
@@ -195,12 +195,9 @@ def _records(path: Path, split: str) -> list[Any]:
             "annot/train.json, annot/valid.json and annot/gt_valid.mat with HRNet's code "
             f"(github.com/leoxiaobin/deep-high-resolution-net.pytorch); name another file by {split}_annotations."
         )
-    try:
-        records = json.loads(path.read_bytes())
-    except ValueError as problem:
-        raise DataError(f"{path} is no JSON: {problem}. Restore the file.") from problem
-    if not isinstance(records, list) or not records:
-        raise DataError(f"{path} must hold a list of people; it holds {type(records).__name__} or nothing.")
+    records = list(listed(path, "people"))
+    if not records:
+        raise DataError(f"{path} lists no people. Restore the file.")
     return records
 
 
@@ -210,21 +207,26 @@ def _person(record: Any) -> Person:
     Raises:
         DataError: If the record cannot be used.
     """
-    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
+    if not isinstance(record, dict) or not isinstance(name := record.get("image"), str):
         raise DataError("the record names no image")
     fields = {"center": (2,), "scale": (), "joints": (len(JOINT_NAMES), 2), "joints_vis": (len(JOINT_NAMES),)}
     values = {}
     for field, shape in fields.items():
         try:
-            values[field] = np.asarray(record.get(field), np.float64)
-        except (TypeError, ValueError):
-            raise DataError(f"{record['image']}: {field} holds something else than numbers") from None
-        if values[field].shape != shape or not np.isfinite(values[field]).all():
+            found = np.asarray(record.get(field, np.nan))
+        except ValueError:
+            found = np.empty(0)  # lists of different lengths
+        if found.dtype.kind not in "biuf":
+            raise DataError(f"{printable(name)}: {field} holds something else than numbers")
+        if found.shape != shape or not (np.abs(found.astype(np.float64)) < MAX_PIXELS).all():
             wanted = "x".join(map(str, shape)) or "one"
-            raise DataError(f"{record['image']}: {field} is missing or not {wanted} finite numbers")
+            raise DataError(
+                f"{printable(name)}: {field} is missing or not {wanted} finite numbers below {MAX_PIXELS:,}"
+            )
+        values[field] = found.astype(np.float64)
     scale = float(values["scale"])
     if scale <= 0:
-        raise DataError(f"{record['image']}: scale={scale:g} must be above 0")
+        raise DataError(f"{printable(name)}: scale={scale:g} must be above 0")
     centre = values["center"] + [0, LOWER * scale] - 1
     joints = np.column_stack([values["joints"] - 1, values["joints_vis"] > 0])
     return Person(centre, scale * WIDER, joints, _MIRRORED)

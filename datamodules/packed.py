@@ -11,9 +11,10 @@ import numpy as np
 from typing_extensions import override
 
 from datamodules.base import DataModule
-from datamodules.cache import MappedArray, unpack_once
+from datamodules.cache import unpack_once
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
+from datamodules.mapped_array import MappedArray
 from datamodules.pixels import Pixels
 from datamodules.splits import Source, Subset, hold_out
 from datamodules.transforms import Transform
@@ -96,15 +97,13 @@ class Archive:
                 "data (uint8, all files one after the other), offsets (int64, n+1) and labels (int64, n)."
             )
         try:
-            folder = unpack_once([path], self._unpack)
-            arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in folder.glob("*.npy")}
+            arrays = unpack_once([path], self._unpack)
         except (zipfile.BadZipFile, ValueError, EOFError) as problem:
             raise DataError(f"{path} is not a readable .npz archive: {problem}. Copy or make it again.") from problem
-        self.data = MappedArray(folder / "data.npy")
-        self.offsets = MappedArray(folder / "offsets.npy")
-        self.labels = np.array(arrays["labels"])
+        self.data, self.offsets = arrays["data"], arrays["offsets"]
         self._check(arrays)
-        classes = arrays.get("classes", np.arange(int(self.labels.max()) + 1))
+        self.labels = arrays["labels"][:]
+        classes = arrays["classes"][:] if "classes" in arrays else np.arange(int(self.labels.max()) + 1)
         self.class_names = [str(name) for name in classes]
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             wrong = int(np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))[0])
@@ -134,13 +133,16 @@ class Archive:
                     with archive.open(f"{key}.npy") as source, (folder / f"{key}.npy").open("wb") as target:
                         shutil.copyfileobj(source, target)
 
-    def _check(self, arrays: dict[str, np.ndarray]) -> None:
-        data, offsets, labels = arrays["data"], arrays["offsets"], arrays["labels"]
-        if data.dtype != np.uint8 or data.ndim != 1:
+    def _check(self, arrays: dict[str, MappedArray]) -> None:
+        data = arrays["data"]
+        if data.dtype != np.uint8 or len(data.shape) != 1:
             raise DataError(f"{self.path}: data is {data.dtype} {data.shape}, not uint8 [bytes].")
-        for name, array in (("offsets", offsets), ("labels", labels)):
-            if array.dtype.kind not in "iu" or array.ndim != 1:
-                raise DataError(f"{self.path}: {name} is {array.dtype} {array.shape}, not a row of integers.")
+        for name in ("offsets", "labels"):
+            if arrays[name].dtype.kind not in "iu" or len(arrays[name].shape) != 1:
+                raise DataError(
+                    f"{self.path}: {name} is {arrays[name].dtype} {arrays[name].shape}, not a row of integers."
+                )
+        offsets, labels = arrays["offsets"][:], arrays["labels"][:]
         if len(offsets) != len(labels) + 1 or not len(labels):
             raise DataError(
                 f"{self.path}: {len(labels)} labels and {len(offsets)} offsets disagree: n images (at least one) have "

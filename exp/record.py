@@ -16,6 +16,7 @@ from exp.cli import Cli
 from exp.loggers import MetricsTable
 from exp.resuming import Resumption
 from exp.run_directory import CONFIG_FILE, Run, RunError
+from exp.signals import Stopped
 from lightning_modules.internals import Clock, unlogged_row
 
 
@@ -50,7 +51,7 @@ class Record(Callback):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None or not self.leads:
             return
-        stopped = isinstance(error, Preempted | KeyboardInterrupt)
+        stopped = isinstance(error, Preempted | Stopped | KeyboardInterrupt)
         if not self.begun and self.run.is_new and not stopped:
             # Nothing is left of what never began.
             self.run.remove()

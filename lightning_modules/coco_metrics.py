@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -71,9 +71,8 @@ class ImageResult:
         Raises:
             ValueError: boxes or scores that are not finite, or masks of another size or type.
         """
-        # Two decimals of a pixel are what COCO's own files have; the written results are those that are evaluated.
-        boxes = prediction["boxes"].double().cpu().numpy().round(2)
-        scores = prediction["scores"].double().cpu().numpy().round(6)
+        boxes = prediction["boxes"].double().cpu().numpy()
+        scores = prediction["scores"].double().cpu().numpy()
         bad = ~(np.isfinite(boxes).all(1) & np.isfinite(scores))
         if bad.any():
             raise ValueError(
@@ -91,6 +90,10 @@ class ImageResult:
                 )
             masks = encode(pixels)
         return cls(image_id, index, size, boxes, prediction["labels"].cpu().numpy(), scores, masks)
+
+    def rounded(self) -> ImageResult:
+        """The same to be written to a file: two decimals of a pixel, as COCO's own files have, and six of a score."""
+        return replace(self, boxes=self.boxes.round(2), scores=self.scores.round(6))
 
     def decoded(self) -> np.ndarray | None:
         """The masks, bool [N, H, W]."""
@@ -151,8 +154,9 @@ class CocoEvaluation:
                 f"{len(missing)} annotations have no segmentation, such as the one with id {missing[0]}: masks cannot "
                 "be evaluated. Use annotations with masks, or a network without."
             )
-        # The library writes keys into the annotations.
-        self.ground_truth = COCO(ground_truth | {"annotations": [dict(each) for each in ground_truth["annotations"]]})
+        # The library writes keys into the annotations, and takes an object with the id 0 for one that was not found.
+        numbered = [each | {"id": number} for number, each in enumerate(ground_truth["annotations"], 1)]
+        self.ground_truth = COCO(ground_truth | {"annotations": numbered})
         self.category_ids = list(category_ids)
         self.kinds = list(kinds)
 
@@ -220,8 +224,8 @@ class CocoEvaluation:
         return evaluation.stats, precision[:, :, np.argsort(np.argsort(self.category_ids))]
 
     def _found(self, images: list[ImageResult], kind: Kind) -> COCO:
-        """Results as the library's `loadRes` makes them of the upload format, without what it never reads."""
-        entries = upload_format(images, self.category_ids, kind)
+        """Results as the library's `loadRes` makes them of a file's entries, without what it never reads."""
+        entries = result_entries(images, self.category_ids, kind)
         if kind == "box":
             areas = [width * height for _, _, width, height in (entry["bbox"] for entry in entries)]
         else:
@@ -232,8 +236,8 @@ class CocoEvaluation:
         return COCO({"images": known["images"], "categories": known["categories"], "annotations": entries})
 
 
-def upload_format(results: Sequence[ImageResult], category_ids: Sequence[int], kind: Kind) -> list[dict[str, Any]]:
-    """Results as COCO's evaluation server takes them, one entry an object.
+def result_entries(results: Sequence[ImageResult], category_ids: Sequence[int], kind: Kind) -> list[dict[str, Any]]:
+    """Results in COCO's format, one entry an object, as precise as they are.
 
     Args:
         results: what was found in any images.
@@ -246,10 +250,18 @@ def upload_format(results: Sequence[ImageResult], category_ids: Sequence[int], k
         corners = each.boxes
         shapes: list[Any] = each.masks or []
         if kind == "box":
-            shapes = np.concatenate([corners[:, :2], (corners[:, 2:] - corners[:, :2]).clip(0).round(2)], 1).tolist()
+            shapes = np.concatenate([corners[:, :2], (corners[:, 2:] - corners[:, :2]).clip(0)], 1).tolist()
         key = "bbox" if kind == "box" else "segmentation"
         for category, score, shape in zip(ids[each.labels].tolist(), each.scores.tolist(), shapes, strict=True):
             entries.append({"image_id": each.image_id, "category_id": category, key: shape, "score": score})
+    return entries
+
+
+def upload_format(results: Sequence[ImageResult], category_ids: Sequence[int], kind: Kind) -> list[dict[str, Any]]:
+    """Results as files hold them that COCO's evaluation server takes: `result_entries`, rounded."""
+    entries = result_entries([each.rounded() for each in results], category_ids, kind)
+    for entry in entries if kind == "box" else []:
+        entry["bbox"] = [round(side, 2) for side in entry["bbox"]]
     return entries
 
 

@@ -99,7 +99,7 @@ class FoundObjects(Predictions):
 def as_coco(
     results: list[ImageResult], files: list[str], names: list[str], category_ids: list[int]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Predictions as a data set of COCO's format, with a score for each annotation.
+    """Predictions as a data set of COCO's format, rounded for a file, with a score for each annotation.
 
     Args:
         results: one of each image.
@@ -112,7 +112,7 @@ def as_coco(
         for each, file in zip(results, files, strict=True)
     ]
     annotations: list[dict[str, Any]] = []
-    for each in results:
+    for each in (result.rounded() for result in results):
         for i, ((x0, y0, x1, y1), label, score) in enumerate(
             zip(each.boxes.tolist(), each.labels.tolist(), each.scores.tolist(), strict=True)
         ):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules import DataError, coco_json
-from datamodules.coco_json import records
+from datamodules import DataError, json_records
+from datamodules.json_records import records
 from tests.library.coco_files import CocoFiles
 
 
@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[Callable[[CocoFiles], None], str, str]] = {
     "a word in a polygon": (
         change("annotations", segmentation=[[0, 0, 9, 0, 9, 9], [1, 2, 3, "x", 5, 6]]),
         "annotations record 101",
-        "must be real number, not str",
+        "a polygon holds 'x', which is no number",
     ),
     "a line": (change("annotations", segmentation=[[1, 1, 2, 2, 3, 3]]), "annotation 101 of image 10", "have no area"),
     "an eight": (
@@ -138,6 +138,42 @@ def test_categories_of_both_splits_must_agree(coco: CocoFiles) -> None:
         coco.data().setup("fit")
 
 
+@pytest.mark.parametrize("number", [-1, 10**12])
+def test_ids_that_can_be_no_labels_are_one_error(coco: CocoFiles, number: int) -> None:
+    for content in coco.records.values():
+        content["categories"][0]["id"] = number
+    with pytest.raises(DataError, match=rf"{number}.* labels: coco takes ids as labels.*Set labels: contiguous"):
+        coco.data(labels="coco").setup("fit")
+    coco.records["train"]["annotations"][2]["category_id"] = number
+    data = coco.data()
+    data.setup("fit")
+    assert number in data.category_ids
+
+
+def test_an_image_listed_under_two_ids_is_said(coco: CocoFiles) -> None:
+    coco.records["train"]["images"].append(coco.records["train"]["images"][1] | {"id": 99})
+    data = coco.data()
+    with pytest.warns(
+        UserWarning, match=r"1 images have a file that another image has, too.*the first file is '11.png'"
+    ):
+        data.setup("fit")
+    assert data.image_ids("train").tolist() == [10, 11, 12, 99]
+
+
+@pytest.mark.parametrize(
+    "name", ["11.png/11.png", "n" * 300 + ".png", "a\0b.png", "\ud800.png", "", 7, "../gone/11.png"]
+)
+def test_a_file_name_that_is_none_is_a_bad_record(coco: CocoFiles, name: object) -> None:
+    coco.records["train"]["images"][1]["file_name"] = name
+    with pytest.raises(DataError, match=r"(?s)train2017.json: .* 11.*on_bad_sample: skip") as caught:
+        coco.data().setup("fit")
+    str(caught.value).encode()
+    data = coco.data(on_bad_sample="skip")
+    with pytest.warns(UserWarning, match="left out"):
+        data.setup("fit")
+    assert data.image_ids("train").tolist() == [10, 12]
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
@@ -203,7 +239,7 @@ CONTENT = {
 def test_the_reader_finds_what_json_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr(coco_json, "CHUNK", chunk)
+    monkeypatch.setattr(json_records, "CHUNK", chunk)
     file = tmp_path / "file.json"
     file.write_text(json.dumps(CONTENT, indent=indent, ensure_ascii=False), encoding="utf-8")
     sections = frozenset({"images", "annotations", "categories"})
@@ -216,11 +252,18 @@ def test_the_reader_finds_what_json_finds(
     [
         ("[1]", "is no JSON object"),
         ('{"images": [{"id": 1}, {"id": ', "is damaged or cut off"),
-        ('{"images": [{"id": 1}', "has an array 'images' that does not end"),
+        ('{"images": [{"id": 1}', "is damaged or cut off: an array does not end"),
         ('{"images": {"id": 1}}', "has no array under 'images'"),
         ('{"images" [1]}', "has no ':' after"),
         ("", "is no JSON object"),
-        ("{}", "has no categories"),
+        ("{}", "has no annotations, no categories, no images"),
+        ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
+        ('{"images": [], "annotations": [], "images": []}', "has 'images' twice"),
+        ('{"images": [], "annotations": [], "categories": []} {}', "goes on after its end"),
+        ('{"images": ' + "[" * 100_000, "holds lists within lists without end"),
+        ('{"info": {"a": ' * 100_000, "holds lists within lists without end"),
+        ('{"images": [' + "9" * 5000 + "]}", "holds a number of thousands of digits"),
+        ('{"images": [], images: []}', "is damaged or cut off: a key in quotes is missing"),
     ],
 )
 def test_a_damaged_file_is_one_error(coco: CocoFiles, text: str, reason: str) -> None:

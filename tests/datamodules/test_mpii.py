@@ -94,10 +94,31 @@ def test_evaluation_is_by_the_matlab_file(root: Path) -> None:
         (lambda records: records[1].update(scale=0), "scale=0 must be above 0"),
         (lambda records: records[1].update(scale=[1, 2]), "scale is missing or not one finite numbers"),
         (lambda records: records[1]["joints"].pop(), "joints is missing or not 16x2 finite numbers"),
-        (lambda records: records[1]["joints"].append("x"), "joints holds something else than numbers"),
+        (lambda records: records[1]["joints"].append("x"), "joints is missing or not 16x2 finite numbers"),
+        (lambda records: records[1].update(scale="1"), "scale holds something else than numbers"),
+        (lambda records: records[1].update(center=[10**400, 1]), "center holds something else than numbers"),
+        (lambda records: records[1].update(center=[1e300, 1]), "center is missing or not 2 finite numbers"),
+        (lambda records: records[1].update(scale=None), "scale holds something else than numbers"),
+        (lambda records: records[1].update(image="a\nb.jpg"), r"person 1: '.*a\\nb.jpg' is missing"),
+        (lambda records: records.__setitem__(1, [[[]]]), "person 1: the record names no image"),
         (lambda records: records[1]["joints"].__setitem__(0, [1, float("nan")]), "joints is missing or not 16x2"),
     ],
-    ids=["no file", "no image", "no centre", "no size", "sizes", "15 joints", "text", "nan"],
+    ids=[
+        "no file",
+        "no image",
+        "no centre",
+        "no size",
+        "sizes",
+        "15 joints",
+        "text",
+        "nan",
+        "text size",
+        "huge",
+        "far",
+        "null",
+        "line end",
+        "list",
+    ],
 )
 def test_bad_records_are_named_or_left_out(root: Path, edit: Callable[[list[Any]], None], message: str) -> None:
     change(root, "train", edit)
@@ -140,13 +161,24 @@ def test_files_that_do_not_fit_are_one_error(root: Path) -> None:
     with pytest.raises(DataError, match=r"gt_valid\.mat is missing: PCKh is measured in the sizes of heads"):
         mpii(root).setup("fit")
     (root / "annot/train.json").write_text("{")
-    with pytest.raises(DataError, match=r"train\.json is no JSON"):
+    with pytest.raises(DataError, match=r"train\.json must hold a JSON list of people"):
         mpii(root).setup("fit")
     (root / "annot/train.json").write_text("{}")
-    with pytest.raises(DataError, match="must hold a list of people"):
+    with pytest.raises(DataError, match="must hold a JSON list of people"):
         mpii(root).setup("fit")
     with pytest.raises(DataError, match=r"train\.json is missing\..*name another file by train_annotations"):
         mpii(root.parent).setup("fit")
+
+
+def test_a_byte_order_mark_is_read_and_lists_without_end_are_one_error(root: Path) -> None:
+    path = root / "annot/train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    data = mpii(root)
+    data.setup("fit")
+    assert len(data.source("train")) == 6
+    path.write_text('[{"joints": ' + "[" * 100_000)
+    with pytest.raises(DataError, match=r"train\.json holds lists within lists without end \(near character 1\)"):
+        mpii(root).setup("fit")
 
 
 def test_a_joint_outside_obeys_on_bad_sample(root: Path) -> None:

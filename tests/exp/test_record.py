@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -31,6 +32,17 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = fit(folder)
     assert ended.code == 0, ended.output
     return folder
+
+
+def test_a_run_that_died_after_its_last_step_only_has_to_say_how_it_ended(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run / "runs", tmp_path / "runs")
+    state = json.loads((tmp_path / RUN / "run.json").read_text())
+    (tmp_path / RUN / "run.json").write_text(json.dumps(state | {"status": "unfinished"}))
+    ended = fit(tmp_path)
+    assert ended.code == 0, ended.output
+    assert re.search(r"^best val/top1 0\.\d+ at step \d+$", ended.output, re.MULTILINE)
+    assert json.loads((tmp_path / RUN / "run.json").read_text())["best"] == state["best"]
+    assert table(tmp_path) == table(whole_run)
 
 
 def dying_after_saving(call: int) -> Callable[[], None]:

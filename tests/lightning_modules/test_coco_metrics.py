@@ -23,6 +23,7 @@ from lightning_modules.coco_metrics import (
     Kind,
     decode,
     encode,
+    result_entries,
     upload_format,
 )
 
@@ -79,12 +80,12 @@ def split(images: int = 12, seed: int = 0) -> tuple[dict[str, Any], list[ImageRe
 
 
 def reference(truth: dict[str, Any], results: list[ImageResult], kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """pycocotools' twelve numbers and AP by category, of the file that would be uploaded."""
+    """pycocotools' twelve numbers and AP by category, of the same results."""
     with redirect_stdout(io.StringIO()):
         annotated = COCO()
         annotated.dataset = copy.deepcopy(truth)
         annotated.createIndex()
-        found = annotated.loadRes(json.loads(json.dumps(upload_format(results, CATEGORY_IDS, kind))))
+        found = annotated.loadRes(json.loads(json.dumps(result_entries(results, CATEGORY_IDS, kind))))
         evaluation = COCOeval(annotated, found, IOU_TYPES[kind])
         evaluation.params.imgIds = [each.image_id for each in results]
         evaluation.evaluate()
@@ -104,8 +105,8 @@ def test_same_as_pycocotools(kind: Kind, images: int) -> None:
     report = CocoEvaluation(truth, CATEGORY_IDS, ["box", "mask"]).evaluate([*chosen[::-1], chosen[0]])
     stats, by_category = reference(truth, chosen, kind)
     ours = [report.metrics[f"{kind}_{name}"] for name in NUMBERS]
-    np.testing.assert_allclose(ours, stats, atol=1e-6)
-    np.testing.assert_allclose(report.per_category[kind][:, 0], by_category, atol=1e-6)
+    np.testing.assert_allclose(ours, stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(report.per_category[kind][:, 0], by_category, rtol=0, atol=1e-12)
     assert 0.05 < ours[0] < 0.95
     assert report.category_names == [f"category {i}" for i in CATEGORY_IDS]
     ids = {each.image_id for each in chosen}
@@ -113,6 +114,32 @@ def test_same_as_pycocotools(kind: Kind, images: int) -> None:
     assert report.objects.tolist() == [real.count(i) for i in CATEGORY_IDS]
     assert report.precision[kind].shape == (10, 101)
     assert report.precision[kind].mean() == pytest.approx(ours[0], abs=1e-6)
+
+
+def test_what_was_predicted_is_evaluated_and_what_is_written_is_rounded() -> None:
+    truth, _ = split(1)
+    truth |= {"annotations": [], "images": [{"id": 7, "height": 100, "width": 100}]}
+    boxes = torch.tensor([[10.0, 10, 20, 20], [10.0, 10, 20, 20]])
+    for number, x in enumerate((10.0, 30.0)):
+        truth["annotations"].append(
+            {"id": number, "image_id": 7, "category_id": 2, "bbox": [x, 10, 10, 10], "area": 100, "iscrowd": 0}
+        )
+    # An IoU of 0.75 less half a thousandth of a pixel, which a hundredth would make 0.75.
+    boxes[0, 2] = 17.4955
+    # What is surer by less than a millionth comes first.
+    boxes[1] = torch.tensor([60.0, 60, 70, 70])
+    scores = torch.tensor([0.7, 0.7 + 3e-7])
+    prediction = {"boxes": boxes, "labels": torch.tensor([1, 1]), "scores": scores}
+    result = ImageResult.of(prediction, (100, 100), 7, 0, "7.jpg")
+    assert np.array_equal(result.boxes, boxes.double().numpy())
+    assert np.array_equal(result.scores, scores.double().numpy())
+    metrics = CocoEvaluation(truth, CATEGORY_IDS, ["box"]).evaluate([result]).metrics
+    # One of two objects is found, second: precision 1/2 at the 51 of 101 recalls up to 1/2, at 5 of 10 thresholds.
+    assert metrics["box_ap50"] == pytest.approx(0.5 * 51 / 101, abs=1e-12)
+    assert metrics["box_ap75"] == 0
+    written = upload_format([result], CATEGORY_IDS, "box")
+    assert [entry["bbox"] for entry in written] == [[10, 10, 7.5, 10], [60, 60, 10, 10]]
+    assert [entry["score"] for entry in written] == [0.7, 0.7]
 
 
 def test_evaluating_twice_changes_nothing() -> None:

@@ -220,7 +220,8 @@ class Coco(DataModule):
         for image, name in enumerate(annotations.file_names()):
             within, _, base = name.rpartition("/")
             if leads_outside(name):
-                missing.append((f"image {annotations.image_ids[image]}", f"its file {printable(name)} is not in {folder}"))
+                reason = f"its file {printable(name)} is not in {folder}"
+                missing.append((f"image {annotations.image_ids[image]}", reason))
                 continue
             if within not in there:
                 there[within] = _listing(folder / within)

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_modules.findings import Findings
 from lightning_modules.internals import Clock, is_compiled, step_counts, trainer_of
 from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity, restored
-from lightning_modules.parameter_groups import LayerDecay
+from lightning_modules.parameter_groups import DecayAll, LayerDecay
 from lightning_modules.restoring import check_network
 from lightning_modules.schedules import Constant, Schedule
 from lightning_modules.step_log import StepLog
@@ -49,7 +49,7 @@ class Task(LightningModule, ABC):
         layer_decay: learning rates that fall with a layer's distance from the head.
         lr_multipliers: what the learning rate is multiplied by for the parameters whose names contain a text; the first
             text that fits counts.
-        decay_all: whether weight decay is for norms and biases too.
+        decay_all: whether weight decay is for norms and biases too; `but_norms`: for biases and not for norms.
         reference_batch: the effective batch (samples per optimiser step) for which the optimiser's `lr` is meant;
             given one, the learning rate is scaled linearly to the batch in use.
         compile: compile the network with `torch.compile`.
@@ -76,7 +76,7 @@ class Task(LightningModule, ABC):
         schedules: dict[str, Schedule] | None = None,
         layer_decay: LayerDecay | None = None,
         lr_multipliers: dict[str, float] | None = None,
-        decay_all: bool = False,
+        decay_all: DecayAll = False,
         reference_batch: int | None = None,
         compile: bool = False,
         channels_last: bool = False,

@@ -14,7 +14,8 @@ def giga_macs(network: DeformableDETR, height: int, width: int) -> float:
     image = torch.empty(1, 3, height, width, device="meta")
     with torch.no_grad(), flop_counter() as counter:
         predictions = network.eval().predict(image, image[:, 0].bool(), all_layers=True)
-    flops = sum(n for operator, n in counter.get_flop_counts()["Global"].items() if "embedding_bag" not in str(operator))
+    operators = counter.get_flop_counts()["Global"]
+    flops = sum(number for operator, number in operators.items() if "embedding_bag" not in str(operator))
     layers, _, queries, _ = predictions.boxes.shape
     head = sum(p.numel() for p in network.bbox_embed[0].parameters() if p.dim() > 1)
     return (flops / 2 + (layers * queries * head if network.refine else 0)) / 1e9

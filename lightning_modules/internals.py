@@ -133,3 +133,25 @@ def wait_at_most(trainer: Trainer, time: timedelta) -> None:
 def longest_wait(trainer: Trainer) -> timedelta | None:
     """How long the processes of a job wait for one of them; None where its strategy does not say."""
     return getattr(trainer.strategy, "_timeout", None)
+
+
+def compile_once(network: nn.Module) -> None:
+    """Compiles a network in place, so that parameter names stay as they are, unless it is compiled."""
+    if not is_compiled(network):
+        network.compile()
+
+
+def check_compiles(network: nn.Module) -> None:
+    """Refuses to compile a network with a part that does not suit `torch.compile`, and says why in `refuses_compile`.
+
+    Raises:
+        ValueError: There is such a part.
+    """
+    for module in network.modules():
+        if reason := getattr(module, "refuses_compile", None):
+            raise ValueError(f"{type(module).__name__} does not suit torch.compile: {reason}. Set --model.compile=false")
+
+
+def give_back_signals(trainer: Trainer, signals: Iterable[Signals], handler: Handlers) -> None:
+    """Has the trainer leave signals with a handler when it ends."""
+    trainer._signal_connector._original_handlers.update(dict.fromkeys(signals, handler))

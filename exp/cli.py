@@ -286,7 +286,7 @@ class Cli(LightningCLI):
         wait_at_most(trainer, timedelta(minutes=self.config.timeout, seconds=30))
         if config["sync_batchnorm"] and trainer.world_size > 1 and isinstance(trainer.accelerator, CPUAccelerator):
             raise UsageError(
-                f"PyTorch synchronises batch norms on GPUs only, and these {trainer.world_size} processes run on a CPU: "
+                f"PyTorch synchronises batch norms on GPUs only, and these {trainer.world_size} processes run on CPUs: "
                 "give --trainer.sync_batchnorm=false (each then has norms of its own share of a batch), or one process"
             )
         # Without this check the processes would wait for others that nobody starts. The batch shell runs one process.

@@ -149,7 +149,8 @@ def check_compiles(network: nn.Module) -> None:
     """
     for module in network.modules():
         if reason := getattr(module, "refuses_compile", None):
-            raise ValueError(f"{type(module).__name__} does not suit torch.compile: {reason}. Set --model.compile=false")
+            name = type(module).__name__
+            raise ValueError(f"{name} does not suit torch.compile: {reason}. Set --model.compile=false")
 
 
 def give_back_signals(trainer: Trainer, signals: Iterable[Signals], handler: Handlers) -> None:

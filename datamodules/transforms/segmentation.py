@@ -225,9 +225,11 @@ def mmseg_augmentation(size: int, long_side: int, short_side: int) -> list[Trans
     """
     return [
         RandomBox(long_side, short_side),
-        PaddedCrop(size, size, max_class_share=0.75, fill=MEAN_COLOUR),
+        PaddedCrop(size, size, max_class_share=0.75, padding="none"),
         A.HorizontalFlip(),
         PhotometricDistortion(),
+        # Last, so that the colour stays what it is.
+        A.PadIfNeeded(size, size, position="top_left", fill=MEAN_COLOUR, fill_mask=VOID),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -45,8 +46,8 @@ class PreciseBN(Callback):
             )
 
     @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if Clock(trainer).validates_next:
             self._estimate(trainer, pl_module)
 
     @override
@@ -62,9 +63,7 @@ class PreciseBN(Callback):
         loader = pl_module.data.train_dataloader()
         if set_epoch := getattr(loader, "set_epoch", None):
             set_epoch(trainer.current_epoch)
-        modes = {module: module.training for module in network.modules()}
-        # Networks keep the norms that they freeze in evaluation mode.
-        network.train()
+        # Those that are frozen are in evaluation mode.
         norms = [
             module
             for module in network.modules()
@@ -78,8 +77,6 @@ class PreciseBN(Callback):
         finally:
             for each in kept:
                 each.settle()
-            for module, training in modes.items():
-                module.training = training
             forget(network)
         if norms:
             everything = [value for norm in norms for value in (norm.running_mean, norm.running_var)]

@@ -62,11 +62,15 @@ class Clock:
 
         It does not where gradients are half gathered, nor where a validation or the end of the epoch comes next.
         """
-        epoch = self.trainer.fit_loop.epoch_loop
-        if self.accumulates or epoch._num_ready_batches_reached():
+        if self.accumulates or self.trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             return False
+        return not self.validates_next
+
+    @property
+    def validates_next(self) -> bool:
+        """Whether a validation comes after this batch."""
         assert self.trainer.fit_loop._data_fetcher is not None
-        return not epoch._should_check_val_fx(self.trainer.fit_loop._data_fetcher)
+        return self.trainer.fit_loop.epoch_loop._should_check_val_fx(self.trainer.fit_loop._data_fetcher)
 
 
 def step_counts(trainer: Trainer) -> tuple[int, int | None]:
@@ -151,8 +155,3 @@ def check_compiles(network: nn.Module) -> None:
         if reason := getattr(module, "refuses_compile", None):
             name = type(module).__name__
             raise ValueError(f"{name} does not suit torch.compile: {reason}. Set --model.compile=false")
-
-
-def give_back_signals(trainer: Trainer, signals: Iterable[Signals], handler: Handlers) -> None:
-    """Has the trainer leave signals with a handler when it ends."""
-    trainer._signal_connector._original_handlers.update(dict.fromkeys(signals, handler))

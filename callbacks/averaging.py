@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
@@ -42,6 +43,7 @@ class WeightEMA(EMAWeightAveraging):
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
-    def _warming_up(self, average: Tensor, current: Tensor, steps: Tensor) -> Tensor:
+    def _warming_up(self, average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        steps = torch.as_tensor(steps)
         decay = ((1 + steps) / (10 + steps)).clamp(max=self.decay)
         return decay * average + (1 - decay) * current

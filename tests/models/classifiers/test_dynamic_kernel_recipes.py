@@ -58,6 +58,7 @@ def test_condconv_efficientnet(size: str) -> None:
     assert 0.15 < rates[-1] < 0.2
     augment = cli.plain["data"]["init_args"]["train_transforms"][2]
     assert augment["class_path"] == "datamodules.transforms.AutoAugment"
+    assert (augment["init_args"]["policy"], augment["init_args"]["fill"]) == ("v0", [128, 128, 128])
     assert image_size(cli.datamodule) == ((3, 240, 240) if size == "b1_8e" else (3, 224, 224))
 
 

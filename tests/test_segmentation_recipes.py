@@ -111,6 +111,9 @@ def test_dynamic_routing(name: str) -> None:
     biases = [name for name, value in decay.items() if value and name.endswith(".bias")]
     gates = len({name.split(".gate.")[0] for name in decay if ".gate." in name})
     assert len(biases) == gates + 1
+    bytes_ = torch.tensor([[10, 20, 30]], dtype=torch.uint8)[..., None, None]
+    look = cli.datamodule.on_after_batch_transfer({"image": bytes_}, 0)["image"].flatten()
+    torch.testing.assert_close(look, torch.tensor([30 - 103.53, 20 - 116.28, 10 - 123.675]))
     # Published for the networks without a budget.
     precise = [callback.batches for callback in cli.trainer.callbacks if isinstance(callback, PreciseBN)]
     assert precise == ([] if budget else [200])

@@ -59,6 +59,9 @@ def test_condconv_efficientnet(size: str) -> None:
     augment = cli.plain["data"]["init_args"]["train_transforms"][2]
     assert augment["class_path"] == "datamodules.transforms.AutoAugment"
     assert (augment["init_args"]["policy"], augment["init_args"]["fill"]) == ("v0", [128, 128, 128])
+    extremes = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    look = cli.datamodule.on_after_batch_transfer({"image": extremes}, 0)["image"]
+    torch.testing.assert_close(look, torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2))
     assert image_size(cli.datamodule) == ((3, 240, 240) if size == "b1_8e" else (3, 224, 224))
 
 

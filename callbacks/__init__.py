@@ -7,6 +7,7 @@ from callbacks.checkpoints import Checkpoints
 from callbacks.compute_budget import ComputeBudget
 from callbacks.monitored import Monitored
 from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
+from callbacks.precise_bn import PreciseBN
 from callbacks.preemption import Preempted, Preemption
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
@@ -23,6 +24,7 @@ __all__ = [
     "Monitored",
     "NonFiniteGuard",
     "NonFiniteLoss",
+    "PreciseBN",
     "Preempted",
     "Preemption",
     "StepSeed",

@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -288,6 +289,11 @@ class Cli(LightningCLI):
         leave_signals_alone(trainer)
         # `Liveness`, which can tell whom they wait for, comes before the processes' own timeout.
         wait_at_most(trainer, timedelta(minutes=self.config.timeout, seconds=30))
+        if config["sync_batchnorm"] and trainer.world_size > 1 and isinstance(trainer.accelerator, CPUAccelerator):
+            raise UsageError(
+                f"PyTorch synchronises batch norms on GPUs only, and these {trainer.world_size} processes run on CPUs: "
+                "give --trainer.sync_batchnorm=false (each then has norms of its own share of a batch), or one process"
+            )
         # Without this check the processes would wait for others that nobody starts. The batch shell runs one process.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         nodes, devices = trainer.num_nodes, trainer.num_devices

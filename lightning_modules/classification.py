@@ -51,6 +51,7 @@ class Classification(Task):
         label_smoothing: share of the target spread evenly over all classes.
         mix: mixup and cutmix; label smoothing is then folded into the mixed targets.
         random_erasing: probability of replacing a rectangle of an image with noise (arXiv 1708.04896).
+        erase_mixed: whether that comes after mixing, as in timm's training with its prefetching loader.
         exit_weights: what the losses of the exits are multiplied by before they are added up, cheapest first. `sum`
             is 1 for each, as published for most networks with exits; `mean` is 1 / exits, so that a learning rate does
             not depend on how many there are.
@@ -73,6 +74,7 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         mix: Mix | None = None,
         random_erasing: float = 0.0,
+        erase_mixed: bool = False,
         exit_weights: ExitWeights = "mean",
         **options: Any,
     ) -> None:
@@ -97,6 +99,7 @@ class Classification(Task):
             )
         self.erase: RandomErasing | None = None
         self.random_erasing = random_erasing
+        self.erase_mixed = erase_mixed
         self.exit_weights = valid_exit_weights(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}
         # When images leave a network with exits; set by `predict --budget`.
@@ -113,10 +116,12 @@ class Classification(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted cross-entropies of the exits, with penalties."""
         images, targets = batch["image"], batch["label"]
-        if self.erase is not None:
+        if self.erase is not None and not self.erase_mixed:
             images = self.erase(images)
         if self.mix is not None:
             images, targets = self.mix(images, targets)
+        if self.erase is not None and self.erase_mixed:
+            images = self.erase(images)
         exits = as_exits(self(images))
         smoothing = 0.0 if self.mix else self.label_smoothing
         losses = [F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) for logits in exits]

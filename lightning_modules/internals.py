@@ -62,11 +62,15 @@ class Clock:
 
         It does not where gradients are half gathered, nor where a validation or the end of the epoch comes next.
         """
-        epoch = self.trainer.fit_loop.epoch_loop
-        if self.accumulates or epoch._num_ready_batches_reached():
+        if self.accumulates or self.trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             return False
+        return not self.validates_next
+
+    @property
+    def validates_next(self) -> bool:
+        """Whether a validation comes after this batch."""
         assert self.trainer.fit_loop._data_fetcher is not None
-        return not epoch._should_check_val_fx(self.trainer.fit_loop._data_fetcher)
+        return self.trainer.fit_loop.epoch_loop._should_check_val_fx(self.trainer.fit_loop._data_fetcher)
 
 
 def step_counts(trainer: Trainer) -> tuple[int, int | None]:
@@ -133,3 +137,21 @@ def wait_at_most(trainer: Trainer, time: timedelta) -> None:
 def longest_wait(trainer: Trainer) -> timedelta | None:
     """How long the processes of a job wait for one of them; None where its strategy does not say."""
     return getattr(trainer.strategy, "_timeout", None)
+
+
+def compile_once(network: nn.Module) -> None:
+    """Compiles a network in place, so that parameter names stay as they are, unless it is compiled."""
+    if not is_compiled(network):
+        network.compile()
+
+
+def check_compiles(network: nn.Module) -> None:
+    """Refuses to compile a network with a part that does not suit `torch.compile`, and says why in `refuses_compile`.
+
+    Raises:
+        ValueError: There is such a part.
+    """
+    for module in network.modules():
+        if reason := getattr(module, "refuses_compile", None):
+            name = type(module).__name__
+            raise ValueError(f"{name} does not suit torch.compile: {reason}. Set --model.compile=false")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_modules.parameter_groups import LayerDecay, parameter_groups
+from lightning_modules.parameter_groups import DecayAll, LayerDecay, parameter_groups
 from lightning_modules.restoring import adopted, by_part
 from lightning_modules.schedules import Constant, Schedule
 
@@ -28,7 +28,7 @@ class Part:
         schedules: Other quantities of the optimiser over the steps, by their names in its parameter groups.
         layer_decay: Learning rates that fall with a layer's distance from the head.
         lr_multipliers: Factors of the learning rate by a text that parameter names contain.
-        decay_all: Whether everything decays, norms and biases too.
+        decay_all: What decays beside weights of more than one dimension, see `parameter_groups`.
         clip: Largest norm of the part's gradient; None leaves clipping to the trainer.
     """
 
@@ -38,7 +38,7 @@ class Part:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     layer_decay: LayerDecay | None = None
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    decay_all: bool = False
+    decay_all: DecayAll = False
     clip: float | None = None
 
     def groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:

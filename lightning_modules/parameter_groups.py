@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from timm.models import group_parameters
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.convnext_layers import layer_wise_id, stage_wise_id
+
+# What decays beside weights of more than one dimension.
+DecayAll: TypeAlias = bool | Literal["but_norms"]
 
 
 @dataclass
@@ -66,7 +69,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: LayerDecay | None = None,
     lr_multipliers: Mapping[str, float] | None = None,
-    decay_all: bool = False,
+    decay_all: DecayAll = False,
 ) -> list[dict[str, Any]]:
     """Optimiser groups of a network, in the order in which their first parameters appear.
 
@@ -79,15 +82,18 @@ def parameter_groups(
         weight_decay: Weight decay of the parameters that have one.
         layer_decay: Learning rates by layer; None for one rate.
         lr_multipliers: Factors of the learning rate by a text that parameter names contain; the first that fits counts.
-        decay_all: Whether everything decays, norms and biases too.
+        decay_all: Whether everything decays, norms and biases too. `but_norms`: everything but norms, which are modules
+            whose `weight` is one-dimensional.
 
     Returns:
         Dicts of `params`, `param_names`, `name`, `weight_decay`, `lr_scale` and `lr` (= lr * lr_scale).
 
     Raises:
-        ValueError: Nothing to train, layer decay that does not fit the network, or a multiplier that is not positive
-            or fits no parameter.
+        ValueError: Nothing to train, an unknown `decay_all`, layer decay that does not fit the network, or a multiplier
+            that is not positive or fits no parameter.
     """
+    if decay_all not in (True, False, "but_norms"):
+        raise ValueError(f"decay_all must be true, false or but_norms, not {decay_all!r}")
     multipliers = dict(lr_multipliers or {})
     _check(multipliers, [name for name, _ in network.named_parameters()])
     ids, head = layer_decay.layer_ids(network) if layer_decay else ({}, 0)
@@ -96,9 +102,12 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_bias = name.split(".")[-1] == "bias"
-        excused = parameter.ndim <= 1 or is_bias or any(fnmatch(name, pattern) for pattern in exempt)
-        decays = decay_all or not excused
+        if decay_all == "but_norms":
+            decays = not _of_norm(network, name)
+        else:
+            is_bias = name.split(".")[-1] == "bias"
+            excused = parameter.ndim <= 1 or is_bias or any(fnmatch(name, pattern) for pattern in exempt)
+            decays = decay_all or not excused
         group_name = "decay" if decays else "no_decay"
         scale = 1.0
         if layer_decay:
@@ -155,6 +164,12 @@ def describe(groups: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _of_norm(network: nn.Module, name: str) -> bool:
+    owner, _, own_name = name.rpartition(".")
+    weight = getattr(network.get_submodule(owner), "weight", None)
+    return own_name in ("weight", "bias") and isinstance(weight, Tensor) and weight.ndim == 1
 
 
 def _no_weight_decay(network: nn.Module) -> set[str]:

@@ -29,30 +29,54 @@ class Schedule(ABC):
 
 @dataclass
 class WarmupCosine(Schedule):
-    """Linear warm-up from 0, then half a cosine towards `min_lr`.
+    """Linear warm-up, then half a cosine towards `min_lr`.
 
     The warm-up includes both ends, so the base value occurs twice in a row; the cosine never quite arrives:
     `min_lr + (base - min_lr) / 2 * (1 + cos(pi * i / n))`, i = 0 .. n - 1, n the steps after the warm-up.
     With no warm-up it also serves for a weight decay that moves from `base` to `min_lr`, downwards or upwards.
 
-    Reference: "A ConvNet for the 2020s", arXiv 2201.03545, appendix A, and its published training code.
+    Reference: "A ConvNet for the 2020s", arXiv 2201.03545, appendix A, and its published training code. That of timm,
+    which "Training data-efficient image transformers" (arXiv 2012.12877) has, is `whole` and `by_epoch`.
 
     Args:
         warmup_epochs: Length of the warm-up in epochs.
         warmup_steps: Length in optimiser steps instead of epochs.
         min_lr: Value at the end of the cosine.
+        warmup_lr: Value at the start of the warm-up.
+        whole: Whether the cosine begins with the training, and the warm-up takes the place of its beginning: a line to
+            the base value, which the first step after it would have, had the cosine not fallen by then.
+        by_epoch: Whether the value changes only where an epoch begins.
+        cooldown_epochs: Epochs at the end with `min_lr`.
     """
 
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None
     min_lr: float = 0.0
+    warmup_lr: float = 0.0
+    whole: bool = False
+    by_epoch: bool = False
+    cooldown_epochs: float = 0.0
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
-        warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
-        remaining = total_steps - len(warmup)
-        cosine = np.cos(np.pi * np.arange(remaining) / remaining)
-        return np.concatenate([warmup, self.min_lr + 0.5 * (base - self.min_lr) * (1 + cosine)])
+        # Refuses impossible lengths.
+        warmup = len(_warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps))
+        if self.by_epoch and steps_per_epoch > 1:
+            if self.warmup_steps is not None:
+                raise ValueError("a schedule by epochs has warmup_epochs, not warmup_steps")
+            epochs = self.table(base, 1, -(-total_steps // steps_per_epoch))
+            return np.repeat(epochs, steps_per_epoch)[:total_steps]
+        cooldown = round(self.cooldown_epochs * steps_per_epoch)
+        cosine_steps = total_steps - cooldown - (0 if self.whole else warmup)
+        if cooldown < 0 or cosine_steps < 1:
+            raise ValueError(
+                f"warm-up ({warmup} steps) and cooldown ({cooldown} steps) leave nothing of the training "
+                f"({total_steps} steps): shorten warmup_epochs or cooldown_epochs, or train longer"
+            )
+        falling = 0.5 * (base - self.min_lr) * (1 + np.cos(np.pi * np.arange(cosine_steps) / cosine_steps))
+        table = np.concatenate([self.min_lr + falling, np.full(cooldown, self.min_lr)])
+        rising = np.linspace(self.warmup_lr, base, warmup, endpoint=not self.whole)
+        return np.concatenate([rising, table[warmup:] if self.whole else table])
 
 
 @dataclass
@@ -64,18 +88,23 @@ class MultiStep(Schedule):
         gamma: Factor of each drop.
         warmup_epochs: Length of the warm-up in epochs.
         warmup_steps: Length in optimiser steps instead of epochs.
+        warmup_factor: Factor of the first step; it rises linearly to 1, which the first step after the warm-up has. By
+            default it rises from 0, and the last step of the warm-up has 1.
     """
 
     milestones: list[float] = field(default_factory=list)
     gamma: float = 0.1
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None
+    warmup_factor: float | None = None
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
         warmup = _warmup(self.warmup_epochs, self.warmup_steps, 1.0, steps_per_epoch, total_steps)
         edges = np.sort([round(milestone * steps_per_epoch) for milestone in self.milestones])
         table = base * self.gamma ** np.searchsorted(edges, np.arange(total_steps), side="right").astype(np.float64)
+        if self.warmup_factor is not None:
+            warmup = np.linspace(self.warmup_factor, 1.0, len(warmup), endpoint=False)
         table[: len(warmup)] *= warmup
         return table
 
@@ -89,12 +118,16 @@ class Staircase(Schedule):
         gamma: Factor of each drop.
         warmup_epochs: Length of the warm-up in epochs.
         warmup_steps: Length in optimiser steps instead of epochs.
+        steady_warmup: Whether the warm-up is a line towards the base value, which the first step after it would have,
+            were it not for the drops by then. By default they count within the warm-up, too, and its last step has
+            what they leave.
     """
 
     every: float = 2.4
     gamma: float = 0.97
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None
+    steady_warmup: bool = False
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
@@ -103,7 +136,10 @@ class Staircase(Schedule):
             raise ValueError(f"a staircase drops every so many epochs, above 0, not {self.every}")
         drops = np.floor(np.arange(total_steps) / (self.every * steps_per_epoch))
         table: NDArray[np.float64] = base * self.gamma**drops
-        table[: len(warmup)] *= warmup
+        if self.steady_warmup:
+            table[: len(warmup)] = np.linspace(0.0, base, len(warmup), endpoint=False)
+        else:
+            table[: len(warmup)] *= warmup
         return table
 
 

@@ -147,7 +147,7 @@ class Segmentation(Task):
             if self.ohem is not None and last:
                 loss = ohem_cross_entropy(logits, label, self.ohem, self.class_weights)
             else:
-                loss = cross_entropy(logits, label, self.class_weights, self.normalisation)
+                loss = cross_entropy(logits, label, self.class_weights, self.normalisation, over_processes=True)
             named["ce" if len(exits) == 1 else f"exit{i}"] = loss * weight
         with torch.no_grad():
             right = (_classes(resize(exits[-1], label.shape[-2:])) == label).sum()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.resize import resize
+from models.processes import process_mean
 
 VOID = 255
 Normalisation = Literal["weights", "pixels"]
@@ -47,7 +48,11 @@ class Ohem:
 
 
 def cross_entropy(
-    logits: Tensor, label: Tensor, class_weights: Tensor | None = None, normalisation: Normalisation = "weights"
+    logits: Tensor,
+    label: Tensor,
+    class_weights: Tensor | None = None,
+    normalisation: Normalisation = "weights",
+    over_processes: bool = False,
 ) -> Tensor:
     """Cross-entropy of the labelled pixels.
 
@@ -57,6 +62,8 @@ def cross_entropy(
         class_weights: [C] of the true class; None for 1.
         normalisation: What the weighted sum is divided by. `weights`, as HRNet: the sum of the pixels' weights.
             `pixels`, the default of MMSegmentation: the number of all pixels, void ones included.
+        over_processes: Whether the sum of weights is the mean over all processes, which train on equal shares of a
+            batch with more or fewer void pixels each; then every process must call this.
 
     Returns:
         Scalar, float32; 0 where every pixel is void.
@@ -64,7 +71,10 @@ def cross_entropy(
     losses, label = _pixel_losses(logits, label, class_weights)
     if normalisation == "pixels":
         return losses.mean()
-    return losses.sum() / _weights(label, class_weights).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    weights = _weights(label, class_weights).sum()
+    if over_processes:
+        weights = process_mean(weights, weights.device)
+    return losses.sum() / weights.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def ohem_cross_entropy(logits: Tensor, label: Tensor, ohem: Ohem, class_weights: Tensor | None = None) -> Tensor:

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
 from lightning_modules.findings import Findings
-from lightning_modules.internals import Clock, is_compiled, step_counts, trainer_of
+from lightning_modules.internals import Clock, check_compiles, compile_once, step_counts, trainer_of
 from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity, restored
-from lightning_modules.parameter_groups import LayerDecay
+from lightning_modules.parameter_groups import DecayAll, LayerDecay
 from lightning_modules.restoring import check_network
 from lightning_modules.schedules import Constant, Schedule
 from lightning_modules.step_log import StepLog
@@ -49,14 +49,14 @@ class Task(LightningModule, ABC):
         layer_decay: learning rates that fall with a layer's distance from the head.
         lr_multipliers: what the learning rate is multiplied by for the parameters whose names contain a text; the first
             text that fits counts.
-        decay_all: whether weight decay is for norms and biases too.
+        decay_all: whether weight decay is for norms and biases too; `but_norms`: for biases and not for norms.
         reference_batch: the effective batch (samples per optimiser step) for which the optimiser's `lr` is meant;
             given one, the learning rate is scaled linearly to the batch in use.
-        compile: compile the network with `torch.compile`.
+        compile: compile the network with `torch.compile`; refused for networks that say why in `refuses_compile`.
         channels_last: keep images and convolutions in channels-last memory order, which is faster on most devices.
 
     Raises:
-        ValueError: a multiplier that is not positive, or fits no parameter.
+        ValueError: a multiplier that is not positive, or fits no parameter; a network that refuses to be compiled.
     """
 
     monitor: str = "val/loss"
@@ -76,7 +76,7 @@ class Task(LightningModule, ABC):
         schedules: dict[str, Schedule] | None = None,
         layer_decay: LayerDecay | None = None,
         lr_multipliers: dict[str, float] | None = None,
-        decay_all: bool = False,
+        decay_all: DecayAll = False,
         reference_batch: int | None = None,
         compile: bool = False,
         channels_last: bool = False,
@@ -95,6 +95,8 @@ class Task(LightningModule, ABC):
             # Refused here rather than when training begins.
             self.main.groups(1.0, 0.0)
         self.reference_batch = reference_batch
+        if compile:
+            check_compiles(network)
         self.compile_network = compile
         self.channels_last = channels_last
         self.penalties: dict[str, Callable[[], Tensor]] = {}
@@ -169,9 +171,8 @@ class Task(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes; compiles the network once, if asked to."""
         self._check_classes(stage)
-        if self.compile_network and not is_compiled(self.network):
-            # In place, so that parameter names stay as they are.
-            self.network.compile()
+        if self.compile_network:
+            compile_once(self.network)
 
     def _check_classes(self, stage: str) -> None:
         if self.num_classes is None:

@@ -4,8 +4,9 @@ Three questions, three functions. `count` asks what a network costs by its shape
 that have no data, and dynamic layers do all their work. `executed` asks what a real inference did: only operators that
 ran are counted, so a network that claims to skip work shows here whether it does. `expected` asks what the decisions of
 the last forward pass cost each sample, with a gradient to them. The first two count with PyTorch's `FlopCounterMode`,
-as `flop_counter` sets it up; a multiply-add is two of its FLOPs. Norms, activations, pooling, additions and biases are
-not counted, as in the papers' tables.
+as `flop_counter` sets it up; a multiply-add is two of its FLOPs. A weighted sum of gathered rows, such as deformable
+attention's samples, costs one for each element that is read. Norms, activations, pooling, resizing, additions and
+biases are not counted, as in the papers' tables.
 
 A dynamic layer keeps two promises. At each forward it calls `record`, and where `has_values` says that its input has no
 data to decide by, it does all its work:
@@ -46,6 +47,8 @@ _FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_attention_math_for_mps,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
 )
+# Sums of gathered rows, for which PyTorch registers no formula either; which one runs depends on the gradients wanted.
+_GATHERED_SUM = (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
 
 
 class NotCountable(ValueError):
@@ -82,7 +85,8 @@ class ComputeReport:
         params: Parameters, shared ones once.
         conv_macs: Multiply-adds of convolutions, grouped and transposed ones included.
         linear_macs: Multiply-adds of products of two matrices: linear layers.
-        matmul_macs: Multiply-adds of everything else: batched matrix products, and attention written out or fused.
+        matmul_macs: Multiply-adds of everything else: batched matrix products, attention written out or fused, and
+            weighted sums of gathered rows.
         modules: The network and each module in it, parents before children.
     """
 
@@ -268,13 +272,14 @@ def without_data(network: nn.Module, input_size: Sequence[int], batch_size: int 
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts what runs inside of it with the rules of this file; read it with `get_total_flops() / 2`.
 
-    PyTorch's own counter takes fused attention for free on some devices, the CPU among them.
+    PyTorch's own counter takes fused attention for free on some devices, the CPU among them, and gathered sums on all.
     """
     fast = mha.get_fastpath_enabled()
     # In evaluation, nn.MultiheadAttention and nn.TransformerEncoderLayer would be one operator without a formula.
     mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_FUSED_ATTENTION, _attention)) as counter:
+        formulas = dict.fromkeys(_FUSED_ATTENTION, _attention) | dict.fromkeys(_GATHERED_SUM, _gathered_sum)
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             yield counter
     finally:
         mha.set_fastpath_enabled(fast)
@@ -376,3 +381,18 @@ def _name(operator: Any) -> str:
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _gathered_sum(
+    rows: torch.Size,
+    index: torch.Size,
+    offsets: torch.Size,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: torch.Size | None = None,
+    *_: Any,
+    **__: Any,
+) -> int:
+    # Without weights there are only additions.
+    return 0 if weights is None else 2 * index.numel() * rows[1]

@@ -213,16 +213,15 @@ def test_augmentation_is_the_published_one(recipe: tuple[Recipe, Cli]) -> None:
     published, cli = recipe
     arguments = cli.plain["model"]["init_args"]
     assert arguments["label_smoothing"] == 0.1
-    assert arguments["random_erasing"] == 0.25
+    assert (arguments["random_erasing"], arguments["erase_mixed"]) == (0.25, False)
     assert arguments["mix"] == (
         {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5, "mode": "batch"} if published.mixed else None
     )
     averages = [callback for callback in cli.trainer.callbacks if isinstance(callback, WeightEMA)]
     assert len(averages) == published.averaged
     given = cli.plain["trainer"]["callbacks"]
-    assert given == (
-        [{"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.9999}}] if published.averaged else None
-    )
+    average = {"class_path": "callbacks.WeightEMA", "init_args": {"decay": 0.9999, "warm_up": False}}
+    assert given == ([average] if published.averaged else None)
     # Interpolation 2 is OpenCV's bicubic.
     crop, flip, augment = cli.plain["data"]["init_args"]["train_transforms"]
     assert crop["class_path"] == "albumentations.RandomResizedCrop"

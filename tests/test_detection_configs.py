@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from datamodules import Coco
 from datamodules.transforms.detection import MultiScaleCrop, ResizeShortestEdge
@@ -61,17 +62,24 @@ RECIPES = {
     "solq_r101_coco": Recipe(73_133_564, resize_first=True),
     "solq_swin_large_coco": Recipe(223_622_992, resize_first=True),
 }
-# Parameters, learning rate for 16 images, epochs and the epochs where it drops. What the toolboxes count more is the
-# batch norms of ResNet-50, which are constants here (tests/models/detectors/test_rcnn.py).
+# Parameters, learning rate for 16 images, epochs, the epochs where it drops, steps of the warm-up, and the parameters
+# that do not decay: none, norms, or flat ones. What the toolboxes count more is the batch norms of ResNet-50, which are
+# constants here (tests/models/detectors/test_rcnn.py).
 ONE_TIME = (12, [8, 11])
+THREE_TIMES = (36, [27, 33])
+# Short sides of training images.
+SINGLE, MULTI = [800], [640, 672, 704, 736, 768, 800]
+SIZES = {"retinanet_r50_coco": MULTI, "fcos_r50_coco": SINGLE} | dict.fromkeys(
+    ["faster_rcnn_r50_coco", "mask_rcnn_r50_coco", "cascade_mask_rcnn_r50_coco"], SINGLE
+)
 HOSTS = {
-    "faster_rcnn_r50_coco": (41_699_936, 0.02, *ONE_TIME),
-    "mask_rcnn_r50_coco": (44_343_216, 0.02, *ONE_TIME),
-    "cascade_mask_rcnn_r50_coco": (77_271_486, 0.02, *ONE_TIME),
-    "retinanet_r50_coco": (37_915_572, 0.01, *ONE_TIME),
-    "fcos_r50_coco": (32_244_250, 0.01, *ONE_TIME),
-    "mask_rcnn_convnext_coco": (48_095_376, 1e-4, 36, [27, 33]),
-    "cascade_mask_rcnn_convnext_coco": (85_930_578, 2e-4, 36, [27, 33]),
+    "faster_rcnn_r50_coco": (41_699_936, 0.02, *ONE_TIME, 500, "none"),
+    "mask_rcnn_r50_coco": (44_343_216, 0.02, *ONE_TIME, 500, "none"),
+    "cascade_mask_rcnn_r50_coco": (77_271_486, 0.02, *ONE_TIME, 500, "none"),
+    "retinanet_r50_coco": (37_915_572, 0.01, *ONE_TIME, 1000, "norms"),
+    "fcos_r50_coco": (32_244_250, 0.01, *ONE_TIME, 1000, "norms"),
+    "mask_rcnn_convnext_coco": (48_095_376, 1e-4, *THREE_TIMES, 500, "flat"),
+    "cascade_mask_rcnn_convnext_coco": (85_930_578, 2e-4, *THREE_TIMES, 500, "flat"),
 }
 
 
@@ -82,7 +90,7 @@ def test_every_recipe_is_checked() -> None:
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_recipe_of_a_host_is_the_published_one(name: str) -> None:
-    params, lr, epochs, drops = HOSTS[name]
+    params, lr, epochs, drops, warmup, exempt = HOSTS[name]
     cli = built(Path(f"configs/detection/{name}.yaml"))
     assert parameter_count(cli.model.network) == params
     assert cli.datamodule.batch_size == cli.model.reference_batch == 16
@@ -90,6 +98,26 @@ def test_recipe_of_a_host_is_the_published_one(name: str) -> None:
     assert cli.trainer.max_epochs == epochs
     table = cli.model.main.schedule.table(1.0, 1000, 1000 * epochs)
     assert (np.flatnonzero(np.diff(table) < 0) + 1).tolist() == [1000 * epoch for epoch in drops]
+    # From a thousandth, so that the first step after the warm-up is the first with the whole rate.
+    assert table[: warmup + 1] == pytest.approx(0.001 + 0.999 * np.arange(warmup + 1) / warmup)
+    network = cli.model.network
+    norms = {
+        f"{module_name}.{own}"
+        for module_name, module in network.named_modules()
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d)
+        for own in ("weight", "bias")
+    }
+    flat = {n for n, parameter in network.named_parameters() if parameter.ndim == 1 or n.endswith("bias")}
+    without = {"none": set(), "norms": norms, "flat": flat}[exempt]
+    for group in cli.model.main.groups(lr, 1e-4):
+        for parameter in group["param_names"]:
+            assert (group["weight_decay"] == 0) == (parameter in without), parameter
+    assert bool(norms) == (name == "fcos_r50_coco" or "convnext" in name)
+    # Batch norms of the cascade's box heads are those of all devices.
+    assert bool(cli.plain["trainer"]["sync_batchnorm"]) == (name == "cascade_mask_rcnn_convnext_coco")
+    if name in SIZES:
+        (resize,) = [each for each in cli.datamodule.train_transforms if isinstance(each, ResizeShortestEdge)]
+        assert (list(resize.sizes), resize.max_size) == (SIZES[name], 1333)
 
 
 def test_docs_list_every_recipe_with_its_size() -> None:

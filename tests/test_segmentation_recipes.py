@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks import ComputeBudget
+from callbacks import ComputeBudget, PreciseBN
 from datamodules import Cityscapes
 from exp.cli import Cli
 from models.compute import parameter_count
@@ -103,14 +103,37 @@ def test_dynamic_routing(name: str) -> None:
     assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (lr, 0.9, 1e-4)
     groups = cli.model.main.groups(lr, 1e-4)
     assert {group["lr_scale"] for group in groups} == ({1.0, 2.5} if pretrained else {1.0})
+    # Norms do not decay; biases of convolutions do: the last one of each gate and the classifier's.
+    decay = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+    convolutions = {n for n, m in cli.model.network.named_modules() if isinstance(m, nn.Conv2d)}
+    for parameter, value in decay.items():
+        assert value == (1e-4 if parameter.rpartition(".")[0] in convolutions else 0), parameter
+    biases = [name for name, value in decay.items() if value and name.endswith(".bias")]
+    gates = len({name.split(".gate.")[0] for name in decay if ".gate." in name})
+    assert len(biases) == gates + 1
+    bytes_ = torch.tensor([[10, 20, 30]], dtype=torch.uint8)[..., None, None]
+    look = cli.datamodule.on_after_batch_transfer({"image": bytes_}, 0)["image"].flatten()
+    torch.testing.assert_close(look, torch.tensor([30 - 103.53, 20 - 116.28, 10 - 123.675]))
+    # Published for the networks without a budget.
+    precise = [callback.batches for callback in cli.trainer.callbacks if isinstance(callback, PreciseBN)]
+    assert precise == ([] if budget else [200])
     assert (cli.trainer.max_steps, cli.datamodule.batch_size, cli.trainer.gradient_clip_val) == (190_000, 8, 5.0)
     steps = np.arange(190_000)
     warm = np.minimum(1, 0.001 + 0.999 * steps / 1000)
     table = cli.model.main.schedule.table(lr, per_epoch, 190_000)
     np.testing.assert_allclose(table, lr * warm * (1 - steps / 190_000) ** 0.9, rtol=1e-9)
     assert cli.datamodule.class_weights is None
-    label = np.zeros((1024, 2048), np.uint8)
-    sample = cli.datamodule.pipeline(cli.datamodule.train_transforms).compose(
-        image=np.zeros((1024, 2048, 3), np.uint8), mask=label
-    )
-    assert sample["mask"].shape == (768, 768)
+    # Of the sizes that are drawn some are smaller than the crop: black around the middle, and void.
+    pipeline = cli.datamodule.pipeline(cli.datamodule.train_transforms).compose
+    padded = 0
+    for seed in range(12):
+        pipeline.set_random_seed(seed)
+        sample = pipeline(image=np.full((1024, 2048, 3), 200, np.uint8), mask=np.zeros((1024, 2048), np.uint8))
+        assert sample["mask"].shape == (768, 768)
+        void = sample["mask"] == 255
+        assert (sample["image"][void] == 0).all()
+        assert (sample["image"][~void] == 200).all()
+        rows = void.all(1)
+        assert np.array_equal(rows, rows[::-1])
+        padded += void.any()
+    assert padded

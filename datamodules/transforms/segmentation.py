@@ -5,7 +5,7 @@ Images are resized by OpenCV's bilinear and labels by its nearest interpolation,
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import albumentations as A
 import cv2
@@ -17,6 +17,7 @@ from datamodules.transforms.drawn_resize import DrawnResize
 from datamodules.transforms.photometric import PhotometricDistortion
 from datamodules.transforms.pipeline import Transform
 
+Padding = Literal["end", "centre", "none"]
 # What the networks' mean colour is in bytes: padding with it is padding with zero after normalisation.
 MEAN_COLOUR = (124, 116, 104)
 # How often a crop with too little variety is drawn again.
@@ -102,7 +103,7 @@ class PaddedCrop(A.DualTransform):
         width: Columns of the window.
         max_class_share: Draw again, up to 10 times, while one class has at least this share of the labelled pixels
             (MMSegmentation's ``cat_max_ratio``); 1 takes the first draw.
-        padding: ``end`` pads below and to the right, ``centre`` on all sides.
+        padding: ``end`` pads below and to the right, ``centre`` on all sides; ``none`` leaves a smaller image as it is.
         fill: RGB of padded pixels before normalisation.
         p: Probability of applying it to an image.
 
@@ -115,7 +116,7 @@ class PaddedCrop(A.DualTransform):
         height: int,
         width: int,
         max_class_share: float = 1.0,
-        padding: Literal["end", "centre"] = "end",
+        padding: Padding = "end",
         fill: tuple[int, int, int] = (0, 0, 0),
         p: float = 1.0,
     ) -> None:
@@ -161,7 +162,7 @@ class ClassBalancedCrop(PaddedCrop):
         height: Rows of the window.
         width: Columns of the window.
         share: Share of the images that are cropped in this way; the others are cropped anywhere.
-        padding: ``end`` pads below and to the right, ``centre`` on all sides.
+        padding: ``end`` pads below and to the right, ``centre`` on all sides; ``none`` leaves a smaller image as it is.
         fill: RGB of padded pixels before normalisation.
         p: Probability of cropping at all.
 
@@ -174,7 +175,7 @@ class ClassBalancedCrop(PaddedCrop):
         height: int,
         width: int,
         share: float = 0.5,
-        padding: Literal["end", "centre"] = "end",
+        padding: Padding = "end",
         fill: tuple[int, int, int] = (0, 0, 0),
         p: float = 1.0,
     ) -> None:
@@ -224,9 +225,11 @@ def mmseg_augmentation(size: int, long_side: int, short_side: int) -> list[Trans
     """
     return [
         RandomBox(long_side, short_side),
-        PaddedCrop(size, size, max_class_share=0.75, fill=MEAN_COLOUR),
+        PaddedCrop(size, size, max_class_share=0.75, padding="none"),
         A.HorizontalFlip(),
         PhotometricDistortion(),
+        # Last, so that the colour stays what it is.
+        A.PadIfNeeded(size, size, position="top_left", fill=MEAN_COLOUR, fill_mask=VOID),
     ]
 
 
@@ -238,9 +241,10 @@ def _check_scales(scales: tuple[float, float], *lengths: int) -> None:
 
 
 def _check_window(height: int, width: int, padding: str, fill: tuple[int, ...]) -> None:
-    if height < 1 or width < 1 or padding not in ("end", "centre"):
+    if height < 1 or width < 1 or padding not in get_args(Padding):
         raise ValueError(
-            f"height={height} and width={width} must be at least 1 and padding={padding!r} 'end' or 'centre'."
+            f"height={height} and width={width} must be at least 1 and padding={padding!r} one of "
+            f"{', '.join(get_args(Padding))}."
         )
     if len(fill) != 3 or not all(0 <= part <= 255 for part in fill):
         raise ValueError(f"fill={fill} must be red, green and blue from 0 to 255.")
@@ -258,7 +262,7 @@ def _window(pixels: np.ndarray, top: int, left: int, height: int, width: int) ->
 def _pad(pixels: np.ndarray, height: int, width: int, padding: str, fill: int | tuple[int, ...]) -> np.ndarray:
     below, right = height - pixels.shape[0], width - pixels.shape[1]
     top, left = (below // 2, right // 2) if padding == "centre" else (0, 0)
-    if not below and not right:
+    if padding == "none" or (not below and not right):
         return pixels
     return cv2.copyMakeBorder(pixels, top, below - top, left, right - left, cv2.BORDER_CONSTANT, value=fill)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from models.compute import has_values
 from models.detectors.anchors import flatten_outputs, grid
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
+from models.processes import process_mean
 
 # A level answers for objects whose farthest side is 4 to 8 cells away; the first and last level for all beyond.
 NEAR_CELLS, FAR_CELLS = 4, 8
@@ -174,10 +175,11 @@ class FCOS(PyramidDetector):
         giou = generalized_box_iou_loss(_box(where, distances[image, place]), boxes)
         if self.convention.adelaidet_fcos:
             giou = giou * central
-            count, box_count = _process_mean(torch.stack([central.new_tensor(len(place)), central.sum()])).unbind()
+            counts = torch.stack([central.new_tensor(len(place)), central.sum()])
+            count, box_count = process_mean(counts, central.device).unbind()
             count, box_count = count.clamp(min=1), box_count.clamp(min=1e-6)
         else:
-            count = box_count = central.new_tensor(max(len(place), 1))
+            count = box_count = process_mean(float(len(place)), central.device).clamp(min=1)
         known = F.binary_cross_entropy_with_logits(centreness[image, place], central, reduction="sum")
         return {
             "cls": sigmoid_focal_loss(logits, truth, alpha=0.25, gamma=2.0, reduction="sum") / count,
@@ -209,11 +211,3 @@ def _sides(points: Tensor, boxes: Tensor) -> Tensor:
 
 def _box(points: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
-
-
-def _process_mean(values: Tensor) -> Tensor:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return values
-    values = values.detach().clone()
-    distributed.all_reduce(values)
-    return values / distributed.get_world_size()

@@ -19,6 +19,7 @@ from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
 from models.detectors.conventions import convention as convention_of
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
+from models.processes import process_mean
 
 # Sides of the square anchors in cells of their level: from 32 pixels at stride 8.
 CELLS = tuple(4 * 2 ** (third / 3) for third in range(3))
@@ -200,10 +201,10 @@ class RetinaNet(PyramidDetector):
         rule = self.convention.retinanet_divisor
         if rule == "image":
             return like.new_tensor([max(count, 1) * len(counts) for count in counts])
-        total = max(sum(counts), 1)
+        total = process_mean(float(sum(counts)), like.device).clamp(min=1)
         if rule == "average":
             positives = self.get_buffer("positives")
             positives.mul_(MOMENTUM).add_((1 - MOMENTUM) * total)
             # A later batch changes the buffer, possibly before this one's gradients are taken.
             return positives.clone().clamp(min=1).expand(len(counts))
-        return like.new_full((len(counts),), float(total))
+        return total.expand(len(counts))

@@ -19,6 +19,7 @@ from models.detectors.assignment import LowQuality, match, sample
 from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Size
+from models.processes import process_mean
 
 BoxHead = Literal["2fc", "4conv1fc"]
 BoxLoss = Literal["l1", "giou"]
@@ -200,7 +201,7 @@ class RoIStage(nn.Module):
     def box_losses(
         self, logits: Tensor, deltas: Tensor, regions: Sequence[Regions], targets: Sequence[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """Losses of class and box, both divided by the number of regions.
+        """Losses of class and box, both divided by the mean number of regions of a process.
 
         Args:
             logits: [R, K + 1].
@@ -212,7 +213,7 @@ class RoIStage(nn.Module):
             `cls` and `box`, scalars, weighted.
         """
         classes = torch.cat([image.classes for image in regions])
-        divisor = max(len(classes), 1)
+        divisor = process_mean(float(len(classes)), logits.device).clamp(min=1)
         positive = torch.where(classes > 0)[0]
         boxes = torch.cat([image.boxes for image in regions])[positive]
         pairs = zip(regions, targets, strict=True)
@@ -255,7 +256,7 @@ class RoIStage(nn.Module):
             truth = (truth >= 0.5).to(truth)
         found = logits[torch.arange(len(classes), device=classes.device), classes]
         loss = F.binary_cross_entropy_with_logits(found, truth, reduction="sum")
-        return self.options.weight * loss / max(truth.numel(), 1)
+        return self.options.weight * loss / process_mean(float(truth.numel()), loss.device).clamp(min=1)
 
     @torch.no_grad()
     def refine(self, boxes: Sequence[Tensor], classes: Tensor, deltas: Tensor, sizes: Sequence[Size]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from models.detectors.assignment import IGNORED, LowQuality, match, sample
 from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Size
+from models.processes import process_mean
 
 # Sides of the square anchor, in cells of its level: 32 pixels at stride 4.
 CELLS = 8
@@ -153,7 +154,8 @@ class RPN(nn.Module):
             wanted = encode(objects[matches[positive]], boxes[positive])
             distance = distance + F.smooth_l1_loss(image_deltas[positive], wanted, beta=self.beta, reduction="sum")
             drawn += len(chosen)
-        divisor = max(drawn, 1) if rule.rpn_counts_drawn else self.drawn * len(targets)
+        counted = drawn if rule.rpn_counts_drawn else self.drawn * len(targets)
+        divisor = process_mean(float(counted), distance.device).clamp(min=1)
         return {"rpn_cls": cross_entropy / divisor, "rpn_box": distance / divisor}
 
     def _usable(self, boxes: Tensor, size: Size) -> Tensor:

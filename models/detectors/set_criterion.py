@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from models.detectors.matching import (
@@ -24,6 +24,7 @@ from models.detectors.matching import (
     match_costs,
 )
 from models.detectors.predictions import Predictions
+from models.processes import process_mean
 
 VECTOR_REDUCTIONS = ("mean", "sum")
 
@@ -69,7 +70,8 @@ class SetCriterion(nn.Module):
     """Weighted losses of matched predictions, after every decoder layer. It has no parameters.
 
     Every layer is matched by itself. Sums over objects are divided by the mean number of objects of a process, at least
-    one. All is in float32.
+    one, and means over queries or matches are over those of all processes, too; the published codes of DETR (the
+    cross-entropy) and SOLQ (the mask codes) take these over each process's own. All is in float32.
 
     Args:
         num_classes: K; labels are 0 to K - 1.
@@ -79,8 +81,8 @@ class SetCriterion(nn.Module):
         weights: Weights of the terms of the loss.
         no_object_weight: Weight of an unmatched query in the cross-entropy.
         alpha: Weight of positives in the focal loss; negatives have 1 - alpha.
-        vector_reduction: `mean` over the matches of the process and the coefficients, or `sum`, divided by the number
-            of objects: about V times as much.
+        vector_reduction: `mean` over matches and coefficients, or `sum`, divided by the number of objects: about V
+            times as much.
         vector_start: First decoder layer whose mask codes are trained.
 
     Raises:
@@ -132,7 +134,8 @@ class SetCriterion(nn.Module):
         Raises:
             FloatingPointError: Predictions that are not finite.
         """
-        count = self._num_objects(targets, predictions.boxes)
+        device = predictions.boxes.device
+        count = process_mean(float(sum(len(target.labels) for target in targets)), device).clamp(min=1)
         labels, boxes = [target.labels for target in targets], [target.boxes for target in targets]
         sides: dict[str, tuple[Predictions, list[Tensor]]] = {"decoder": (predictions, labels)}
         if proposals is not None:
@@ -162,7 +165,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def _box_terms(
-        self, side: Predictions, labels: Tensor, boxes: Tensor, match: Assignment, count: Tensor | float
+        self, side: Predictions, labels: Tensor, boxes: Tensor, match: Assignment, count: Tensor
     ) -> dict[str, Tensor]:
         found = _matched(side.boxes, match)
         wanted = boxes.float()[match.targets]
@@ -173,7 +176,7 @@ class SetCriterion(nn.Module):
             "giou": self.weights.giou * (1 - overlap).sum(1) / count,
         }
 
-    def _class_loss(self, logits: Tensor, labels: Tensor, match: Assignment, count: Tensor | float) -> Tensor:
+    def _class_loss(self, logits: Tensor, labels: Tensor, match: Assignment, count: Tensor) -> Tensor:
         """Losses [L] of logits [L, B, Q, C] for the labels [L, M] of the matches."""
         layers = torch.arange(len(logits), device=logits.device)[:, None]
         if self.classification == "focal":
@@ -184,16 +187,16 @@ class SetCriterion(nn.Module):
         classes[layers, match.images, match.queries] = labels
         weights = torch.where(classes == self.num_classes, self.no_object_weight, 1.0)
         surprise = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weights)
-        return (weights * surprise).sum((1, 2)) / weights.sum((1, 2))
+        return (weights * surprise).sum((1, 2)) / process_mean(weights.sum((1, 2)), weights.device)
 
-    def _vector_loss(self, vectors: Tensor, codes: Tensor, match: Assignment, count: Tensor | float) -> Tensor:
+    def _vector_loss(self, vectors: Tensor, codes: Tensor, match: Assignment, count: Tensor) -> Tensor:
         distance = (_matched(vectors, match) - codes.float()[match.targets]).abs()
         if self.vector_reduction == "mean":
-            count = max(distance[0].numel(), 1)
+            count = process_mean(float(distance[0].numel()), distance.device).clamp(min=1)
         return self.weights.vector * distance.sum((1, 2)) / count
 
     def _mask_losses(
-        self, logits: Tensor, masks: Tensor, match: Assignment, count: Tensor | float
+        self, logits: Tensor, masks: Tensor, match: Assignment, count: Tensor
     ) -> dict[str, Tensor]:
         """Focal and dice loss of the last layer's matches, at the resolution of the masks."""
         found = logits.float()[match.images, match.queries[-1]]
@@ -203,16 +206,6 @@ class SetCriterion(nn.Module):
         p = found.sigmoid()
         dice = 1 - (2 * (p * wanted).sum(1) + 1) / (p.sum(1) + wanted.sum(1) + 1)
         return {"mask": self.weights.mask * focal / count, "dice": self.weights.dice * dice.sum() / count}
-
-    @staticmethod
-    def _num_objects(targets: list[SetTarget], on: Tensor) -> Tensor | float:
-        """Mean number of objects of a process, at least one; every process takes part whatever it has."""
-        count = float(sum(len(target.labels) for target in targets))
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return max(count, 1.0)
-        total = torch.full((), count, device=on.device)
-        distributed.all_reduce(total)
-        return (total / distributed.get_world_size()).clamp(min=1)
 
 
 def relative_targets(targets: list[dict[str, Any]], images: list[Tensor]) -> list[SetTarget]:

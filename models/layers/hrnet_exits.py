@@ -98,6 +98,9 @@ class HRNetExits(nn.Module, ABC):
     num_exits = NUM_EXITS
     # The coarsest stride.
     size_divisor = 32
+    refuses_compile = (
+        "what it computes has another shape for every image, and compiling its four resolutions takes many minutes"
+    )
     # Starts are an ImageNet trunk, and a network that computes every pixel (see `models.official.absent_parts`).
     fresh_parts: ClassVar[dict[str, str]] = {
         "falloffs of masked convolutions": r".*\.falloff",

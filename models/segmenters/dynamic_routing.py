@@ -110,6 +110,7 @@ class DynamicRouting(nn.Module):
     stem_chans = 64
     # The coarsest stride.
     size_divisor = 4 << (NUM_LEVELS - 1)
+    refuses_compile = "compiling its grid of cells takes many minutes, and what closed gates skip would be computed"
     # A network that was trained with every path open is a start (see `models.official.absent_parts`).
     fresh_parts: ClassVar[dict[str, str]] = {"gates": r"layers\.\d+\.\d+\.gate\..*"}
     path_index: Tensor

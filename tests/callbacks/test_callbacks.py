@@ -72,8 +72,18 @@ def test_finite_losses_pass(tmp_path: Path) -> None:
     fit(Classification(Linear()), Data(batches(6)), [NonFiniteGuard()], tmp_path)
 
 
-def test_ema_starts_from_the_initial_weights_and_follows_every_step(tmp_path: Path) -> None:
-    decay, seen = 0.75, []
+@pytest.mark.parametrize(
+    ("decay", "warm_up", "shares"),
+    [
+        (0.75, False, [0.75] * 5),
+        # (1 + n) / (10 + n) for the first, second ... step, at most the decay.
+        (0.35, True, [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35]),
+    ],
+)
+def test_ema_starts_from_the_initial_weights_and_follows_every_step(
+    decay: float, warm_up: bool, shares: list[float], tmp_path: Path
+) -> None:
+    seen = []
 
     class Recorder(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
@@ -81,9 +91,9 @@ def test_ema_starts_from_the_initial_weights_and_follows_every_step(tmp_path: Pa
 
     module = Classification(Linear())
     average = copy.deepcopy(module.state_dict())
-    fit(module, Data(batches(5)), [Recorder(), WeightEMA(decay)], tmp_path)
-    for weights in seen:
-        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
+    fit(module, Data(batches(5)), [Recorder(), WeightEMA(decay, warm_up)], tmp_path)
+    for weights, share in zip(seen, shares, strict=True):
+        average = {name: share * average[name] + (1 - share) * weights[name] for name in average}
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, average[name], rtol=1e-6, atol=1e-7)
 

@@ -94,6 +94,24 @@ def test_padding_is_void_and_where_it_was_asked_for() -> None:
     centre = PaddedCrop(4, 5, padding="centre", fill=MEAN_COLOUR)(image=image, mask=mask)
     np.testing.assert_array_equal(np.argwhere(centre["mask"] == 1), [[1, 1], [1, 2], [2, 1], [2, 2]])
     assert tuple(centre["image"][0, 0]) == MEAN_COLOUR
+    none = PaddedCrop(4, 5, padding="none")(image=image, mask=mask)
+    assert np.array_equal(none["image"], image)
+    assert np.array_equal(none["mask"], mask)
+    wide = PaddedCrop(4, 5, padding="none")(image=np.zeros((2, 9, 3), np.uint8), mask=np.zeros((2, 9), np.uint8))
+    assert wide["image"].shape == (2, 5, 3)
+
+
+def test_colours_of_padding_are_not_distorted() -> None:
+    compose = A.Compose(mmseg_augmentation(64, 64, 16), seed=0)
+    image, mask = np.full((16, 64, 3), 40, np.uint8), np.arange(16 * 64, dtype=np.uint8).reshape(16, 64) % 7
+    for _ in range(20):
+        done = compose(image=image, mask=mask)
+        void = done["mask"] == 255
+        assert done["mask"].shape == (64, 64)
+        # Below and to the right.
+        assert void[-1].all()
+        assert not void[0, 0]
+        assert (done["image"][void] == MEAN_COLOUR).all()
 
 
 def test_every_place_is_drawn_and_none_outside() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exp.cli import resolve
+from exp.cli import Cli, UsageError, resolve
 from tests.library.runner import SMALL, run
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,28 @@ def test_defaults_that_are_enumerations_are_written_as_texts() -> None:
     timer = "{class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: '00:00:00:10'}}"
     plain = resolve([f"--config={ROOT / 'configs/quickstart.yaml'}", f"--trainer.callbacks={timer}"])
     assert plain["trainer"]["callbacks"]["init_args"]["interval"] == "step"
+
+
+def test_norms_are_not_synchronised_on_cpus(capsys: pytest.CaptureFixture[str]) -> None:
+    synchronised = [*SMALL, "--trainer.strategy=ddp", "--trainer.sync_batchnorm=true"]
+    with pytest.raises(UsageError):
+        Cli([*synchronised, "--trainer.devices=2"], "fit")
+    answer = capsys.readouterr().err.strip().splitlines()[-1]
+    assert answer.startswith("exp: PyTorch synchronises batch norms on GPUs only, and these 2 processes run on CPUs: ")
+    # One process has nothing to synchronise.
+    assert Cli([*synchronised, "--trainer.devices=1"], "fit").trainer.world_size == 1
+
+
+@pytest.mark.parametrize(
+    "config", ["segmentation/adpc_digits", "pose/adpc_figures", "segmentation/dynamic_routing_digits"]
+)
+def test_networks_that_take_minutes_to_compile_are_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config=configs/pose/hrnet_figures.yaml"] if "pose" in config else []
+    with pytest.raises(UsageError):
+        Cli([*base, f"--config=configs/{config}.yaml", "--model.compile=true"], "fit")
+    (answer,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("exp: ")]
+    assert "does not suit torch.compile: " in answer
+    assert answer.endswith("Set --model.compile=false")
 
 
 def test_null_reaches_a_class_within_a_class() -> None:

@@ -9,7 +9,7 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lightning_modules import Classification, Mix
@@ -127,6 +127,23 @@ def test_mixed_targets_include_the_smoothing(tmp_path: Path) -> None:
     data.batch_size = 4
     runner.fit(module, train_dataloaders=data.train_dataloader())
     assert "train/top1" not in runner.logged_metrics
+
+
+@pytest.mark.parametrize("erase_mixed", [False, True])
+def test_images_are_erased_before_or_after_they_are_mixed(erase_mixed: bool, tmp_path: Path) -> None:
+    module = Classification(Exits(1), num_classes=CLASSES, mix=Mix(), random_erasing=0.5, erase_mixed=erase_mixed)
+    order: list[str] = []
+    runner, data = trainer(tmp_path), Data(4)
+    data.batch_size = 4
+
+    class Watch(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            module.erase = lambda images: order.append("erase") or images  # type: ignore[assignment]
+            module.mix = lambda images, labels: order.append("mix") or (images, labels)  # type: ignore[assignment]
+
+    runner.callbacks.append(Watch())  # type: ignore[attr-defined]
+    runner.fit(module, train_dataloaders=data.train_dataloader())
+    assert order == (["mix", "erase"] if erase_mixed else ["erase", "mix"])
 
 
 def test_prediction_sums_to_one(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_every_private_name_is_still_there(tmp_path: Path) -> None:
                     "accumulates": clock.accumulates,
                     "logs": clock.logs(clock.step),
                     "resumes": clock.resumes_here,
+                    "validates": clock.validates_next,
                 }
             )
 
@@ -58,6 +59,7 @@ def test_every_private_name_is_still_there(tmp_path: Path) -> None:
     assert [i for i, each in enumerate(seen) if each["logs"]] == [3, 6, 9]
     # The last batch of an epoch is followed by its validation.
     assert [each["resumes"] for each in seen] == [False, True, False, True, False] * 2
+    assert [each["validates"] for each in seen] == [False, False, False, False, True] * 2
     connector = trainer._signal_connector
     assert callable(connector.register_signal_handlers)
     leave_signals_alone(trainer)

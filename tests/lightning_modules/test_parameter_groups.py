@@ -26,6 +26,33 @@ def test_who_decays() -> None:
     assert len(decay) == len(list(network.parameters()))
 
 
+def test_everything_but_norms_may_decay() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm([4]),
+        nn.MultiheadAttention(4, 2),
+        nn.ModuleDict({"scale": Scale()}),
+    )
+    decay = by_name(parameter_groups(network, 1.0, 0.05, decay_all="but_norms"), "weight_decay")
+    of_norms = {f"{layer}.{own}" for layer in (1, 2, 3) for own in ("weight", "bias")}
+    assert {name for name, value in decay.items() if not value} == of_norms
+    assert decay["0.bias"] == decay["4.in_proj_bias"] == decay["5.scale.factor"] == 0.05
+    for value, expected in ((True, {0.05}), (False, {0.0, 0.05})):
+        assert set(by_name(parameter_groups(network, 1.0, 0.05, decay_all=value), "weight_decay").values()) == expected
+    with pytest.raises(ValueError, match="decay_all must be true, false or but_norms, not 'norms'"):
+        parameter_groups(network, 1.0, 0.05, decay_all="norms")  # type: ignore[arg-type]
+
+
+class Scale(nn.Module):
+    """A learned factor, which is no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+
 def test_modules_may_exempt_their_own() -> None:
     class Embedded(nn.Module):
         def __init__(self) -> None:

@@ -43,6 +43,37 @@ def test_drops_all_the_time() -> None:
         Staircase(every=0).table(1.0, 2, 8)
 
 
+def test_drops_may_wait_for_the_warm_up() -> None:
+    schedule = Staircase(every=1, gamma=0.5, warmup_epochs=2, steady_warmup=True)
+    table = schedule.table(4.0, steps_per_epoch=2, total_steps=8)
+    np.testing.assert_allclose(table, [0, 1, 2, 3, 1, 1, 0.5, 0.5])
+
+
+def test_warm_up_from_a_factor_ends_before_the_whole_value() -> None:
+    table = MultiStep([2], gamma=0.1, warmup_steps=4, warmup_factor=0.2).table(10.0, steps_per_epoch=3, total_steps=8)
+    np.testing.assert_allclose(table, [2, 4, 6, 8, 10, 10, 1, 1], rtol=1e-12)
+
+
+def test_cosine_of_the_whole_training_by_epochs() -> None:
+    """Two epochs of warm-up, a cosine of eight epochs from the start on, two at the end with the last value."""
+    schedule = WarmupCosine(2, min_lr=0.1, warmup_lr=0.02, whole=True, by_epoch=True, cooldown_epochs=2)
+    table = schedule.table(1.1, steps_per_epoch=3, total_steps=30)
+    cosine = [0.1 + 0.5 * (1 + np.cos(np.pi * epoch / 8)) for epoch in range(2, 8)]
+    epochs = [0.02, 0.02 + 1.08 / 2, *cosine, 0.1, 0.1]
+    np.testing.assert_allclose(table, np.repeat(epochs, 3), rtol=1e-12)
+    # An epoch that is not finished.
+    np.testing.assert_array_equal(schedule.table(1.1, 3, 29), table[:29])
+    by_step = WarmupCosine(2, warmup_lr=0.5, whole=True).table(1.0, 2, 8)
+    np.testing.assert_allclose(by_step[:5], [0.5, 0.625, 0.75, 0.875, 0.5])
+
+
+def test_what_leaves_no_cosine_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warm-up \(4 steps\) and cooldown \(6 steps\) leave nothing of the training"):
+        WarmupCosine(2, cooldown_epochs=3).table(1.0, 2, 10)
+    with pytest.raises(ValueError, match="warmup_epochs, not warmup_steps"):
+        WarmupCosine(warmup_steps=3, by_epoch=True).table(1.0, 2, 10)
+
+
 def test_constant() -> None:
     np.testing.assert_array_equal(Constant().table(3.0, 1, 3), [3, 3, 3])
     np.testing.assert_array_equal(Constant(warmup_epochs=3).table(3.0, 1, 5), [0, 1.5, 3, 3, 3])

@@ -19,6 +19,7 @@ from lightning_modules.segmentation import _classes_of_file
 from lightning_modules.segmentation_losses import VOID, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import SegmentationFindings, Tally, scores
 from lightning_modules.segmentation_views import MultiScale, SlidingWindow
+from tests.library.processes import averaged, on_two_processes
 from tests.library.segmentation import CLASSES, SIZE, Answers, OneByOne, Scenes, trainer
 
 
@@ -220,6 +221,20 @@ def test_metrics_are_exact_over_processes(tmp_path: Path) -> None:
         process.join(60)
     data = Scenes(5)
     assert reports == [(5, confusion(data.images, data.labels).tolist(), [64 * 64 * CLASSES**2] * 2)] * ranks
+
+
+def test_two_processes_train_with_the_loss_of_one(tmp_path: Path) -> None:
+    pictures = Scenes(2).images
+    labels = torch.randint(CLASSES, (2, *pictures.shape[-2:]), generator=torch.Generator().manual_seed(0))
+    labels[0, :20] = 255
+
+    def loss(images: slice) -> dict[str, torch.Tensor]:
+        module = Segmentation(Answers())
+        module.total_loss = lambda losses, *_: sum(losses.values())  # type: ignore[assignment]
+        return {"loss": module.training_step({"image": pictures[images], "label": labels[images]}, 0)}
+
+    two = averaged(on_two_processes(lambda rank: loss(slice(rank, rank + 1)), tmp_path))
+    torch.testing.assert_close(two["loss"], loss(slice(None))["loss"].detach())
 
 
 def test_scores_by_hand() -> None:

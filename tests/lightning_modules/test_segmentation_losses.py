@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.segmentation_losses import VOID, Ohem, cross_entropy, ohem_cross_entropy
+from tests.library.processes import averaged, on_two_processes
 
 CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 4.0])
@@ -35,6 +37,21 @@ def test_normalisations(pixels: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(cross_entropy(logits, label, WEIGHTS, "pixels"), total / label.numel())
     expected = F.cross_entropy(logits, label.long(), ignore_index=VOID)
     torch.testing.assert_close(cross_entropy(logits, label), expected)
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+def test_two_processes_have_the_loss_of_one(
+    pixels: tuple[Tensor, Tensor], class_weights: Tensor | None, tmp_path: Path
+) -> None:
+    """The first image has void pixels, the second has none."""
+    logits, label = pixels
+
+    def loss(rank: int) -> dict[str, Tensor]:
+        mine = slice(rank, rank + 1)
+        return {"ce": cross_entropy(logits[mine], label[mine], class_weights, over_processes=True)}
+
+    two = averaged(on_two_processes(loss, tmp_path))
+    torch.testing.assert_close(two["ce"], cross_entropy(logits, label, class_weights))
 
 
 def test_logits_are_resized_to_the_label(pixels: tuple[Tensor, Tensor]) -> None:

@@ -120,6 +120,22 @@ def test_processes_find_together_what_one_finds_alone(tmp_path: Path) -> None:
         assert found == [pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-12)] * count
 
 
+def test_a_network_that_does_not_suit_it_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Picky(Line):
+        refuses_compile = "it is too short"
+
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    for network in (Picky(), nn.Sequential(Picky())):
+        with pytest.raises(ValueError, match=r"^Picky does not suit torch\.compile: it is too short\. Set --model"):
+            Sums(network, compile=True)
+        Sums(network).setup("fit")
+    assert compiled == []
+    module = Sums(compile=True)
+    module.setup("fit")
+    assert compiled == [module.network]
+
+
 def test_the_first_samples_of_a_batch_are_a_copy() -> None:
     batch = {"image": torch.arange(6.0).view(3, 2), "target": [{"a": torch.ones(1)}, {}, {}]}
     first = first_samples(batch, 2)

@@ -138,6 +138,39 @@ def test_every_fused_attention_of_pytorch_is_counted() -> None:
         assert {name for name in fused if getattr(torch.ops.aten, name) not in counter.flop_registry} == set()
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_weighted_sum_of_gathered_rows_costs_what_it_reads(weighted: bool) -> None:
+    class Sampler(nn.Module):
+        """Sums five of the pixels for each of seven queries."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.ones(7, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.flatten(2).mT.flatten(0, 1)
+            index = torch.zeros(7 * len(x), 5, dtype=torch.int64, device=x.device)
+            weights = self.weights.repeat(len(x), 1) if weighted else None
+            return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+
+    network = Sampler()
+    for report in (
+        count(network, (6, 4, 4)),
+        executed(network, torch.randn(2, 6, 4, 4)),
+        count(network.to("meta"), (6, 4, 4)),
+    ):
+        assert report.macs == report.matmul_macs == (7 * 5 * 6 if weighted else 0)
+
+
+def test_every_gathered_sum_of_pytorch_is_counted() -> None:
+    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "aten::" in name}
+    # The public operator ends in one of the others.
+    gathered = {name for name in names if "embedding_bag" in name and "backward" not in name} - {"embedding_bag"}
+    assert gathered
+    with flop_counter() as counter:
+        assert {name for name in gathered if getattr(torch.ops.aten, name) not in counter.flop_registry} == set()
+
+
 def test_skipped_work_is_not_counted() -> None:
     class Skip(nn.Module):
         def __init__(self) -> None:

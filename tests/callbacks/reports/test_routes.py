@@ -115,6 +115,7 @@ def test_routes_that_are_not_those_of_the_images_are_left_alone(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(DynamicRouting, "refuses_compile", None)
     taken, metrics = run(tmp_path, "validate", Segmentation(tiny(num_classes=CLASSES), **options))
     assert taken is None
     assert "val/macs_min" not in metrics

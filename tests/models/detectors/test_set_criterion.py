@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
-from torch.multiprocessing.spawn import start_processes
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.detectors.matching import MatchCosts
 from models.detectors.predictions import Predictions
 from models.detectors.set_criterion import LossWeights, SetCriterion, SetTarget, relative_targets
+from tests.library.processes import averaged, on_two_processes
 
 NAMES = ["ce", "l1", "giou", "vector"]
 
@@ -198,19 +198,16 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 
 def test_two_processes_divide_by_what_both_have(tmp_path: Path) -> None:
     # The mean over the processes, which DDP takes, is then the loss of one process with all images; one has no object.
-    # Forked, since starting an interpreter takes longer than all else here.
-    start_processes(process, (str(tmp_path),), nprocs=2, start_method="fork")
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    together = criterion(vector_reduction="sum")(predictions(), objects(5, 0))
-    for name, value in together.items():
-        torch.testing.assert_close((first[name] + second[name]) / 2, value.detach())
+    def losses(images: slice) -> dict[str, Tensor]:
+        found = {}
+        for kind in ("focal", "softmax"):
+            everything = tensors(predictions(classes=6 if kind == "softmax" else 5))
+            mine = Predictions(*(each[:, images] for each in everything))
+            for reduction in ("mean", "sum"):
+                terms = criterion(kind, vector_reduction=reduction)(mine, objects(5, 0)[images])
+                found |= {f"{kind} {reduction} {name}": value for name, value in terms.items()}
+        return found
 
-
-def process(rank: int, folder: str) -> None:
-    # Threads of the process before the fork are gone.
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    mine = Predictions(*(each[:, rank : rank + 1] for each in tensors(predictions())))
-    losses = criterion(vector_reduction="sum")(mine, objects(5, 0)[rank : rank + 1])
-    torch.save({name: value.detach() for name, value in losses.items()}, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    two = averaged(on_two_processes(lambda rank: losses(slice(rank, rank + 1)), tmp_path))
+    for name, value in losses(slice(None)).items():
+        torch.testing.assert_close(two[name], value.detach())

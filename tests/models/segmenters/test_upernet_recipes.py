@@ -100,6 +100,24 @@ def test_recipe_is_the_published_one(name: str, monkeypatch: pytest.MonkeyPatch)
     crop = data.pipeline(data.train_transforms)({"image": photo, "mask": Drawn(label)}, 0, 0)
     assert crop["image"].shape == (published.crop, published.crop, 3)
     assert crop["label"].shape == (published.crop, published.crop)
+    # Smaller images are padded last, below and to the right, with what is zero to the network.
+    small = photo[:60, :80]
+    for index in range(20):
+        crop = data.pipeline(data.train_transforms)({"image": small, "mask": Drawn(label[:60, :80])}, 0, index)
+        void = crop["label"] == 255
+        assert crop["label"].shape == (published.crop, published.crop)
+        assert not void[0, 0]
+        assert (crop["image"][void] == (124, 116, 104)).all()
+    wide = np.tile(photo[:60], (1, 3, 1))
+    drawn = [
+        data.pipeline(data.train_transforms)({"image": wide, "mask": Drawn(np.tile(label[:60], (1, 3)))}, 0, index)
+        for index in range(8)
+    ]
+    voids = [each["label"] == 255 for each in drawn]
+    assert any(void.any() for void in voids)
+    for each, void in zip(drawn, voids, strict=True):
+        assert (each["image"][void] == (124, 116, 104)).all()
+        assert not void[0].any()
     whole = data.pipeline(data.eval_transforms)({"image": photo}, 0, 0)["image"]
     assert whole.shape == (published.crop, int(400 * published.crop / 300 + 0.5), 3)
     long = data.pipeline(data.eval_transforms)({"image": np.tile(photo, (1, 4, 1))}, 0, 0)["image"]

@@ -26,10 +26,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from callbacks import Checkpoints
 from exp.checkpoint_io import AtomicCheckpointIO
-from exp.cli import NoProfiler, standard_callbacks
 from exp.loggers import MetricsTable
 from exp.progress import ProgressBar
 from exp.quiet import silence
+from exp.trainers import NoProfiler, standard_callbacks
 from lightning_modules import Classification
 
 WARM_UP = 20

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_modules.internals import Clock
 from lightning_modules.optimization import Quantity
+from models.mistakes import Mistake
 
 SHAPES = ("linear", "cosine", "exponential", "steps")
 
@@ -40,7 +41,7 @@ class Annealing(Callback):
         milestones: epochs at which `steps` moves.
 
     Raises:
-        ValueError: an option out of its range; at the start of the training, a pattern that fits no layer, or a buffer
+        Mistake: an option out of its range; at the start of the training, a pattern that fits no layer, or a buffer
             that the layers do not have. The message lists what there is.
     """
 
@@ -57,15 +58,15 @@ class Annealing(Callback):
         milestones: Sequence[float] = (),
     ) -> None:
         if shape not in SHAPES:
-            raise ValueError(f"Annealing: shape must be one of {', '.join(SHAPES)}, not {shape!r}")
+            raise Mistake(f"Annealing: shape must be one of {', '.join(SHAPES)}, not {shape!r}")
         if unit not in ("step", "epoch"):
-            raise ValueError(f"Annealing: unit must be step or epoch, not {unit!r}")
+            raise Mistake(f"Annealing: unit must be step or epoch, not {unit!r}")
         if shape == "exponential" and not start * stop > 0:
-            raise ValueError(f"Annealing: exponential needs {start=} and {stop=} of the same sign, neither zero")
+            raise Mistake(f"Annealing: exponential needs {start=} and {stop=} of the same sign, neither zero")
         if (shape == "steps") != bool(milestones):
-            raise ValueError("Annealing: milestones are epochs for shape steps, which needs at least one")
+            raise Mistake("Annealing: milestones are epochs for shape steps, which needs at least one")
         if begin < 0 or (end is not None and end <= begin):
-            raise ValueError(f"Annealing: begin and end must be epochs with 0 <= begin < end, not {begin} and {end}")
+            raise Mistake(f"Annealing: begin and end must be epochs with 0 <= begin < end, not {begin} and {end}")
         self.buffer = buffer
         self.start = start
         self.stop = stop
@@ -123,7 +124,7 @@ def find_buffers(network: nn.Module, layers: str, name: str) -> list[Tensor]:
     """The scalar buffers of a name in the layers that a pattern fits.
 
     Raises:
-        ValueError: no layer fits, or none of those that fit has such a buffer.
+        Mistake: no layer fits, or none of those that fit has such a buffer.
     """
     scalars = {
         module_name: {key: value for key, value in module.named_buffers(recurse=False) if value.ndim == 0}
@@ -140,11 +141,11 @@ def find_buffers(network: nn.Module, layers: str, name: str) -> list[Tensor]:
     having = sorted(module_name for module_name, buffers in scalars.items() if name in buffers)
     if not fitting:
         known = having or sorted(module_name for module_name in scalars if module_name)
-        raise ValueError(f"Annealing: no layer is called {layers!r}; there are {_some(known)}")
+        raise Mistake(f"Annealing: no layer is called {layers!r}; there are {_some(known)}")
     there = sorted({key for module_name in fitting for key in scalars[module_name]} - {"num_batches_tracked"})
     have = f"they have {_some(there)}" if there else "they have none"
     elsewhere = f"; {name!r} is in {_some(having)}" if having else ""
-    raise ValueError(f"Annealing: the layers {layers!r} have no scalar buffer {name!r}: {have}{elsewhere}")
+    raise Mistake(f"Annealing: the layers {layers!r} have no scalar buffer {name!r}: {have}{elsewhere}")
 
 
 def _some(names: list[str], limit: int = 10) -> str:

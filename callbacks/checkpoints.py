@@ -14,6 +14,7 @@ from torch import Tensor
 from callbacks.non_finite import NonFiniteGuard
 from callbacks.preemption import Preemption
 from lightning_modules.internals import Clock
+from models.mistakes import Mistake
 
 
 class Checkpoints(Checkpoint):
@@ -30,9 +31,9 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, every_n_steps: int = 500, monitor: str | None = None, mode: str | None = None) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"checkpoint.every_n_steps is {every_n_steps}, must be at least 1")
+            raise Mistake(f"checkpoint.every_n_steps is {every_n_steps}, must be at least 1")
         if mode not in (None, "min", "max"):
-            raise ValueError(f"checkpoint.mode is '{mode}', must be 'min' or 'max'")
+            raise Mistake(f"checkpoint.mode is '{mode}', must be 'min' or 'max'")
         self.every_n_steps = every_n_steps
         self.monitor = monitor
         self.mode = mode
@@ -132,7 +133,7 @@ class Checkpoints(Checkpoint):
             return
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
-            raise ValueError(
+            raise Mistake(
                 f"checkpoint.monitor is '{self.monitor}', but validation logs {', '.join(sorted(metrics)) or 'nothing'}"
             )
         score = metrics[self.monitor]

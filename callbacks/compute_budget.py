@@ -17,6 +17,7 @@ from lightning_modules.findings import gathered
 from lightning_modules.internals import Clock
 from lightning_modules.task import Batch, Task
 from models.compute import ExpectedCompute, LayerCompute, expected, forget, static_macs
+from models.mistakes import Mistake
 
 Form = Literal["squared", "hinge", "linear"]
 
@@ -67,7 +68,7 @@ class ComputeBudget(Report):
         begin_epochs: there is no penalty before that, and the warm-up begins then.
 
     Raises:
-        ValueError: an option out of its range; in training, a network without dynamic layers.
+        Mistake: an option out of its range; in training, a network without dynamic layers.
     """
 
     pictures: ClassVar = {"compute_budget.png": "what share of the dense compute is spent"}
@@ -90,11 +91,11 @@ class ComputeBudget(Report):
             ("span", span, ("dense", "range")),
         ):
             if value not in choices:
-                raise ValueError(f"ComputeBudget: {name} must be one of {', '.join(choices)}, not {value!r}")
+                raise Mistake(f"ComputeBudget: {name} must be one of {', '.join(choices)}, not {value!r}")
         if not 0 < target <= 1:
-            raise ValueError(f"ComputeBudget: target is a share of the dense compute, in (0, 1], not {target}")
+            raise Mistake(f"ComputeBudget: target is a share of the dense compute, in (0, 1], not {target}")
         if min(weight, warmup_epochs, begin_epochs) < 0:
-            raise ValueError(f"ComputeBudget: none of {weight=}, {warmup_epochs=}, {begin_epochs=} may be negative")
+            raise Mistake(f"ComputeBudget: none of {weight=}, {warmup_epochs=}, {begin_epochs=} may be negative")
         self.target = target
         self.weight = weight
         self.form: Form = form
@@ -111,7 +112,7 @@ class ComputeBudget(Report):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Counts the static parts and, to train, adds the penalty; before the module compiles its network."""
         if not isinstance(pl_module, Task):
-            raise ValueError(
+            raise Mistake(
                 f"ComputeBudget: {type(pl_module).__name__} takes no penalties; lightning_modules.Task does"
             )
         if self._static is None:
@@ -208,5 +209,5 @@ def _range_share(compute: ExpectedCompute | LayerCompute) -> float:
     else:
         least, dense = compute.least, compute.dense
     if not least < dense:
-        raise ValueError(f"ComputeBudget: span 'range' needs least compute ({least:g}) below dense ({dense:g})")
+        raise Mistake(f"ComputeBudget: span 'range' needs least compute ({least:g}) below dense ({dense:g})")
     return 1 - least / dense

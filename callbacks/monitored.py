@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.reports.report import Report
+from models.mistakes import Mistake
 
 
 class Monitored(Callback):
@@ -19,7 +20,7 @@ class Monitored(Callback):
         """Looks at the metrics of the trial.
 
         Raises:
-            ValueError: a callback waits for another.
+            Mistake: a callback waits for another.
         """
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         logged = sorted(trainer.callback_metrics)
@@ -29,4 +30,4 @@ class Monitored(Callback):
             name = getattr(callback, "monitor", None)
             if isinstance(name, str) and not name.startswith("train/") and name not in logged:
                 whose = "checkpoint" if isinstance(callback, Checkpoints) else type(callback).__name__
-                raise ValueError(f"{whose}.monitor is '{name}', but validation logs {', '.join(logged)}")
+                raise Mistake(f"{whose}.monitor is '{name}', but validation logs {', '.join(logged)}")

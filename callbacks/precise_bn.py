@@ -15,6 +15,7 @@ from callbacks.averaging import WeightEMA
 from lightning_modules.internals import Clock
 from lightning_modules.task import Task
 from models.compute import forget
+from models.mistakes import Mistake
 
 
 class PreciseBN(Callback):
@@ -29,19 +30,19 @@ class PreciseBN(Callback):
         batches: how many batches; fewer where an epoch has fewer.
 
     Raises:
-        ValueError: less than one batch; when training begins, another callback that evaluates averaged weights.
+        Mistake: less than one batch; when training begins, another callback that evaluates averaged weights.
     """
 
     def __init__(self, batches: int = 200) -> None:
         if batches < 1:
-            raise ValueError(f"PreciseBN: batches must be at least 1, not {batches}")
+            raise Mistake(f"PreciseBN: batches must be at least 1, not {batches}")
         self.batches = batches
         self._done_at: int | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and any(isinstance(each, WeightEMA) for each in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError(
+            raise Mistake(
                 "PreciseBN: WeightEMA evaluates averaged weights, whose statistics are averaged, too: use one of them"
             )
 

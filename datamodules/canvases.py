@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
+from datamodules.errors import OptionError
+
 # Ink above this is the object.
 INK = 0.4
 TRIES = 50
@@ -50,7 +52,7 @@ class CanvasPainter:
         overlap: Largest part of a digit's square that another may cover; 0 keeps them apart.
 
     Raises:
-        ValueError: If a range is empty or a digit does not fit the canvas.
+        OptionError: If a range is empty or a digit does not fit the canvas.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class CanvasPainter:
             or not 8 <= digit_size[0] <= digit_size[1] <= size
             or not 0 <= overlap <= 1
         ):
-            raise ValueError(
+            raise OptionError(
                 f"objects={objects} must be a range from 0 on, digit_size={digit_size} a range of pixels from 8 to the "
                 f"canvas ({size}), and overlap={overlap} a fraction."
             )

@@ -16,7 +16,7 @@ from typing_extensions import override
 from datamodules.base import DataModule, Split
 from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.finding import leads_outside
 from datamodules.json_records import printable
 from datamodules.remarks import remarks_on_classes
@@ -66,7 +66,7 @@ class Coco(DataModule):
         category_ids: COCO category id of each label.
 
     Raises:
-        ValueError: If ``labels`` is neither, or ``limit`` leaves no image.
+        OptionError: If ``labels`` is neither, or ``limit`` leaves no image.
     """
 
     pipeline = ScenePipeline
@@ -88,9 +88,9 @@ class Coco(DataModule):
         **options: Any,
     ) -> None:
         if labels not in ("contiguous", "coco"):
-            raise ValueError(f"labels={labels!r} must be 'contiguous' or 'coco'.")
+            raise OptionError(f"labels={labels!r} must be 'contiguous' or 'coco'.")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit} must be at least 1, or null for all images.")
+            raise OptionError(f"limit={limit} must be at least 1, or null for all images.")
         super().__init__(batch_size, num_workers=num_workers, **options)
         self.root, self.labels, self.masks = Path(root), labels, masks
         self.keep_empty, self.group_by_aspect, self.limit = keep_empty, group_by_aspect, limit

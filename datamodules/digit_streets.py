@@ -13,6 +13,7 @@ from typing_extensions import override
 from datamodules.cache import write_once
 from datamodules.canvases import Canvas, CanvasPainter
 from datamodules.cityscapes import IDS_SUFFIX, IMAGE_SUFFIX, StreetScenes
+from datamodules.errors import OptionError
 from datamodules.label_maps import LabelMap, voc_colours
 from datamodules.splits import Source
 from datamodules.transforms import Transform
@@ -44,7 +45,7 @@ class DigitStreets(StreetScenes):
         options: Further options of ``Segmentation``. By default images to train on are shifted by up to 4 pixels.
 
     Raises:
-        ValueError: If there are no canvases, or digits do not fit on them.
+        OptionError: If there are no canvases, or digits do not fit on them.
     """
 
     label_map = LabelMap(
@@ -69,7 +70,7 @@ class DigitStreets(StreetScenes):
         **options: Any,
     ) -> None:
         if min(num_train, num_val, num_test) < 1:
-            raise ValueError(f"num_train={num_train}, num_val={num_val} and num_test={num_test} must be at least 1.")
+            raise OptionError(f"num_train={num_train}, num_val={num_val} and num_test={num_test} must be at least 1.")
         self.counts = {"train": num_train, "val": num_val, "test": num_test}
         self.painters = {split: CanvasPainter(digits, size, objects, digit_size) for split, digits in DIGITS.items()}
         self.typical_size = (size, size)

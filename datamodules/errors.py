@@ -9,6 +9,10 @@ class DataError(Exception):
     """A data set that is missing, malformed or unusable; the message says which file and what to do."""
 
 
+class OptionError(DataError, ValueError):
+    """An argument of a data module or a transform that cannot be; the message says which, and what would do."""
+
+
 @dataclass(frozen=True)
 class BadSample:
     """One sample that could not be loaded, as a worker reports it to the main process.

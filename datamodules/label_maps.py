@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 
 VOID = 255
 # In the lookup table; no class has it.
@@ -30,7 +30,7 @@ class LabelMap:
         void_colours: The same for label files that are colour pictures.
 
     Raises:
-        ValueError: If classes are missing, too many, or share a value or colour with each other or with void.
+        OptionError: If classes are missing, too many, or share a value or colour with each other or with void.
     """
 
     names: tuple[str, ...]
@@ -41,18 +41,18 @@ class LabelMap:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= UNKNOWN or not len(self.names) == len(self.palette) == len(self.ids):
-            raise ValueError(
+            raise OptionError(
                 f"{len(self.names)} names, {len(self.palette)} colours and {len(self.ids)} ids: give one of each, for "
                 f"1 to {UNKNOWN} classes."
             )
         values = [*self.ids, *self.void_ids]
         colours = [*self.palette, *self.void_colours]
         if any(not 0 <= value <= 255 for value in values + [part for colour in colours for part in colour]):
-            raise ValueError("Values and colours of label files are numbers from 0 to 255.")
+            raise OptionError("Values and colours of label files are numbers from 0 to 255.")
         meanings = [Counter(f"value {value}" for value in values), Counter(f"colour {colour}" for colour in colours)]
         for what, number in (meanings[0] + meanings[1]).items():
             if number > 1:
-                raise ValueError(f"The {what} of label files has {number} meanings; it can have one.")
+                raise OptionError(f"The {what} of label files has {number} meanings; it can have one.")
 
     def as_train_ids(self) -> LabelMap:
         """The same classes for files that hold train ids already, which must not be mapped again."""

@@ -14,6 +14,7 @@ from typing_extensions import override
 from datamodules.cache import write_once
 from datamodules.canvases import Canvas, CanvasPainter
 from datamodules.coco import Coco
+from datamodules.errors import OptionError
 from datamodules.splits import Source
 from datamodules.transforms import Transform
 
@@ -43,7 +44,7 @@ class DigitScenes(Coco):
         options: Further options of ``DataModule``. By default there are no transforms.
 
     Raises:
-        ValueError: If there are no canvases, or digits do not fit on them.
+        OptionError: If there are no canvases, or digits do not fit on them.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class DigitScenes(Coco):
         **options: Any,
     ) -> None:
         if num_train < 1 or num_val < 1:
-            raise ValueError(f"num_train={num_train} and num_val={num_val} must be at least 1.")
+            raise OptionError(f"num_train={num_train} and num_val={num_val} must be at least 1.")
         # What ``write`` writes is read in one way: given here, the rest of the layout is no option of the config.
         super().__init__(
             root="",

@@ -14,7 +14,7 @@ from typing_extensions import override
 from datamodules.base import DataModule, Split
 from datamodules.collation import stack
 from datamodules.decoding import Encoded
-from datamodules.errors import BadSample, DataError
+from datamodules.errors import BadSample, DataError, OptionError
 from datamodules.finding import images_in, shown
 from datamodules.label_maps import VOID, Colour, LabelMap
 from datamodules.label_survey import LabelSurvey, survey
@@ -52,7 +52,7 @@ class LabelledPixels(DataModule):
         ignore_index: Label that is void.
 
     Raises:
-        ValueError: If ``class_weighting`` is unknown, or a training transform labels the pixels that it adds.
+        OptionError: If ``class_weighting`` is unknown, or a training transform labels the pixels that it adds.
         DataError: If a number is out of range.
     """
 
@@ -78,7 +78,9 @@ class LabelledPixels(DataModule):
             raise DataError(f"eval_batch_size={eval_batch_size} must be at least 1.")
         choices = ["frequency", None] if self.published_weights is None else ["published", "frequency", None]
         if class_weighting not in choices:
-            raise ValueError(f"class_weighting={class_weighting!r} must be one of {choices} for {type(self).__name__}.")
+            raise OptionError(
+                f"class_weighting={class_weighting!r} must be one of {choices} for {type(self).__name__}."
+            )
         refuse_labelled_fill(self.train_transforms)
         self.root, self.eval_batch_size, self.class_weighting = Path(root), eval_batch_size, class_weighting
         self.set_classes(self.label_map)

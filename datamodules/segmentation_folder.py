@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from datamodules.base import Split
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.label_maps import LabelMap, voc_colours
 from datamodules.segmentation import LabelledPixels
 from datamodules.splits import Source, hold_out
@@ -59,7 +59,7 @@ class SegmentationFolder(LabelledPixels):
         options: Further options of ``LabelledPixels``.
 
     Raises:
-        ValueError: If classes are missing or share a value or colour; see also ``LabelledPixels``.
+        OptionError: If classes are missing or share a value or colour; see also ``LabelledPixels``.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SegmentationFolder(LabelledPixels):
         **options: Any,
     ) -> None:
         if crop < 1:
-            raise ValueError(f"crop={crop} must be at least 1 pixel.")
+            raise OptionError(f"crop={crop} must be at least 1 pixel.")
         self.crop = crop
         defaults = voc_colours(min(len(classes), 255) + 1)[1:]
         self.label_map = LabelMap(

@@ -13,6 +13,7 @@ from scipy.io import savemat
 from typing_extensions import override
 
 from datamodules.cache import write_once
+from datamodules.errors import OptionError
 from datamodules.mpii import JOINT_NAMES, LOWER, MPII, SKELETON
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Transform
@@ -45,7 +46,7 @@ class StickFigures(MPII):
             are slightly scaled and turned, and mirrored.
 
     Raises:
-        ValueError: If there are no figures.
+        OptionError: If there are no figures.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class StickFigures(MPII):
         **options: Any,
     ) -> None:
         if num_train < 1 or num_val < 1:
-            raise ValueError(f"num_train={num_train} and num_val={num_val} must be at least 1.")
+            raise OptionError(f"num_train={num_train} and num_val={num_val} must be at least 1.")
         # Given here, the layout that ``write`` writes is no option of the config.
         super().__init__(
             root="",

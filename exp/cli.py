@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -16,13 +14,9 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import datamodules  # noqa: F401  makes short class names known
@@ -31,13 +25,13 @@ import models.classifiers
 import models.detectors
 import models.pose
 import models.segmenters  # noqa: F401
-from callbacks import Checkpoints, Monitored, NonFiniteGuard, Preemption, StepSeed
+from callbacks import Checkpoints
 from callbacks.liveness import Liveness
-from callbacks.reports import Place, Report, reports_of
 from exp.arguments import config_files, files_first, option, weights_of_parts
 from exp.checkpoint_contents import check_contents
-from exp.checkpoint_io import AtomicCheckpointIO, CheckpointError, read_checkpoint
+from exp.checkpoint_io import CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
+from exp.faults import fault, mistake_in, refuses_arguments
 from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
 from exp.messages import denied, explain, refusal
@@ -45,8 +39,9 @@ from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
 from exp.progress import ProgressBar
 from exp.signals import AGAIN, asked, name
+from exp.trainers import make_trainer, standard_callbacks
 from exp.trust import Distrust, Rule, check_size, taken_from
-from lightning_modules.internals import leave_signals_alone, stay_inside, wait_at_most
+from exp.usage import ConfigError, UsageError
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -71,20 +66,6 @@ set_loader("yaml", _load, exceptions=(yaml.YAMLError,))
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
 # A class in an argument that takes anything is a value like any other.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
-
-
-class UsageError(SystemExit):
-    """A mistake in the command or its config: one line on standard error, exit code 2."""
-
-    def __init__(self, message: str) -> None:
-        # A name out of a file is text, not a command to the screen.
-        shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
-        print(f"exp: {shown}", file=sys.stderr)
-        super().__init__(2)
-
-
-class ConfigError(ValueError):
-    """A config or override that cannot be resolved; the message is the one line that `UsageError` prints."""
 
 
 class Cli(LightningCLI):
@@ -265,44 +246,10 @@ class Cli(LightningCLI):
         always = standard_callbacks(None if seed is False else seed, self.checkpoints, self.model, given)
         if config["enable_progress_bar"] is not False and not any(isinstance(c, RichProgressBar) for c in given):
             always.insert(0, ProgressBar())
-        plugins = config["plugins"] or []
-        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        on_slurm = SLURMEnvironment.detect()
-        if on_slurm:
-            try:
-                # Requeueing is Preemption's: Lightning's own saves inside the signal handler.
-                plugins.append(SLURMEnvironment(auto_requeue=False))
-            except RuntimeError:
-                raise UsageError("SLURM: give --nodes and --ntasks-per-node instead of --ntasks") from None
         self.user_loggers = config["logger"]
         always.insert(0, Liveness(self.config.timeout, lambda: asked() is not None, self._lost))
-        config |= {"callbacks": [*given, *always], "plugins": plugins, "logger": False}
-        config["profiler"] = config["profiler"] or NoProfiler()
-        try:
-            trainer = self.trainer_class(**config)
-        except (MisconfigurationException, ModuleNotFoundError) as error:
-            raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
-        except KeyError as error:
-            if "SLURM_" not in str(error):
-                raise
-            raise UsageError("SLURM: start it by srun; the shell of salloc is none of the job's tasks") from None
-        leave_signals_alone(trainer)
-        # `Liveness`, which can tell whom they wait for, comes before the processes' own timeout.
-        wait_at_most(trainer, timedelta(minutes=self.config.timeout, seconds=30))
-        if config["sync_batchnorm"] and trainer.world_size > 1 and isinstance(trainer.accelerator, CPUAccelerator):
-            raise UsageError(
-                f"PyTorch synchronises batch norms on GPUs only, and these {trainer.world_size} processes run on CPUs: "
-                "give --trainer.sync_batchnorm=false (each then has norms of its own share of a batch), or one process"
-            )
-        # Without this check the processes would wait for others that nobody starts. The batch shell runs one process.
-        started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-        nodes, devices = trainer.num_nodes, trainer.num_devices
-        if on_slurm and nodes * devices != started:
-            raise UsageError(
-                f"the trainer wants {nodes} nodes x {devices} devices, but SLURM started {started} tasks: "
-                f"use srun --nodes={nodes} --ntasks-per-node={devices}"
-            )
-        return trainer
+        config |= {"callbacks": [*given, *always], "logger": False}
+        return make_trainer(self.trainer_class, config, self.config.timeout)
 
     def _lost(self, reason: str) -> None:
         """Ends this process, which waits for another that is lost."""
@@ -332,10 +279,12 @@ def _refusals() -> Iterator[None]:
     """Makes what a class refuses while it is built a usage error."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        raise UsageError(refusal(str(error))) from error
     except HubError as error:
         raise UsageError(str(error)) from error
+    except Exception as error:
+        if mistake := mistake_in(error):
+            raise UsageError(str(mistake)) from error
+        raise UsageError(refusal(str(error)) if refuses_arguments(error) else fault(error)) from error
 
 
 class _Resolved(Cli):
@@ -358,39 +307,6 @@ def resolve(argv: list[str]) -> dict[str, Any]:
         ConfigError: a file, key, class or value in it is wrong.
     """
     return _Resolved(argv, "fit").plain
-
-
-class NoProfiler(PassThroughProfiler):
-    """Measures nothing, at less cost: Lightning enters a profiling context some sixty times a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]
-        """The same empty context for every action."""
-        return self._nothing
-
-
-def standard_callbacks(
-    seed: int | None, checkpoints: Checkpoints, model: LightningModule, given: list[Callback]
-) -> list[Callback]:
-    """The callbacks of every run, in the order that they rely on: checkpoints are taken last.
-
-    Args:
-        seed: the run's seed; None leaves random generators alone.
-        checkpoints: when a checkpoint is taken.
-        model: the task, which has its reports.
-        given: callbacks of the config; a report among them takes the place of the one that every run has.
-    """
-    reports = [kind() for kind in reports_of(type(model)) if not any(isinstance(each, kind) for each in given)]
-    return [StepSeed(seed), NonFiniteGuard(), Preemption(), Monitored(), *reports, checkpoints]
-
-
-def place_reports(trainer: Trainer, place: Place) -> None:
-    """Tells all reports of a run, and what else writes files, where they put what they make."""
-    stay_inside(trainer, place.files)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Report):
-            callback.place = place
 
 
 def _found(checkpoint: str, runs: str) -> Path:

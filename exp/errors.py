@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import NonFiniteLoss, Preempted
 from callbacks.liveness import Liveness
 from datamodules import DataError
 from exp.checkpoint_contents import misfit
 from exp.checkpoint_io import CheckpointError
+from exp.faults import causes, fault
 from exp.run_directory import RunError
 from exp.signals import Stopped, name, say
 from exp.unwritable import unwritable
+from models.mistakes import Mistake
 
 if TYPE_CHECKING:
     from exp.cli import Cli
 
 # What a person can mend: the message says how, and a traceback would hide it.
-EXPECTED = (DataError, CheckpointError, RunError, NonFiniteLoss, FloatingPointError)
-
-OURS = ("models", "lightning_modules", "datamodules", "callbacks", "exp")
+EXPECTED = (Mistake, DataError, CheckpointError, RunError, NonFiniteLoss, FloatingPointError, MisconfigurationException)
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Outcome:
 def exit_code(cli: Cli) -> Iterator[Outcome]:
     """Turns expected errors into one message and exit code 1, and a requested stop into its own code.
 
-    Other errors show their traceback; if a process of the job has died, that is said last.
+    Of other errors the traceback is kept in a file; if a process of the job has died, that is said last.
     """
     outcome = Outcome()
     try:
@@ -54,9 +55,9 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
         print(f"exp: {error}", file=sys.stderr)
     except Exception as error:
         outcome.code = 1
-        if stopped := next((each for each in _causes(error) if isinstance(each, Stopped)), None):
+        if stopped := next((each for each in causes(error) if isinstance(each, Stopped)), None):
             raise stopped from None
-        if cause := _expected_cause(error):
+        if cause := next((cause for cause in causes(error) if isinstance(cause, EXPECTED)), None):
             print(f"exp: {cause}", file=sys.stderr)
         elif told := unwritable(error):
             print(f"exp: {told}", file=sys.stderr)
@@ -67,19 +68,10 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
         elif told := misfit(error):
             print(f"exp: {told}", file=sys.stderr)
         else:
-            traceback.print_exc()
+            folder = Path(cli.trainer.default_root_dir)
+            # Before a run has its place, this is where the command was started.
+            print(f"exp: {fault(error, None if folder == Path.cwd() else folder)}", file=sys.stderr)
             _tell_dead_processes(cli)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it came of."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _expected_cause(error: BaseException) -> BaseException | None:
-    return next((cause for cause in _causes(error) if isinstance(cause, EXPECTED) or _refusal(cause)), None)
 
 
 def _waited_in_vain(error: BaseException) -> bool:
@@ -87,17 +79,8 @@ def _waited_in_vain(error: BaseException) -> bool:
     return any(
         isinstance(cause, (dist.DistStoreError, dist.DistNetworkError))
         or (isinstance(cause, RuntimeError) and "timed out" in str(cause).lower())
-        for cause in _causes(error)
+        for cause in causes(error)
     )
-
-
-def _refusal(error: BaseException) -> bool:
-    """Whether exp's own code raised a ValueError: it refuses a value that the config gave."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return isinstance(error, ValueError) and module.split(".")[0] in OURS
 
 
 def _tell_dead_processes(cli: Cli) -> None:

@@ -11,9 +11,11 @@ from rich.table import Table
 
 from callbacks.reports import Place, Report
 from callbacks.whole_files import write_whole
-from exp.cli import Cli, UsageError, place_reports
+from exp.cli import Cli
 from exp.errors import exit_code
 from exp.quiet import silence
+from exp.trainers import place_reports
+from exp.usage import UsageError
 from exp.weights import to_evaluate
 
 

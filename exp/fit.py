@@ -14,7 +14,7 @@ from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
 from exp.checkpoint_io import CheckpointError, read_checkpoint
-from exp.cli import Cli, ConfigError, UsageError, is_child, place_reports, resolve
+from exp.cli import Cli, is_child, resolve
 from exp.errors import exit_code
 from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
@@ -23,6 +23,8 @@ from exp.resuming import goes_on, resumption
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
 from exp.tracking import Tracker, new_wandb_id, wandb_logger
+from exp.trainers import place_reports
+from exp.usage import ConfigError, UsageError
 from exp.weights import check_weights, part_of, start_from, weight_files
 
 

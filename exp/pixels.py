@@ -142,7 +142,7 @@ def hand_over_checkpoint(cli: Cli, path: Path, content: Mapping[str, Any], tell:
     Raises:
         UsageError: the config says otherwise, or the checkpoint what cannot be.
     """
-    from exp.cli import UsageError
+    from exp.usage import UsageError
 
     try:
         pixels = stated_in(path, content)
@@ -189,7 +189,7 @@ def _of_builders(module: nn.Module, config: Mapping[str, Any], within: str = "")
 
 
 def _settle(cli: Cli, stated: Mapping[str, Pixels], tell: bool) -> None:
-    from exp.cli import UsageError
+    from exp.usage import UsageError
 
     data = cli.datamodule
     if not stated or not isinstance(data, DataModule):

@@ -15,11 +15,14 @@ from callbacks.reports import Place, Predictions, Source
 from callbacks.whole_files import write_whole
 from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import read_checkpoint
-from exp.cli import Cli, UsageError, place_reports
+from exp.cli import Cli
 from exp.errors import exit_code
 from exp.evaluation import output_folder
 from exp.quiet import silence
+from exp.trainers import place_reports
+from exp.usage import UsageError
 from exp.weights import to_evaluate
+from models.mistakes import Mistake
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> int:
             predictions = cli.predictions.build(cli.config, cli.model)
             source = Source(checkpoint, content, names, output_folder(checkpoint, "validate"))
             predictions.prepare(cli.trainer, cli.model, source)
-        except ValueError as error:
+        except Mistake as error:
             raise UsageError(str(error)) from error
         # The clock of the predictions starts when everybody else has looked at a batch.
         cli.trainer.callbacks += [cost, predictions]  # type: ignore[attr-defined]

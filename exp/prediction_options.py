@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 import lightning_modules
 from callbacks.reports import Predictions, predictions_of
 from exp.trust import read_yaml
+from models.mistakes import Mistake
 
 
 class PredictionOptions:
@@ -57,16 +58,16 @@ class PredictionOptions:
             task: that predicts.
 
         Raises:
-            ValueError: nothing writes the predictions of such a task, or an option is another task's.
+            Mistake: nothing writes the predictions of such a task, or an option is another task's.
         """
         kinds = predictions_of(type(task))
         if not kinds:
-            raise ValueError(f"nothing writes what {type(task).__name__} predicts: it has no Predictions report")
+            raise Mistake(f"nothing writes what {type(task).__name__} predicts: it has no Predictions report")
         own = self.names(kinds[0])
         for kind in self.kinds:
             for name, default in self.names(kind).items():
                 if name not in own and getattr(config, name) != default:
-                    raise ValueError(_refusal(name, kind, task))
+                    raise Mistake(_refusal(name, kind, task))
         return kinds[0](**{name: getattr(config, name) for name in own})
 
 

@@ -74,8 +74,9 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from exp.cli import Cli, UsageError
+    from exp.cli import Cli
     from exp.quiet import silence
+    from exp.usage import UsageError
 
     silence()
     cli = Cli(config, "profile")

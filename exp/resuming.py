@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from exp.checkpoint_io import config_of
-from exp.cli import Cli, UsageError
+from exp.cli import Cli
 from exp.run_directory import Run, RunError, essence
+from exp.usage import UsageError
 
 # Where the sampler stands in an epoch is counted in what these decide.
 WITHIN_AN_EPOCH = ("seed_everything", "data", "data.batch_size", "trainer.accumulate_grad_batches")

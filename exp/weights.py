@@ -14,8 +14,9 @@ from torch import nn
 
 from exp.checkpoint_io import read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
-from exp.cli import WHOLE, Cli, UsageError
+from exp.cli import WHOLE, Cli
 from exp.pixels import Statement, hand_over, hand_over_checkpoint, statement_of
+from exp.usage import UsageError
 from exp.weight_files import WeightFileError, read
 from models import official
 from models.official import State

@@ -17,6 +17,7 @@ from lightning_modules.exits import ExitWeights, as_exits, exit_suffixes, valid_
 from lightning_modules.findings import Findings
 from lightning_modules.task import Batch, Task, classes_of
 from models.anytime import MultiExit, Policy, run
+from models.mistakes import Mistake
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Classification(Task):
         options: see `Task`.
 
     Raises:
-        ValueError: the network does not say its number of classes, or it is below 2 or differs from the data's; weights
+        Mistake: the network does not say its number of classes, or it is below 2 or differs from the data's; weights
             of exits that are negative or, when training begins, not one for each exit.
     """
 
@@ -81,7 +82,7 @@ class Classification(Task):
         super().__init__(network, **options)
         self.num_classes = classes_of(network, num_classes)
         if self.num_classes < 2:
-            raise ValueError(
+            raise Mistake(
                 f"num_classes={self.num_classes}: a classifier tells two classes or more apart. Give the data images "
                 "of at least two (a folder for each, in an image folder), and the network as many num_classes."
             )
@@ -145,7 +146,7 @@ class Classification(Task):
         target = batch["label"]
         for i, (name, logits) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             if logits.shape[1] != self.num_classes:
-                raise ValueError(
+                raise Mistake(
                     f"exit {i} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
                 )
             if name not in self.evaluation:
@@ -186,7 +187,7 @@ class Classification(Task):
             logits = as_exits(self(batch["image"]))[-1]
         else:
             if not isinstance(self.network, MultiExit):
-                raise ValueError(f"{type(self.network).__name__} has no exits where images could leave")
+                raise Mistake(f"{type(self.network).__name__} has no exits where images could leave")
             logits, outputs["exit"] = run(self.network, self.in_memory_order(batch["image"]), self.policy)
         return outputs | {"probabilities": logits.float().softmax(1)}
 

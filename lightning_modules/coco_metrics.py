@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_modules.findings import Findings
+from models.mistakes import Mistake
 
 Kind = Literal["box", "mask"]
 IOU_TYPES: dict[Kind, str] = {"box": "bbox", "mask": "segm"}
@@ -69,13 +70,13 @@ class ImageResult:
             filled_boxes: whether a mask is the box, filled.
 
         Raises:
-            ValueError: boxes or scores that are not finite, or masks of another size or type.
+            Mistake: boxes or scores that are not finite, or masks of another size or type.
         """
         boxes = prediction["boxes"].double().cpu().numpy()
         scores = prediction["scores"].double().cpu().numpy()
         bad = ~(np.isfinite(boxes).all(1) & np.isfinite(scores))
         if bad.any():
-            raise ValueError(
+            raise Mistake(
                 f"{int(bad.sum())} of {len(bad)} predictions for {name} have a box or score that is not finite: the "
                 "weights may have diverged, or the precision may be too low for this network"
             )
@@ -84,7 +85,7 @@ class ImageResult:
             masks = _filled(boxes, size)
         elif (pixels := prediction.get("masks")) is not None:
             if pixels.dtype != torch.bool or pixels.shape != (len(boxes), *size):
-                raise ValueError(
+                raise Mistake(
                     f"the masks predicted for {name} are {pixels.dtype} {list(pixels.shape)}, but must be torch.bool "
                     f"{[len(boxes), *size]}: one for each box, as large as the image"
                 )
@@ -143,14 +144,14 @@ class CocoEvaluation:
         kinds: `box`, `mask` or both.
 
     Raises:
-        ValueError: masks shall be compared with annotations that have none.
+        Mistake: masks shall be compared with annotations that have none.
     """
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], kinds: Sequence[Kind]) -> None:
         if "mask" in kinds and (
             missing := [each["id"] for each in ground_truth["annotations"] if not each.get("segmentation")]
         ):
-            raise ValueError(
+            raise Mistake(
                 f"{len(missing)} annotations have no segmentation, such as the one with id {missing[0]}: masks cannot "
                 "be evaluated. Use annotations with masks, or a network without."
             )
@@ -178,11 +179,11 @@ class CocoEvaluation:
             results: one for each evaluated image, empty ones included.
 
         Raises:
-            ValueError: a result of an image that has no entry in the annotations.
+            Mistake: a result of an image that has no entry in the annotations.
         """
         images = sorted({each.image_id: each for each in results}.values(), key=lambda each: each.image_id)
         if unknown := [each.image_id for each in images if each.image_id not in self.ground_truth.imgs]:
-            raise ValueError(f"the annotations have no image {unknown[0]}, nor {len(unknown) - 1} others evaluated.")
+            raise Mistake(f"the annotations have no image {unknown[0]}, nor {len(unknown) - 1} others evaluated.")
         image_ids = [each.image_id for each in images]
         metrics: dict[str, float] = {}
         per_category: dict[Kind, np.ndarray] = {}

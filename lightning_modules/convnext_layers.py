@@ -8,6 +8,8 @@ Reference: "A ConvNet for the 2020s", arXiv 2201.03545, appendix A (layer decay)
 
 import re
 
+from models.mistakes import Mistake
+
 # timm joins the first two names by an underscore where it hands out feature maps.
 _STEM = re.compile(r"stem[._]")
 _DOWNSAMPLE = re.compile(r"stages[._](\d+)\.downsample\.")
@@ -26,7 +28,7 @@ def layer_wise_id(name: str, num_layers: int = 12) -> int:
         Layer id; the published scale of the learning rate is `decay ** (num_layers + 1 - id)`.
 
     Raises:
-        ValueError: The third stage has more blocks than `num_layers` has room for.
+        Mistake: The third stage has more blocks than `num_layers` has room for.
     """
     if _STEM.match(name):
         return 0
@@ -36,7 +38,7 @@ def layer_wise_id(name: str, num_layers: int = 12) -> int:
         stage, block = int(match[1]), int(match[2])
         layer = (1, 2, 3 + block // 3, num_layers)[stage]
         if layer > num_layers:
-            raise ValueError(f"{name} would be layer {layer} of {num_layers}: a network this deep needs num_layers=12")
+            raise Mistake(f"{name} would be layer {layer} of {num_layers}: a network this deep needs num_layers=12")
         return layer
     return num_layers + 1
 

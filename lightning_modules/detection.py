@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_modules.coco_metrics import CocoEvaluation, ImageResult, Kind
 from lightning_modules.findings import Findings, gathered_on_first, told_by_first
 from lightning_modules.task import Batch, Task, classes_of
+from models.mistakes import Mistake
 
 
 class Detection(Task):
@@ -29,7 +30,7 @@ class Detection(Task):
         options: see `Task`.
 
     Raises:
-        ValueError: the network does not say its number of classes, or it differs from the data's; a multiplier that is
+        Mistake: the network does not say its number of classes, or it differs from the data's; a multiplier that is
             not positive, or fits no parameter.
     """
 
@@ -124,6 +125,6 @@ class Detection(Task):
             name = data.sample_name(split, index)
             result = ImageResult.of(predictions[i], (int(height), int(width)), image_id, index, name, self.filled_boxes)
             if "mask" in self.kinds and result.masks is None:
-                raise ValueError(f"{type(self.network).__name__} says that it has masks, but its predictions have none")
+                raise Mistake(f"{type(self.network).__name__} says that it has masks, but its predictions have none")
             results.append(result)
         return results

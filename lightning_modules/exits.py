@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.anytime import each_exit
 from models.compute import executed_by_parts
+from models.mistakes import Mistake
 
 ExitWeights = list[float] | Literal["mean", "sum"]
 
@@ -54,10 +55,10 @@ def valid_exit_weights(weights: ExitWeights) -> ExitWeights:
     """The weights of exits as they were given.
 
     Raises:
-        ValueError: Neither mean, sum nor numbers of 0 or more.
+        Mistake: Neither mean, sum nor numbers of 0 or more.
     """
     if weights not in ("mean", "sum") and any(isinstance(w, str) or w < 0 for w in weights):
-        raise ValueError(f"exit_weights are mean, sum or a number for each exit, 0 or more, not {weights!r}")
+        raise Mistake(f"exit_weights are mean, sum or a number for each exit, 0 or more, not {weights!r}")
     return weights
 
 
@@ -75,7 +76,7 @@ def weights_of(weights: ExitWeights, exits: int, network: nn.Module) -> list[flo
         network: Named in the error.
 
     Raises:
-        ValueError: Not one number for each exit.
+        Mistake: Not one number for each exit.
     """
     if weights == "mean":
         return [1 / exits] * exits
@@ -83,7 +84,7 @@ def weights_of(weights: ExitWeights, exits: int, network: nn.Module) -> list[flo
         return [1.0] * exits
     if len(weights) != exits:
         given = ", ".join(f"{weight:g}" for weight in weights)
-        raise ValueError(
+        raise Mistake(
             f"exit_weights has {len(weights)} numbers ({given}), but {type(network).__name__} has {exits} exits: give "
             "one number for each, or mean or sum"
         )

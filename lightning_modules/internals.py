@@ -14,6 +14,8 @@ from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from models.mistakes import Mistake
+
 
 class Clock:
     """Where a training is, in optimiser steps.
@@ -149,9 +151,9 @@ def check_compiles(network: nn.Module) -> None:
     """Refuses to compile a network with a part that does not suit `torch.compile`, and says why in `refuses_compile`.
 
     Raises:
-        ValueError: There is such a part.
+        Mistake: There is such a part.
     """
     for module in network.modules():
         if reason := getattr(module, "refuses_compile", None):
             name = type(module).__name__
-            raise ValueError(f"{name} does not suit torch.compile: {reason}. Set --model.compile=false")
+            raise Mistake(f"{name} does not suit torch.compile: {reason}. Set --model.compile=false")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_modules.parameter_groups import DecayAll, LayerDecay, parameter_groups
 from lightning_modules.restoring import adopted, by_part
 from lightning_modules.schedules import Constant, Schedule
+from models.mistakes import Mistake
 
 MakeOptimizer = Callable[[Iterable], Optimizer]
 
@@ -65,13 +66,13 @@ class Part:
             steps_per_epoch, total_steps: Optimiser steps of an epoch and of the training.
 
         Raises:
-            ValueError: A schedule of something that the optimiser does not have, or that is no number.
+            Mistake: A schedule of something that the optimiser does not have, or that is no number.
         """
         found = {}
         for key, schedule in {"lr": self.schedule, **self.schedules}.items():
             if not isinstance(base := options.get(key), float | int) or isinstance(base, bool) or not base:
                 numbers = [name for name, value in options.items() if type(value) in (int, float) and value]
-                raise ValueError(
+                raise Mistake(
                     f"schedules: {type(optimizer).__name__} has no {key} other than 0 that could follow a schedule; it "
                     f"has {', '.join(numbers)}"
                 )
@@ -154,10 +155,10 @@ class JointOptimizer(Optimizer):
         """Restores the state of each.
 
         Raises:
-            ValueError: The state is of other parts.
+            Mistake: The state is of other parts.
         """
         if state_dict.keys() != self.optimizers.keys():
-            raise ValueError(
+            raise Mistake(
                 f"the optimiser's state is of the parts {', '.join(state_dict)}, but the task trains "
                 f"{', '.join(self.optimizers)}"
             )
@@ -177,7 +178,7 @@ def restored(
         state: What `Optimizer.state_dict` gave, of the only part or of all by name.
 
     Raises:
-        ValueError: The state is of other parts or parameters, or does not fit an option.
+        Mistake: The state is of other parts or parameters, or does not fit an option.
     """
     found = by_part(state, parts)
     new = {

@@ -9,6 +9,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from lightning_modules.convnext_layers import layer_wise_id, stage_wise_id
+from models.mistakes import Mistake
 
 # What decays beside weights of more than one dimension.
 DecayAll: TypeAlias = bool | Literal["but_norms"]
@@ -36,16 +37,16 @@ class LayerDecay:
         """Layer of every parameter by name, and the layer of the head.
 
         Raises:
-            ValueError: The network has no backbone there, or timm cannot tell its layers.
+            Mistake: The network has no backbone there, or timm cannot tell its layers.
         """
         try:
             backbone = network.get_submodule(self.prefix)
         except AttributeError as error:
-            raise ValueError(f"layer decay: the network has no module {self.prefix!r}") from error
+            raise Mistake(f"layer decay: the network has no module {self.prefix!r}") from error
         if self.rule == "timm":
             group_matcher = getattr(backbone, "group_matcher", None)
             if not callable(group_matcher):
-                raise ValueError(
+                raise Mistake(
                     f"layer decay: {type(backbone).__name__} has no group_matcher, so timm cannot tell its layers; "
                     "point prefix at a timm backbone"
                 )
@@ -89,11 +90,11 @@ def parameter_groups(
         Dicts of `params`, `param_names`, `name`, `weight_decay`, `lr_scale` and `lr` (= lr * lr_scale).
 
     Raises:
-        ValueError: Nothing to train, an unknown `decay_all`, layer decay that does not fit the network, or a multiplier
+        Mistake: Nothing to train, an unknown `decay_all`, layer decay that does not fit the network, or a multiplier
             that is not positive or fits no parameter.
     """
     if decay_all not in (True, False, "but_norms"):
-        raise ValueError(f"decay_all must be true, false or but_norms, not {decay_all!r}")
+        raise Mistake(f"decay_all must be true, false or but_norms, not {decay_all!r}")
     multipliers = dict(lr_multipliers or {})
     _check(multipliers, [name for name, _ in network.named_parameters()])
     ids, head = layer_decay.layer_ids(network) if layer_decay else ({}, 0)
@@ -130,17 +131,17 @@ def parameter_groups(
         group["params"].append(parameter)
         group["param_names"].append(name)
     if not groups:
-        raise ValueError("the network has no trainable parameter")
+        raise Mistake("the network has no trainable parameter")
     return list(groups.values())
 
 
 def _check(multipliers: dict[str, float], names: list[str]) -> None:
     for text, factor in multipliers.items():
         if not factor > 0:
-            raise ValueError(f"lr_multipliers: {text!r} has the factor {factor:g}, which must be above 0")
+            raise Mistake(f"lr_multipliers: {text!r} has the factor {factor:g}, which must be above 0")
         if not any(text in name for name in names):
             parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(
+            raise Mistake(
                 f"lr_multipliers: no parameter's name contains {text!r}; they begin with {', '.join(parts)}"
             )
 

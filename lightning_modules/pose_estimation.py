@@ -23,6 +23,7 @@ from lightning_modules.findings import Findings, gathered
 from lightning_modules.optimization import MakeOptimizer
 from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
 from lightning_modules.task import Batch, Task
+from models.mistakes import Mistake
 from models.pose.decoding import decode, mirror_back
 
 FlipTest = Literal["shifted", "unshifted", "none"]
@@ -69,7 +70,7 @@ class PoseEstimation(Task):
         optimizer, options: see `Task`.
 
     Raises:
-        ValueError: a network whose joints are not the data's or not MPII's 16; hardest joints, weights or a flip test
+        Mistake: a network whose joints are not the data's or not MPII's 16; hardest joints, weights or a flip test
             that do not exist.
     """
 
@@ -89,14 +90,14 @@ class PoseEstimation(Task):
         super().__init__(network, optimizer=optimizer, **options)
         joints = getattr(network, "num_joints", NUM_JOINTS)
         if joints != NUM_JOINTS:
-            raise ValueError(
+            raise Mistake(
                 f"{type(network).__name__} finds {joints} joints, but PCKh is defined for MPII's {NUM_JOINTS}: set "
                 f"num_joints={NUM_JOINTS}"
             )
         if hardest_joints is not None and not 1 <= hardest_joints <= NUM_JOINTS:
-            raise ValueError(f"hardest_joints={hardest_joints} must be from 1 to {NUM_JOINTS}, or None for all")
+            raise Mistake(f"hardest_joints={hardest_joints} must be from 1 to {NUM_JOINTS}, or None for all")
         if flip_test not in get_args(FlipTest):
-            raise ValueError(f"flip_test={flip_test!r} must be one of {', '.join(get_args(FlipTest))}")
+            raise Mistake(f"flip_test={flip_test!r} must be one of {', '.join(get_args(FlipTest))}")
         self.hardest_joints, self.flip_test = hardest_joints, flip_test
         self.exit_weights = valid_exit_weights(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}
@@ -190,7 +191,7 @@ class PoseEstimation(Task):
 
     def _joint_losses(self, heatmaps: Tensor, batch: dict[str, Tensor]) -> Tensor:
         if heatmaps.shape != batch["heatmaps"].shape:
-            raise ValueError(
+            raise Mistake(
                 f"{type(self.network).__name__} draws heat maps of {list(heatmaps.shape[1:])} (joints, height, width), "
                 f"but the data has targets of {list(batch['heatmaps'].shape[1:])}"
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from models.mistakes import Mistake
 from models.official import some
 
 START_ANEW = "start a new training from its weights by --weights"
@@ -28,7 +29,7 @@ def check_network(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         state: parameters and buffers by name, as a checkpoint has them.
 
     Raises:
-        ValueError: names are missing, have no place, or are of another shape.
+        Mistake: names are missing, have no place, or are of another shape.
     """
     own = module.state_dict()
     kinds = {
@@ -41,7 +42,7 @@ def check_network(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         ],
     }
     if wrong := [f"{kind} {some(names)}" for kind, names in kinds.items() if names]:
-        raise ValueError(f"the checkpoint is of another network: {'; '.join(wrong)}")
+        raise Mistake(f"the checkpoint is of another network: {'; '.join(wrong)}")
 
 
 def by_part(state: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -52,13 +53,13 @@ def by_part(state: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
         names: the parts that the task trains now.
 
     Raises:
-        ValueError: they are others.
+        Mistake: they are others.
     """
     wanted = list(names)
     found = {wanted[0]: state} if "param_groups" in state else dict(state)
     if set(found) != set(wanted) or ("param_groups" in state and len(wanted) > 1):
         had = "one part" if "param_groups" in state else f"the parts {', '.join(found)}"
-        raise ValueError(
+        raise Mistake(
             f"the checkpoint's optimiser trained {had}, but the task trains {', '.join(wanted)}: {START_ANEW}"
         )
     return found
@@ -83,7 +84,7 @@ def adopted(
         the saved ones of the parameter of the same name.
 
     Raises:
-        ValueError: other parameters are trained, or the optimiser cannot go on with such a state.
+        Mistake: other parameters are trained, or the optimiser cannot go on with such a state.
     """
     groups, before = optimizer.param_groups, saved["param_groups"]
     if not all("param_names" in group for group in (*groups, *before)):
@@ -93,9 +94,9 @@ def adopted(
     home = {name: group for group in before for name in group["param_names"]}
     names = [name for group in groups for name in group["param_names"]]
     if gone := [name for name in names if name not in place]:
-        raise ValueError(f"the checkpoint's optimiser did not train {some(gone)}: {START_ANEW}")
+        raise Mistake(f"the checkpoint's optimiser did not train {some(gone)}: {START_ANEW}")
     if spare := [name for name in place if name not in set(names)]:
-        raise ValueError(f"the checkpoint's optimiser trained {some(spare)}, which stay as they are now: {START_ANEW}")
+        raise Mistake(f"the checkpoint's optimiser trained {some(spare)}, which stay as they are now: {START_ANEW}")
     options = _options(optimizer)
     number = {name: i for i, name in enumerate(names)}
     new_groups = []
@@ -138,7 +139,7 @@ def _try_a_step(
     """Has a copy of the smallest parameter take a step with the saved state and the new options.
 
     Raises:
-        ValueError: the optimiser cannot.
+        Mistake: the optimiser cannot.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index = min(state, key=lambda i: parameters[i].numel())
@@ -151,7 +152,7 @@ def _try_a_step(
         probe.load_state_dict({"state": {0: deepcopy(state[index])}, "param_groups": [{**alone, "params": [0]}]})
         probe.step(lambda: 0.0)
     except Exception as error:
-        raise ValueError(
+        raise Mistake(
             f"the state of the checkpoint's optimiser does not fit {type(optimizer).__name__} with {changes}: leave "
             f"these as they were, or {START_ANEW}"
         ) from error

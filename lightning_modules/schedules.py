@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.mistakes import Mistake
+
 
 class Schedule(ABC):
     """What every schedule here offers."""
@@ -23,7 +25,7 @@ class Schedule(ABC):
             total_steps: Optimiser steps of the whole training.
 
         Raises:
-            ValueError: Training is empty or not longer than the warm-up.
+            Mistake: Training is empty or not longer than the warm-up.
         """
 
 
@@ -63,13 +65,13 @@ class WarmupCosine(Schedule):
         warmup = len(_warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps))
         if self.by_epoch and steps_per_epoch > 1:
             if self.warmup_steps is not None:
-                raise ValueError("a schedule by epochs has warmup_epochs, not warmup_steps")
+                raise Mistake("a schedule by epochs has warmup_epochs, not warmup_steps")
             epochs = self.table(base, 1, -(-total_steps // steps_per_epoch))
             return np.repeat(epochs, steps_per_epoch)[:total_steps]
         cooldown = round(self.cooldown_epochs * steps_per_epoch)
         cosine_steps = total_steps - cooldown - (0 if self.whole else warmup)
         if cooldown < 0 or cosine_steps < 1:
-            raise ValueError(
+            raise Mistake(
                 f"warm-up ({warmup} steps) and cooldown ({cooldown} steps) leave nothing of the training "
                 f"({total_steps} steps): shorten warmup_epochs or cooldown_epochs, or train longer"
             )
@@ -133,7 +135,7 @@ class Staircase(Schedule):
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
         warmup = _warmup(self.warmup_epochs, self.warmup_steps, 1.0, steps_per_epoch, total_steps)
         if self.every <= 0:
-            raise ValueError(f"a staircase drops every so many epochs, above 0, not {self.every}")
+            raise Mistake(f"a staircase drops every so many epochs, above 0, not {self.every}")
         drops = np.floor(np.arange(total_steps) / (self.every * steps_per_epoch))
         table: NDArray[np.float64] = base * self.gamma**drops
         if self.steady_warmup:
@@ -195,12 +197,12 @@ def _warmup(
     epochs: float, steps: int | None, base: float, steps_per_epoch: int, total_steps: int
 ) -> NDArray[np.float64]:
     if total_steps < 1 or steps_per_epoch < 1:
-        raise ValueError(f"a schedule needs at least one step, not {total_steps=} and {steps_per_epoch=}")
+        raise Mistake(f"a schedule needs at least one step, not {total_steps=} and {steps_per_epoch=}")
     length = round(epochs * steps_per_epoch) if steps is None else steps
     if length < 0:
-        raise ValueError(f"a warm-up cannot last {length} steps")
+        raise Mistake(f"a warm-up cannot last {length} steps")
     if length >= total_steps:
-        raise ValueError(
+        raise Mistake(
             f"the warm-up ({length} steps) leaves nothing of the training ({total_steps} steps): "
             "shorten warmup_epochs or warmup_steps, or train longer"
         )

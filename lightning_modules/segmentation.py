@@ -20,6 +20,7 @@ from models.anytime import Deadline, MultiExit, each_exit
 from models.compute import inference
 from models.decisions import forget, noted
 from models.layers.resize import resize
+from models.mistakes import Mistake
 from models.segmenters.inference import (
     DIVISOR,
     multi_scale,
@@ -68,7 +69,7 @@ class Segmentation(Task):
         options: see `Task`.
 
     Raises:
-        ValueError: the network does not say its number of classes, or it differs from the data's; weights of exits or
+        Mistake: the network does not say its number of classes, or it differs from the data's; weights of exits or
             class weights that do not fit; an unknown choice.
     """
 
@@ -93,9 +94,9 @@ class Segmentation(Task):
     ) -> None:
         super().__init__(network, **options)
         if normalisation not in ("weights", "pixels"):
-            raise ValueError(f"normalisation must be one of weights, pixels, not {normalisation!r}")
+            raise Mistake(f"normalisation must be one of weights, pixels, not {normalisation!r}")
         if absent not in ("exclude", "zero"):
-            raise ValueError(f"absent must be one of exclude, zero, not {absent!r}")
+            raise Mistake(f"absent must be one of exclude, zero, not {absent!r}")
         self.num_classes = classes_of(network, num_classes)
         self.ohem = ohem
         self.normalisation = normalisation
@@ -121,7 +122,7 @@ class Segmentation(Task):
         weights = getattr(self.data, "class_weights", None)
         if weights is not None:
             if len(weights) != self.num_classes:
-                raise ValueError(f"the data has {len(weights)} class weights for {self.num_classes} classes")
+                raise Mistake(f"the data has {len(weights)} class weights for {self.num_classes} classes")
             self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     @property
@@ -275,7 +276,7 @@ class Segmentation(Task):
             tally.spend(len(images), spent)
         for exit, logits in enumerate(exits):
             if logits.shape[1] != self.num_classes:
-                raise ValueError(
+                raise Mistake(
                     f"exit {exit} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
                 )
         return exits

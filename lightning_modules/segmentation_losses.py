@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.resize import resize
+from models.mistakes import Mistake
 from models.processes import process_mean
 
 VOID = 255
@@ -31,7 +32,7 @@ class Ohem:
             ones included.
 
     Raises:
-        ValueError: A threshold outside of [0, 1], a negative number, or an unknown definition.
+        Mistake: A threshold outside of [0, 1], a negative number, or an unknown definition.
     """
 
     threshold: float = 0.9
@@ -40,11 +41,11 @@ class Ohem:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1 or self.min_kept < 0:
-            raise ValueError(
+            raise Mistake(
                 f"Ohem: threshold={self.threshold} is a probability, and min_kept={self.min_kept} pixels, 0 or more"
             )
         if self.definition not in ("batch", "image"):
-            raise ValueError(f"Ohem: definition must be one of batch, image, not {self.definition!r}")
+            raise Mistake(f"Ohem: definition must be one of batch, image, not {self.definition!r}")
 
 
 def cross_entropy(

@@ -16,6 +16,7 @@ from lightning_modules.calibration import Calibration, calibration
 from lightning_modules.exits import ExitMacs, exit_suffixes
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.segmentation_losses import VOID
+from models.mistakes import Mistake
 
 Absent = Literal["exclude", "zero"]
 
@@ -56,10 +57,10 @@ def scores(confusion: Tensor, absent: Absent = "exclude") -> Scores:
         The scores, on the CPU; NaN where nothing counts.
 
     Raises:
-        ValueError: Another convention.
+        Mistake: Another convention.
     """
     if absent not in ("exclude", "zero"):
-        raise ValueError(f"absent classes are one of exclude, zero, not {absent!r}")
+        raise Mistake(f"absent classes are one of exclude, zero, not {absent!r}")
     confusion = confusion.cpu()
     right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
     union = true + predicted - right

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from models.mistakes import Mistake
 from models.segmenters.inference import Average, windows
 
 
@@ -18,7 +19,7 @@ class SlidingWindow:
         stride: From one window to the next, down and to the right; two thirds of the crop are customary.
 
     Raises:
-        ValueError: Numbers that are not positive.
+        Mistake: Numbers that are not positive.
     """
 
     crop: tuple[int, int]
@@ -38,7 +39,7 @@ class MultiScale:
         average: `softmax` as MMSegmentation, or `exp_logits` as HRNet's Cityscapes tables.
 
     Raises:
-        ValueError: No scale, one that is not positive, or an unknown average.
+        Mistake: No scale, one that is not positive, or an unknown average.
     """
 
     scales: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.25, 1.5, 1.75])
@@ -47,9 +48,9 @@ class MultiScale:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"multi_scale needs scales above 0, not {self.scales}")
+            raise Mistake(f"multi_scale needs scales above 0, not {self.scales}")
         if self.average not in ("softmax", "exp_logits"):
-            raise ValueError(f"multi_scale: average must be one of softmax, exp_logits, not {self.average!r}")
+            raise Mistake(f"multi_scale: average must be one of softmax, exp_logits, not {self.average!r}")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from lightning_modules.restoring import check_network
 from lightning_modules.schedules import Constant, Schedule
 from lightning_modules.step_log import StepLog
 from models.compute import inference
+from models.mistakes import Mistake
 
 Batch = dict[str, Any]
 
@@ -56,7 +57,7 @@ class Task(LightningModule, ABC):
         channels_last: keep images and convolutions in channels-last memory order, which is faster on most devices.
 
     Raises:
-        ValueError: a multiplier that is not positive, or fits no parameter; a network that refuses to be compiled.
+        Mistake: a multiplier that is not positive, or fits no parameter; a network that refuses to be compiled.
     """
 
     monitor: str = "val/loss"
@@ -180,7 +181,7 @@ class Task(LightningModule, ABC):
         classes = getattr(self.data, "num_classes", self.num_classes)
         # Prediction can do without the data set.
         if classes != self.num_classes and not (stage == "predict" and not classes):
-            raise ValueError(
+            raise Mistake(
                 f"the network has {self.num_classes} classes but the data has {classes}: set "
                 f"model.init_args.network.init_args.num_classes={classes}"
             )
@@ -348,7 +349,7 @@ class Task(LightningModule, ABC):
         """One optimiser for all parts, and the quantities of each that change over the steps."""
         steps_per_epoch, total_steps = step_counts(self.trainer)
         if total_steps is None:
-            raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+            raise Mistake("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         built, self.quantities = self._built(), {}
         # A trial of one batch is too short for any warm-up.
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -374,7 +375,7 @@ class Task(LightningModule, ABC):
         if all(part.clip is None for part in parts):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val is not None:
-            raise ValueError("give trainer.gradient_clip_val or parts that say how they are clipped, not both")
+            raise Mistake("give trainer.gradient_clip_val or parts that say how they are clipped, not both")
 
     @property
     def effective_batch(self) -> int:
@@ -390,9 +391,9 @@ def classes_of(network: nn.Module, num_classes: int | None) -> int:
         num_classes: None to ask the network.
 
     Raises:
-        ValueError: neither says it.
+        Mistake: neither says it.
     """
     classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
     if classes is None:
-        raise ValueError(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
+        raise Mistake(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
     return int(classes)

@@ -36,6 +36,8 @@ from torch.backends import mha
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from models.mistakes import Mistake
+
 Part = TypeVar("Part")
 
 _CONVOLUTION = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2d_forward", "convolution_overrideable")
@@ -294,7 +296,7 @@ def static_macs(
         network, input_size, inputs: See `count`.
 
     Raises:
-        ValueError: The network has no dynamic layer.
+        Mistake: The network has no dynamic layer.
     """
     dynamic: set[str] = set()
     # The names are gone when `count` returns, as what it recorded has no data.
@@ -315,7 +317,7 @@ def expected(network: nn.Module, static: float) -> ExpectedCompute:
         static: Multiply-adds of an image outside of the dynamic layers, of `static_macs`.
 
     Raises:
-        ValueError: No layer has recorded anything.
+        Mistake: No layer has recorded anything.
     """
     layers = recorded(network)
     _check_layers(network, layers)
@@ -345,13 +347,13 @@ def parameter_count(module: nn.Module) -> int:
 def _check_layers(network: nn.Module, names: Iterable[str]) -> None:
     names = set(names)
     if not names:
-        raise ValueError(
+        raise Mistake(
             f"no dynamic layer of {type(network).__name__} has recorded its compute: it has none, or has not run"
         )
     for name in names:
         outer = [other for other in names if other != name and (not other or name.startswith(f"{other}."))]
         if outer:
-            raise ValueError(
+            raise Mistake(
                 f"the dynamic layer {name!r} is inside of another one, {outer[0]!r}: it would be counted twice"
             )
 

@@ -71,7 +71,7 @@ class Router(Protocol):
             Arguments of the network's constructor that make it, to be written to a config.
 
         Raises:
-            ValueError: No such network.
+            Mistake: No such network.
         """
 
 

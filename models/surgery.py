@@ -15,6 +15,8 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 Kind = Literal["pointwise", "depthwise", "grouped", "dense"]
 # Convolutions of squeeze-and-excitation are its linear layers: no paper makes them dynamic.
 SQUEEZE_EXCITE = ("*.se.*",)
@@ -110,7 +112,7 @@ def replace(
         Dotted names of what was replaced, in the order of the network.
 
     Raises:
-        ValueError: A condition that nothing fulfils, or a classifier that is not a linear layer; the message lists
+        Mistake: A condition that nothing fulfils, or a classifier that is not a linear layer; the message lists
             what there is.
     """
     title = type(network).__name__
@@ -141,7 +143,7 @@ def replace(
         _refuse("choice of last blocks", absent, [f"1 to {len(block_names)}"] if block_names else [], title)
         chosen = [site for site in chosen if site.block in block_names[-last_blocks:]]
     if not chosen and not (classifier and names is not None and not names):
-        raise ValueError(f"no convolution of {title} fulfils all conditions at once; it has {_listed(sites)}")
+        raise Mistake(f"no convolution of {title} fulfils all conditions at once; it has {_listed(sites)}")
 
     replaced = [site.name for site in chosen]
     for site in chosen:
@@ -159,7 +161,7 @@ def _replace_classifier(network: nn.Module, make: Callable[[nn.Conv2d], nn.Modul
     name = next((name for name, module in network.named_modules() if module is linear), "")
     if not isinstance(linear, nn.Linear):
         linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-        raise ValueError(f"{type(network).__name__} has no linear classifier; its linear layers: {_listed(linears)}")
+        raise Mistake(f"{type(network).__name__} has no linear classifier; its linear layers: {_listed(linears)}")
     with torch.device(linear.weight.device):
         conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
     conv.to(linear.weight.dtype)
@@ -220,7 +222,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 def _refuse(what: str, absent: Sequence[object], there: Sequence[object], title: str) -> None:
     if absent:
-        raise ValueError(f"{title} has no {what} {_listed(absent)}; there are {_listed(there)}")
+        raise Mistake(f"{title} has no {what} {_listed(absent)}; there are {_listed(there)}")
 
 
 def _listed(things: Sequence[object]) -> str:

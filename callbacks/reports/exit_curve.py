@@ -34,6 +34,7 @@ from models.anytime import (
     linear_auc,
     step_auc,
 )
+from models.mistakes import Mistake
 
 # Percent of the last exit's multiply-adds.
 BUDGETS = (25, 50, 75)
@@ -69,7 +70,7 @@ class ExitCurve(Report):
         high: where they end; by default the last exit's.
 
     Raises:
-        ValueError: an unknown criterion or solver, or an empty interval.
+        Mistake: an unknown criterion or solver, or an empty interval.
     """
 
     reads = Classification
@@ -87,11 +88,11 @@ class ExitCurve(Report):
         high: float | None = None,
     ) -> None:
         if criterion not in CRITERIA:
-            raise ValueError(f"ExitCurve: criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
+            raise Mistake(f"ExitCurve: criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
         if solver not in ("geometric", "pareto"):
-            raise ValueError(f"ExitCurve: solver must be one of geometric, pareto, not {solver!r}")
+            raise Mistake(f"ExitCurve: solver must be one of geometric, pareto, not {solver!r}")
         if low is not None and high is not None and not low < high:
-            raise ValueError(f"ExitCurve: low must be below high, but they are {low:g} and {high:g} multiply-adds")
+            raise Mistake(f"ExitCurve: low must be below high, but they are {low:g} and {high:g} multiply-adds")
         self.criterion = criterion
         self.solver: Solver = solver
         self.low = low
@@ -234,7 +235,7 @@ def exit_metrics(
         low, high: multiply-adds between which areas are taken.
 
     Raises:
-        ValueError: an empty interval.
+        Mistake: an empty interval.
     """
     metrics = {
         "auc_anytime": step_auc(costs, outcomes.accuracy.tolist(), low, high),

@@ -18,6 +18,7 @@ from callbacks.whole_files import write_picture, write_whole
 from drawing.figures import SMALL
 from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation
+from models.mistakes import Mistake
 
 ON_SHEET = 24
 
@@ -38,7 +39,7 @@ class FoundJoints(Predictions):
         joints = torch.cat([batch["joints"] for batch in batches]).cpu().numpy()
         scores = torch.cat([batch["scores"] for batch in batches]).cpu().numpy()
         if len(names) != joints.shape[1]:
-            raise ValueError(
+            raise Mistake(
                 f"{len(names)} joints have names, but the network finds {joints.shape[1]}: take another checkpoint"
             )
         files = [data.sample_name("predict", index) for index in indices]

@@ -24,6 +24,7 @@ from drawing.figures import LARGE, SMALL
 from lightning_modules.coco_metrics import ImageResult
 from lightning_modules.detection import Detection
 from lightning_modules.task import Batch, Task
+from models.mistakes import Mistake
 
 ON_SHEET = 20
 
@@ -46,7 +47,7 @@ class FoundObjects(Predictions):
     def prepare(self, trainer: Trainer, task: Task, source: Source) -> None:
         super().prepare(trainer, task, source)
         if self.query is not None and not has_queries(task.network):
-            raise ValueError(
+            raise Mistake(
                 f"--query: {type(task.network).__name__} has no queries that look somewhere; leave --query out, or use "
                 "a network of the DETR family"
             )

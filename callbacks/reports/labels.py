@@ -23,6 +23,7 @@ from drawing.figures import SMALL, contact_sheet, readable
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
 from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
+from models.mistakes import Mistake
 
 TOP = 5
 ON_SHEET = 36
@@ -49,12 +50,12 @@ class Labels(Predictions):
         budget, network = self.budget, task.network
         if budget is None:
             if self.thresholds is not None:
-                raise ValueError("--thresholds says when images leave for a --budget: give both, or none")
+                raise Mistake("--thresholds says when images leave for a --budget: give both, or none")
             return
         if not 0 < budget <= 1:
-            raise ValueError(f"--budget {budget:g}: it is a share of the last exit's multiply-adds, in (0, 1]")
+            raise Mistake(f"--budget {budget:g}: it is a share of the last exit's multiply-adds, in (0, 1]")
         if not (isinstance(task, Classification) and isinstance(network, MultiExit) and network.num_exits > 1):
-            raise ValueError(
+            raise Mistake(
                 f"--budget: {type(network).__name__} has no exits where images could leave; leave --budget out, or "
                 "train a network with exits, such as RANet or DVT"
             )
@@ -63,12 +64,12 @@ class Labels(Predictions):
             solved = ExitThresholds.from_plain(plain)
         except ValueError as error:
             place = f"--thresholds {self.thresholds}" if self.thresholds else source.path
-            raise ValueError(f"{place}: {error}; `python -m exp validate` writes others") from error
+            raise Mistake(f"{place}: {error}; `python -m exp validate` writes others") from error
         try:
             task.policy = solved.policy(budget)
             task.policy.check(network.num_exits)
         except ValueError as error:
-            raise ValueError(f"--budget {budget:g}, {self.thresholds or source.path}: {error}") from error
+            raise Mistake(f"--budget {budget:g}, {self.thresholds or source.path}: {error}") from error
 
     @override
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
@@ -153,7 +154,7 @@ def _stored(source: Source) -> dict[str, Any]:
     if plain := source.content.get("callbacks", {}).get(ExitCurve.__qualname__):
         return plain
     option = "--ckpt_path" if source.content else "--weights"
-    raise ValueError(
+    raise Mistake(
         f"--budget: {source.path} holds no thresholds, as no validation preceded it: solve them by "
         f"`python -m exp validate {option} {source.path}`, then add --thresholds {source.validated / 'thresholds.json'}"
     )
@@ -163,6 +164,6 @@ def _read(file: str) -> dict[str, Any]:
     try:
         return json.loads(Path(file).read_text())
     except OSError as error:
-        raise ValueError(f"--thresholds {file}: {error.strerror}; `python -m exp validate` writes it") from error
+        raise Mistake(f"--thresholds {file}: {error.strerror}; `python -m exp validate` writes it") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"--thresholds {file}: not JSON ({error}); `python -m exp validate` writes it") from error
+        raise Mistake(f"--thresholds {file}: not JSON ({error}); `python -m exp validate` writes it") from error

@@ -19,6 +19,7 @@ from callbacks.reports.cost import Cost
 from callbacks.reports.report import Report
 from drawing.figures import readable
 from lightning_modules.task import Batch, Task
+from models.mistakes import Mistake
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Predictions(Report, ABC):
             source: where they are from.
 
         Raises:
-            ValueError: options that cannot be followed; the message names them, and says what can be done.
+            Mistake: options that cannot be followed; the message names them, and says what can be done.
         """
         self.names = source.class_names
         self._named_by = source.path
@@ -78,10 +79,10 @@ class Predictions(Report, ABC):
             classes: how many there are.
 
         Raises:
-            ValueError: fewer are named than there are.
+            Mistake: fewer are named than there are.
         """
         if 0 < len(self.names) < classes:
-            raise ValueError(
+            raise Mistake(
                 f"{self._named_by}: it names {len(self.names)} classes, but its network tells {classes} apart: take "
                 "another checkpoint"
             )

@@ -12,6 +12,7 @@ from drawing.detection import Objects, attention_maps, sampling_points
 from models.compute import inference
 from models.detectors.batching import pad
 from models.detectors.postprocess import Detections, to_pixels, top_scores
+from models.mistakes import Mistake
 
 Query = Literal["best"] | int
 
@@ -32,7 +33,7 @@ def draw_query(network: Any, image: Tensor, picture: np.ndarray, query: Query, n
         names: class names, by label.
 
     Raises:
-        ValueError: a query that the network does not have.
+        Mistake: a query that the network does not have.
     """
     draw = _points if hasattr(network, "sampling_points") else _maps
     return draw(network, image, picture, query, names)
@@ -62,7 +63,7 @@ def _chosen(query: Query, detections: Detections, queries: int, picture: np.ndar
     order = detections.queries[0].tolist()
     number = order[0] if query == "best" else int(query)
     if not 0 <= number < queries:
-        raise ValueError(f"--query {number}: the network has queries 0 to {queries - 1}")
+        raise Mistake(f"--query {number}: the network has queries 0 to {queries - 1}")
     first = order.index(number) if number in order else len(order)
     keep = slice(first, first + 1)
     height, width = picture.shape[:2]

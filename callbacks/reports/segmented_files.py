@@ -26,6 +26,7 @@ from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Batch, Task
 from models import decisions
 from models.anytime import Deadline, MultiExit
+from models.mistakes import Mistake
 
 ON_SHEET = 20
 # Classes that the printed table names.
@@ -67,16 +68,16 @@ class SegmentedFiles(Predictions):
         if self.deadline_ms is None:
             return
         if not isinstance(task, Segmentation) or not isinstance(task.network, MultiExit):
-            raise ValueError(
+            raise Mistake(
                 f"--deadline-ms: {type(task.network).__name__} has no exits to stop at; leave --deadline-ms out, or "
                 "train a segmenter with exits, such as ADP-C"
             )
         if task.sliding_window is not None or task.multi_scale is not None:
-            raise ValueError("--deadline-ms is for whole images: set sliding_window and multi_scale to null")
+            raise Mistake("--deadline-ms is for whole images: set sliding_window and multi_scale to null")
         try:
             task.deadline = Deadline(self.deadline_ms / 1e3, partial(wait_for, trainer.strategy.root_device))
         except ValueError as error:
-            raise ValueError(f"--deadline-ms {self.deadline_ms:g}: it must be above 0") from error
+            raise Mistake(f"--deadline-ms {self.deadline_ms:g}: it must be above 0") from error
 
     @override
     def start(self) -> None:

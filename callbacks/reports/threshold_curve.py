@@ -20,6 +20,7 @@ from lightning_modules.segmentation import Segmentation
 from lightning_modules.segmentation_metrics import SegmentationFindings, Tally
 from lightning_modules.task import Batch
 from models.layers.hrnet_exits import HRNetExits
+from models.mistakes import Mistake
 
 # Of each exit before the last; empty for a network that computes every pixel.
 Thresholds = tuple[float, ...]
@@ -72,7 +73,7 @@ class ThresholdCurve(Report):
             that the masks keep and the interpolation of the others, as the paper counts.
 
     Raises:
-        ValueError: no threshold, a budget outside of (0, 100], an unknown count; in an evaluation, a network or task
+        Mistake: no threshold, a budget outside of (0, 100], an unknown count; in an evaluation, a network or task
             that it does not fit.
     """
 
@@ -90,11 +91,11 @@ class ThresholdCurve(Report):
         count: Count = "executed",
     ) -> None:
         if not thresholds or any(math.isnan(each) for each in thresholds):
-            raise ValueError(f"ThresholdCurve: thresholds must be numbers, at least one, not {list(thresholds)}")
+            raise Mistake(f"ThresholdCurve: thresholds must be numbers, at least one, not {list(thresholds)}")
         if not all(0 < budget <= 100 for budget in budgets):
-            raise ValueError(f"ThresholdCurve: budgets are percentages, in (0, 100], not {list(budgets)}")
+            raise Mistake(f"ThresholdCurve: budgets are percentages, in (0, 100], not {list(budgets)}")
         if count not in ("executed", "published"):
-            raise ValueError(f"ThresholdCurve: count must be one of executed, published, not {count!r}")
+            raise Mistake(f"ThresholdCurve: count must be one of executed, published, not {count!r}")
         self.thresholds = sorted(set(thresholds))
         self.budgets = sorted(set(budgets))
         self.count: Count = count
@@ -118,7 +119,7 @@ class ThresholdCurve(Report):
         """Refuses what it does not fit."""
         network = getattr(pl_module, "network", None)
         if not isinstance(pl_module, Segmentation) or not isinstance(network, HRNetExits):
-            raise ValueError(
+            raise Mistake(
                 f"ThresholdCurve: is for Segmentation with ADPC, not for {type(pl_module).__name__} with "
                 f"{type(network).__name__}"
             )

@@ -15,6 +15,7 @@ from albumentations.augmentations.geometric.functional import keypoints_scale
 from PIL import Image
 from typing_extensions import override
 
+from datamodules.errors import OptionError
 from datamodules.transforms.drawn_resize import DrawnResize
 
 
@@ -80,12 +81,12 @@ class ResizeShortestEdge(_Resize):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If there is no size or one below 1.
+        OptionError: If there is no size or one below 1.
     """
 
     def __init__(self, sizes: list[int], max_size: int | None = None, p: float = 1.0) -> None:
         if not sizes or min(sizes) < 1 or (max_size is not None and max_size < 1):
-            raise ValueError(
+            raise OptionError(
                 f"sizes={sizes} and max_size={max_size} must be pixels, at least 1, such as [800] and 1333."
             )
         super().__init__(p=p)
@@ -107,12 +108,14 @@ class ScaleJitter(_Resize):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If the range is empty or not positive.
+        OptionError: If the range is empty or not positive.
     """
 
     def __init__(self, size: int = 1024, scales: tuple[float, float] = (0.1, 2.0), p: float = 1.0) -> None:
         if size < 1 or not 0 < scales[0] <= scales[1]:
-            raise ValueError(f"size={size} must be at least 1 and scales={scales} a range above 0, such as (0.1, 2.0).")
+            raise OptionError(
+                f"size={size} must be at least 1 and scales={scales} a range above 0, such as (0.1, 2.0)."
+            )
         super().__init__(p=p)
         self.size, self.scales = size, scales
 
@@ -131,12 +134,12 @@ class RandomSizeCrop(BaseCrop):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If the range is empty or not positive.
+        OptionError: If the range is empty or not positive.
     """
 
     def __init__(self, min_size: int, max_size: int, p: float = 1.0) -> None:
         if not 1 <= min_size <= max_size:
-            raise ValueError(
+            raise OptionError(
                 f"min_size={min_size} and max_size={max_size} must be a range of pixels, such as 384 and 600."
             )
         super().__init__(p=p)

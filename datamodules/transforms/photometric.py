@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from typing_extensions import override
 
+from datamodules.errors import OptionError
+
 LEVELS = np.arange(256, dtype=np.float32)
 
 
@@ -26,7 +28,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If a range is empty or negative.
+        OptionError: If a range is empty or negative.
     """
 
     def __init__(
@@ -38,9 +40,9 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         p: float = 1.0,
     ) -> None:
         if not 0 <= brightness <= 255 or not 0 <= hue <= 90:
-            raise ValueError(f"brightness={brightness} must be from 0 to 255 and hue={hue} from 0 to 90.")
+            raise OptionError(f"brightness={brightness} must be from 0 to 255 and hue={hue} from 0 to 90.")
         if not 0 <= contrast[0] <= contrast[1] or not 0 <= saturation[0] <= saturation[1]:
-            raise ValueError(f"contrast={contrast} and saturation={saturation} must be ranges from 0 on.")
+            raise OptionError(f"contrast={contrast} and saturation={saturation} must be ranges from 0 on.")
         super().__init__(p=p)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.transforms.pipeline import Pipeline, Transform
 from datamodules.transforms.resizing import Resizing
 
@@ -121,7 +121,7 @@ class PersonCrop(A.BasicTransform):
         flip: Share of the people that are mirrored.
 
     Raises:
-        ValueError: If an argument is out of range.
+        OptionError: If an argument is out of range.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class PersonCrop(A.BasicTransform):
         flip: float = 0.0,
     ) -> None:
         if any(side < 32 or side % 32 for side in size):
-            raise ValueError(f"size={tuple(size)} must be a height and a width that are multiples of 32.")
+            raise OptionError(f"size={tuple(size)} must be a height and a width that are multiples of 32.")
         if not (sigma > 0 and 0 <= scale < 1 and rotation >= 0 and 0 <= rotation_prob <= 1 and 0 <= flip <= 1):
-            raise ValueError(
+            raise OptionError(
                 f"sigma={sigma} must be above 0, scale={scale} in [0, 1), rotation={rotation} not negative, "
                 f"rotation_prob={rotation_prob} and flip={flip} in [0, 1]."
             )
@@ -192,7 +192,7 @@ class PosePipeline(Pipeline):
         seed: Run's seed.
 
     Raises:
-        ValueError: If none is.
+        OptionError: If none is.
     """
 
     @override
@@ -204,7 +204,7 @@ class PosePipeline(Pipeline):
     def composed(self, transforms: list[Transform]) -> A.Compose:
         """The transforms as one."""
         if not any(isinstance(transform, PersonCrop) for transform in transforms):
-            raise ValueError("transforms of people need a datamodules.transforms.pose.PersonCrop")
+            raise OptionError("transforms of people need a datamodules.transforms.pose.PersonCrop")
         return A.Compose(transforms)
 
     @override

@@ -13,6 +13,8 @@ from timm.data import auto_augment
 from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augment_transform
 from typing_extensions import override
 
+from datamodules.errors import OptionError
+
 POLICIES = ("original", "originalr", "v0", "v0r", "3a")
 
 
@@ -54,14 +56,14 @@ class RandAugment(_Augment):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If the policy is not timm's.
+        OptionError: If the policy is not timm's.
     """
 
     def __init__(
         self, policy: str = "rand-m9-mstd0.5-inc1", fill: tuple[int, int, int] = (124, 116, 104), p: float = 1.0
     ) -> None:
         if not policy.startswith("rand-"):
-            raise ValueError(f"policy={policy!r} does not begin with 'rand-', as in 'rand-m9-mstd0.5-inc1'.")
+            raise OptionError(f"policy={policy!r} does not begin with 'rand-', as in 'rand-m9-mstd0.5-inc1'.")
         super().__init__(rand_augment_transform, policy, fill, p)
         _mend(self._augment.ops)
 
@@ -75,12 +77,12 @@ class AutoAugment(_Augment):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If timm has no such policy.
+        OptionError: If timm has no such policy.
     """
 
     def __init__(self, policy: str = "original", fill: tuple[int, int, int] = (124, 116, 104), p: float = 1.0) -> None:
         if policy not in POLICIES:
-            raise ValueError(f"policy={policy!r} is none of {', '.join(POLICIES)}.")
+            raise OptionError(f"policy={policy!r} is none of {', '.join(POLICIES)}.")
         super().__init__(auto_augment_transform, policy, fill, p)
         for operations in self._augment.policy:
             _mend(operations)

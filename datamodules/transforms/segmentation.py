@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from typing_extensions import override
 
+from datamodules.errors import OptionError
 from datamodules.label_maps import VOID
 from datamodules.transforms.drawn_resize import DrawnResize
 from datamodules.transforms.photometric import PhotometricDistortion
@@ -47,7 +48,7 @@ class RandomLongSide(_Resize):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If a length or scale is not positive.
+        OptionError: If a length or scale is not positive.
     """
 
     def __init__(self, long_side: int = 2048, scales: tuple[float, float] = (0.5, 2.1), p: float = 1.0) -> None:
@@ -75,7 +76,7 @@ class RandomBox(_Resize):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If a length or scale is not positive.
+        OptionError: If a length or scale is not positive.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class PaddedCrop(A.DualTransform):
         p: Probability of applying it to an image.
 
     Raises:
-        ValueError: If a length, the share, the padding or the colour is out of range.
+        OptionError: If a length, the share, the padding or the colour is out of range.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class PaddedCrop(A.DualTransform):
     ) -> None:
         _check_window(height, width, padding, fill)
         if not 0 < max_class_share <= 1:
-            raise ValueError(f"max_class_share={max_class_share} must be above 0 and at most 1, which takes any crop.")
+            raise OptionError(f"max_class_share={max_class_share} must be above 0 and at most 1, which takes any crop.")
         super().__init__(p=p)
         self.height, self.width, self.max_class_share = height, width, max_class_share
         self.padding, self.fill = padding, tuple(fill)
@@ -167,7 +168,7 @@ class ClassBalancedCrop(PaddedCrop):
         p: Probability of cropping at all.
 
     Raises:
-        ValueError: If a length, the share, the padding or the colour is out of range.
+        OptionError: If a length, the share, the padding or the colour is out of range.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class ClassBalancedCrop(PaddedCrop):
         p: float = 1.0,
     ) -> None:
         if not 0 < share <= 1:
-            raise ValueError(f"share={share} must be above 0 and at most 1.")
+            raise OptionError(f"share={share} must be above 0 and at most 1.")
         super().__init__(height, width, padding=padding, fill=fill, p=p)
         self.share = share
 
@@ -235,19 +236,19 @@ def mmseg_augmentation(size: int, long_side: int, short_side: int) -> list[Trans
 
 def _check_scales(scales: tuple[float, float], *lengths: int) -> None:
     if not 0 < scales[0] <= scales[1] or min(lengths) < 1:
-        raise ValueError(
+        raise OptionError(
             f"scales={scales} must be a range above 0 and lengths ({', '.join(map(str, lengths))}) at least 1 pixel."
         )
 
 
 def _check_window(height: int, width: int, padding: str, fill: tuple[int, ...]) -> None:
     if height < 1 or width < 1 or padding not in get_args(Padding):
-        raise ValueError(
+        raise OptionError(
             f"height={height} and width={width} must be at least 1 and padding={padding!r} one of "
             f"{', '.join(get_args(Padding))}."
         )
     if len(fill) != 3 or not all(0 <= part <= 255 for part in fill):
-        raise ValueError(f"fill={fill} must be red, green and blue from 0 to 255.")
+        raise OptionError(f"fill={fill} must be red, green and blue from 0 to 255.")
 
 
 def _padded(shape: tuple[int, ...], height: int, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import albumentations as A
 import cv2
 from typing_extensions import override
 
+from datamodules.errors import OptionError
 from datamodules.label_maps import VOID
 from datamodules.masks import EncodedMask
 from datamodules.transforms.pipeline import Pipeline, Transform
@@ -66,14 +67,14 @@ def refuse_labelled_fill(transforms: Iterable[Transform]) -> None:
         transforms: Transforms of images with labels.
 
     Raises:
-        ValueError: If a transform fills labels with anything but void.
+        OptionError: If a transform fills labels with anything but void.
     """
     for transform in _all(transforms):
         fill = getattr(transform, "fill_mask", None)
         adds = getattr(transform, "pad_if_needed", True)
         constant = getattr(transform, "border_mode", cv2.BORDER_CONSTANT) == cv2.BORDER_CONSTANT
         if adds and constant and fill is not None and fill != VOID:
-            raise ValueError(
+            raise OptionError(
                 f"{type(transform).__name__} labels the pixels that it adds as class {fill}: set its fill_mask to "
                 f"{VOID}, which is void."
             )

@@ -18,9 +18,10 @@ import torch
 from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
-from exp.cli import Cli, ConfigError, resolve
+from exp.cli import Cli, resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import differences, essence, fingerprint, read_state, state_of
+from exp.usage import ConfigError
 
 # What compare decides for every cell.
 OWN_KEYS = ("experiment", "version", "runs", "resume", "config", "seed_everything", "ckpt_path", "wandb")

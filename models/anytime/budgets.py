@@ -12,6 +12,7 @@ import torch
 from models.anytime.confidence import check_criterion
 from models.anytime.policy import ALWAYS, NEVER, Policy
 from models.anytime.thresholds import Outcomes, evaluate, geometric_plans, pareto_thresholds
+from models.mistakes import Mistake
 
 Solver = Literal["geometric", "pareto"]
 _NAMES = {NEVER: "never", ALWAYS: "always"}
@@ -81,13 +82,13 @@ class ExitThresholds:
             share: What a sample may cost, as a share of the last exit's cost, in (0, 1].
 
         Raises:
-            ValueError: A share outside of (0, 1], or below the first exit's.
+            Mistake: A share outside of (0, 1], or below the first exit's.
         """
         if not 0 < share <= 1:
-            raise ValueError(f"a budget is a share of the last exit's multiply-adds, in (0, 1], not {share:g}")
+            raise Mistake(f"a budget is a share of the last exit's multiply-adds, in (0, 1], not {share:g}")
         first = self.costs[0] / self.costs[-1]
         if share < first * (1 - 1e-9):
-            raise ValueError(
+            raise Mistake(
                 f"a budget of {share:g} does not reach the first exit, which takes a share of {first:.4f}: give at "
                 f"least {math.ceil(first * 100) / 100:g}"
             )
@@ -117,7 +118,7 @@ class ExitThresholds:
         """What `plain` was made of.
 
         Raises:
-            ValueError: Something else, or incomplete.
+            Mistake: Something else, or incomplete.
         """
         try:
             points = tuple(
@@ -131,13 +132,13 @@ class ExitThresholds:
             costs = tuple(map(float, plain["costs"]))
             found = cls(plain["criterion"], plain["solver"], costs, int(plain["validation_samples"]), points)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"these are no thresholds of exp ({type(error).__name__}: {error})") from error
+            raise Mistake(f"these are no thresholds of exp ({type(error).__name__}: {error})") from error
         check_criterion(str(found.criterion))
         if not all(map(math.isfinite, costs)) or not all(0 < a <= b for a, b in pairwise((*costs[:1], *costs))):
-            raise ValueError(f"the costs of exits are multiply-adds, cheapest first, not {costs}")
+            raise Mistake(f"the costs of exits are multiply-adds, cheapest first, not {costs}")
         shares = [point.share for point in points]
         if not all(0 <= share <= 1 + 1e-6 for share in shares) or shares != sorted(shares):
-            raise ValueError("thresholds are for shares of the last exit's multiply-adds in [0, 1], cheapest first")
+            raise Mistake("thresholds are for shares of the last exit's multiply-adds in [0, 1], cheapest first")
         if not points or any(len(point.thresholds) != len(costs) for point in points):
-            raise ValueError("thresholds need at least one set, with a number for each exit in it")
+            raise Mistake("thresholds need at least one set, with a number for each exit in it")
         return found

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from models.mistakes import Mistake
+
 
 def max_prob(logits: Tensor) -> Tensor:
     """Largest softmax probability."""
@@ -56,11 +58,11 @@ def confidence(logits: Tensor, criterion: str = "max_prob") -> Tensor:
         [...], float32.
 
     Raises:
-        ValueError: No such criterion, or a single class.
+        Mistake: No such criterion, or a single class.
     """
     check_criterion(criterion)
     if logits.shape[-1] < 2:
-        raise ValueError(f"confidence needs at least 2 classes, not {logits.shape[-1]}")
+        raise Mistake(f"confidence needs at least 2 classes, not {logits.shape[-1]}")
     # Not in the precision that the network ran in: thresholds are compared to the last digit of float32.
     with torch.autocast(logits.device.type, enabled=False):
         return CRITERIA[criterion](logits.float())
@@ -70,7 +72,7 @@ def check_criterion(criterion: str) -> None:
     """Refuse an unknown criterion.
 
     Raises:
-        ValueError: With the known ones.
+        Mistake: With the known ones.
     """
     if criterion not in CRITERIA:
-        raise ValueError(f"no confidence criterion is called {criterion!r}; there are: {', '.join(CRITERIA)}")
+        raise Mistake(f"no confidence criterion is called {criterion!r}; there are: {', '.join(CRITERIA)}")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.mistakes import Mistake
+
 
 def step_accuracy(costs: Sequence[float], accuracy: Sequence[float], budgets: Sequence[float]) -> NDArray[np.float64]:
     """The best accuracy within each budget; 0 where the budget reaches no point.
@@ -27,7 +29,7 @@ def step_auc(costs: Sequence[float], accuracy: Sequence[float], low: float, high
     """Mean of `step_accuracy` over the budgets from `low` to `high`: one number for anytime prediction.
 
     Raises:
-        ValueError: An empty interval. Numbers are comparable for the same interval only.
+        Mistake: An empty interval. Numbers are comparable for the same interval only.
     """
     knots = _knots(costs, low, high)
     return float((step_accuracy(costs, accuracy, knots[:-1].tolist()) * np.diff(knots)).sum() / (high - low))
@@ -39,7 +41,7 @@ def linear_auc(costs: Sequence[float], accuracy: Sequence[float], low: float, hi
     Outside of the points it stays at the first or last of them. For budgeted batch classification.
 
     Raises:
-        ValueError: An empty interval. Numbers are comparable for the same interval only.
+        Mistake: An empty interval. Numbers are comparable for the same interval only.
     """
     knots = _knots(costs, low, high)
     return float(np.trapezoid(np.interp(knots, *_points(costs, accuracy)), knots) / (high - low))
@@ -55,6 +57,6 @@ def _points(costs: Sequence[float], accuracy: Sequence[float]) -> tuple[NDArray[
 
 def _knots(costs: Sequence[float], low: float, high: float) -> NDArray[np.float64]:
     if not low < high:
-        raise ValueError(f"a curve is averaged from low to high, not from {low} to {high}")
+        raise Mistake(f"a curve is averaged from low to high, not from {low} to {high}")
     inside = np.asarray(costs, float)
     return np.unique(np.concatenate([[low, high], inside[(inside > low) & (inside < high)]]))

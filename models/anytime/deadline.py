@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from models.anytime.execution import each_exit
+from models.mistakes import Mistake
 
 # What is left of the slowest run when a faster one follows.
 MEMORY = 0.9
@@ -23,12 +24,12 @@ class Deadline:
         wait: Waits until the device has done what it was given.
 
     Raises:
-        ValueError: Seconds that are not positive.
+        Mistake: Seconds that are not positive.
     """
 
     def __init__(self, seconds: float, wait: Callable[[], None]) -> None:
         if not seconds > 0:
-            raise ValueError(f"a deadline is a time above 0, not {seconds:g} seconds")
+            raise Mistake(f"a deadline is a time above 0, not {seconds:g} seconds")
         self.seconds = seconds
         self._wait = wait
         self._expected: dict[tuple[int, ...], list[float]] = {}

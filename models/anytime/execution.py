@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from models.anytime.policy import Policy
 from models.compute import executed_by_parts, inference, without_data
+from models.mistakes import Mistake
 
 # Moving all images that stay costs a few percent of computing the layers up to the next exit for them (measured with
 # `benchmarks.adaptive`), so a batch is made smaller as soon as that many leave.
@@ -80,13 +81,13 @@ def run(network: MultiExit, images: Tensor, policy: Policy, min_leaving: float =
         Logits [B, K] of the exit taken by each image, and these exits [B].
 
     Raises:
-        ValueError: A policy for another number of exits, a network in training mode, or a share outside of [0, 1].
+        Mistake: A policy for another number of exits, a network in training mode, or a share outside of [0, 1].
     """
     policy.check(network.num_exits)
     if not 0 <= min_leaving <= 1:
-        raise ValueError(f"min_leaving={min_leaving} must be a share of the batch, from 0 to 1")
+        raise Mistake(f"min_leaving={min_leaving} must be a share of the batch, from 0 to 1")
     if getattr(network, "training", False):
-        raise ValueError("images leave the batch in evaluation mode only: call network.eval() first")
+        raise Mistake("images leave the batch in evaluation mode only: call network.eval() first")
     state = network.start(images)
     rows = torch.arange(len(images), device=images.device)
     exits = torch.zeros_like(rows)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.anytime.confidence import check_criterion, confidence
+from models.mistakes import Mistake
 
 # No confidence reaches the one, and every confidence the other.
 NEVER, ALWAYS = 1e8, -1e8
@@ -19,7 +20,7 @@ class Policy:
         thresholds: One for each exit, cheapest first; `NEVER` (1e8) where nobody leaves. The last one has no effect.
 
     Raises:
-        ValueError: No such criterion, no threshold, or one that is not a number.
+        Mistake: No such criterion, no threshold, or one that is not a number.
     """
 
     criterion: str
@@ -28,16 +29,16 @@ class Policy:
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
         if not self.thresholds or any(threshold != threshold for threshold in self.thresholds):
-            raise ValueError(f"a policy needs a threshold for each exit, not {self.thresholds}")
+            raise Mistake(f"a policy needs a threshold for each exit, not {self.thresholds}")
 
     def check(self, num_exits: int) -> None:
         """Refuse a network with another number of exits.
 
         Raises:
-            ValueError: With both numbers.
+            Mistake: With both numbers.
         """
         if len(self.thresholds) != num_exits:
-            raise ValueError(
+            raise Mistake(
                 f"the policy has {len(self.thresholds)} thresholds, but the network has {num_exits} exits: "
                 "it needs one for each"
             )

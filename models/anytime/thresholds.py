@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.anytime.confidence import confidence
 from models.anytime.policy import ALWAYS, NEVER
+from models.mistakes import Mistake
 
 # p / 20 for p = 1 .. 39: the plans of the published curves, from mostly early to mostly late exits.
 PUBLISHED_RATIOS = [p * 1.0 / 20 for p in range(1, 40)]
@@ -35,7 +36,7 @@ class Outcomes:
         criterion: What the confidence is (see `models.anytime.CRITERIA`).
 
     Raises:
-        ValueError: Shapes that do not fit each other, no sample, or a confidence that is not a number.
+        Mistake: Shapes that do not fit each other, no sample, or a confidence that is not a number.
     """
 
     confidence: Tensor
@@ -46,12 +47,12 @@ class Outcomes:
     def __post_init__(self) -> None:
         shape = self.confidence.shape
         if len(shape) != 2 or shape != self.prediction.shape or shape[1:] != self.target.shape or 0 in shape:
-            raise ValueError(
+            raise Mistake(
                 f"outcomes need confidence and prediction [E, N] and target [N], not {tuple(shape)}, "
                 f"{tuple(self.prediction.shape)} and {tuple(self.target.shape)}"
             )
         if not self.confidence.isfinite().all():
-            raise ValueError("the confidence of some samples is not finite: the network's logits are broken")
+            raise Mistake("the confidence of some samples is not finite: the network's logits are broken")
 
     @classmethod
     def from_logits(cls, logits: Sequence[Tensor] | Tensor, target: Tensor, criterion: str = "max_prob") -> "Outcomes":
@@ -102,13 +103,13 @@ def exit_distribution(ratio: float, num_exits: int) -> Tensor:
         float32 [E], with the sum 1.
 
     Raises:
-        ValueError: A ratio that is not positive, or so large that its power overflows.
+        Mistake: A ratio that is not positive, or so large that its power overflows.
     """
     if not ratio > 0:
-        raise ValueError(f"the ratio of neighbouring exits' shares must be positive, not {ratio}")
+        raise Mistake(f"the ratio of neighbouring exits' shares must be positive, not {ratio}")
     weights = torch.exp(torch.log(torch.tensor([ratio])) * torch.arange(1.0, num_exits + 1))
     if not weights.sum().isfinite() or weights.sum() == 0:
-        raise ValueError(f"ratio={ratio} is too far from 1 for {num_exits} exits")
+        raise Mistake(f"ratio={ratio} is too far from 1 for {num_exits} exits")
     return weights / weights.sum()
 
 
@@ -152,10 +153,10 @@ def evaluate(outcomes: Outcomes, thresholds: Sequence[float] | Tensor, costs: Se
         costs: Multiply-adds up to each exit, everything before it included, [E].
 
     Raises:
-        ValueError: Another number of thresholds or costs than exits.
+        Mistake: Another number of thresholds or costs than exits.
     """
     if len(thresholds) != len(outcomes.confidence):
-        raise ValueError(f"{len(thresholds)} thresholds for {len(outcomes.confidence)} exits")
+        raise Mistake(f"{len(thresholds)} thresholds for {len(outcomes.confidence)} exits")
     limits = torch.as_tensor(thresholds, dtype=torch.float32, device=outcomes.confidence.device)
     return evaluate_exits(outcomes, _exits(outcomes.confidence, limits[None])[0], costs)
 
@@ -163,7 +164,7 @@ def evaluate(outcomes: Outcomes, thresholds: Sequence[float] | Tensor, costs: Se
 def evaluate_exits(outcomes: Outcomes, exits: Tensor, costs: Sequence[float]) -> Evaluation:
     """As `evaluate`, for exits [N] that are given, such as `shuffled(exits)`."""
     if len(costs) != len(outcomes.confidence):
-        raise ValueError(f"{len(costs)} costs for {len(outcomes.confidence)} exits")
+        raise Mistake(f"{len(costs)} costs for {len(outcomes.confidence)} exits")
     predictions = outcomes.prediction.gather(0, exits[None])[0]
     shares = exits.bincount(minlength=len(costs)).double() / len(exits)
     cost = (shares * torch.tensor(costs, dtype=torch.float64, device=shares.device)).sum()
@@ -281,6 +282,6 @@ def _first(leaves: Tensor) -> Tensor:
 
 def _check_costs(outcomes: Outcomes, costs: Sequence[float]) -> None:
     if len(costs) != len(outcomes.confidence):
-        raise ValueError(f"{len(costs)} costs for {len(outcomes.confidence)} exits")
+        raise Mistake(f"{len(costs)} costs for {len(outcomes.confidence)} exits")
     if costs[0] <= 0 or any(low >= high for low, high in pairwise(costs)):
-        raise ValueError(f"costs up to each exit must rise, from above 0: {list(costs)}")
+        raise Mistake(f"costs up to each exit must rise, from above 0: {list(costs)}")

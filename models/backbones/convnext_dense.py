@@ -16,6 +16,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
 
 from models.backbones.registration import default_cfgs_of
+from models.mistakes import Mistake
 
 
 class ConvNeXtDense(nn.Module):
@@ -31,7 +32,7 @@ class ConvNeXtDense(nn.Module):
         spare_parts: What official weights have for maps that are not handed out (see `models.official.spare_parts`).
 
     Raises:
-        ValueError: No stage requested, one that does not exist, or stages out of order.
+        Mistake: No stage requested, one that does not exist, or stages out of order.
     """
 
     def __init__(self, trunk: ConvNeXt, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
@@ -39,7 +40,7 @@ class ConvNeXtDense(nn.Module):
         count = len(trunk.stages)
         indices = [i + count if i < 0 else i for i in out_indices]
         if not indices or indices != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < count:
-            raise ValueError(f"out_indices must be increasing stages between 0 and {count - 1}, not {out_indices}")
+            raise Mistake(f"out_indices must be increasing stages between 0 and {count - 1}, not {out_indices}")
         self.out_indices = tuple(indices)
         self.feature_info = FeatureInfo(trunk.feature_info, self.out_indices)
         self.stem = trunk.stem

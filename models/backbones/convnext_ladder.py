@@ -19,6 +19,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from torch import Tensor, nn
 
 from models.backbones.registration import default_cfgs_of
+from models.mistakes import Mistake
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Ladder(nn.Module):
         ls_init_value: Initial LayerScale of every block; None for no LayerScale.
 
     Raises:
-        ValueError: A number of stages other than four, or a stride that a ResNet stem does not have.
+        Mistake: A number of stages other than four, or a stride that a ResNet stem does not have.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class Ladder(nn.Module):
         super().__init__()
         depths, dims = tuple(depths or cfg.depths), tuple(dims or cfg.dims)
         if len(depths) != 4 or len(dims) != 4 or min(depths) < 1:
-            raise ValueError(f"a ladder network has four stages of at least one block, not {depths=} and {dims=}")
+            raise Mistake(f"a ladder network has four stages of at least one block, not {depths=} and {dims=}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.stem = _stem(cfg, in_chans, dims[0], patch_size)
@@ -238,7 +239,7 @@ def _stem(rung: Rung, in_chans: int, dim: int, stride: int) -> nn.Sequential:
     if rung.patchify:
         return nn.Sequential(nn.Conv2d(in_chans, dim, stride, stride, bias=False), rung.new_norm(dim))
     if stride not in (1, 2, 4):
-        raise ValueError(f"a ResNet stem has stride 1, 2 or 4, not patch_size={stride}")
+        raise Mistake(f"a ResNet stem has stride 1, 2 or 4, not patch_size={stride}")
     kernel = 3 if stride == 1 else 7
     layers = [
         nn.Conv2d(in_chans, dim, kernel, min(stride, 2), kernel // 2, bias=False),

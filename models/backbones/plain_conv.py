@@ -10,6 +10,8 @@ from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 
 class PlainConv(nn.Module):
     """Stages of half the resolution each: twice (3x3 convolution, GroupNorm of 8 groups, ReLU), the first strided.
@@ -22,7 +24,7 @@ class PlainConv(nn.Module):
         drop_rate: Dropout before the classifier.
 
     Raises:
-        ValueError: No stages, or a width that 8 groups do not divide.
+        Mistake: No stages, or a width that 8 groups do not divide.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class PlainConv(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or any(width < 8 or width % 8 for width in widths):
-            raise ValueError(f"widths of a plain_conv are one or more multiples of 8, not {list(widths)}")
+            raise Mistake(f"widths of a plain_conv are one or more multiples of 8, not {list(widths)}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False

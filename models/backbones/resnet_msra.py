@@ -11,6 +11,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
+from models.mistakes import Mistake
+
 __all__ = ["MSRABottleneck", "MSRAResNet"]
 
 
@@ -31,12 +33,12 @@ class MSRAResNet(ResNet):
         kwargs: Further arguments of timm's ResNet.
 
     Raises:
-        ValueError: An odd number of channels of the stem.
+        Mistake: An odd number of channels of the stem.
     """
 
     def __init__(self, stem_chans: int = 64, in_chans: int = 3, **kwargs: Any) -> None:
         if stem_chans % 2:
-            raise ValueError(f"stem_chans is even, not {stem_chans}")
+            raise Mistake(f"stem_chans is even, not {stem_chans}")
         # The width of timm's plain stem is fixed, that of its deep one is not: take that, and a plain convolution.
         super().__init__(in_chans=in_chans, stem_type="deep", stem_width=stem_chans // 2, **kwargs)
         stem = nn.Conv2d(in_chans, stem_chans, 7, stride=2, padding=3, bias=False)

@@ -13,6 +13,8 @@ from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 
+from models.mistakes import Mistake
+
 __all__ = ["separable"]
 
 
@@ -31,10 +33,10 @@ def separable(
         kwargs: Arguments of timm's `EfficientNet`.
 
     Raises:
-        ValueError: Another number of strides than of widths.
+        Mistake: Another number of strides than of widths.
     """
     if len(widths) != len(strides):
-        raise ValueError(f"every block has a width and a stride, not {list(widths)} and {list(strides)}")
+        raise Mistake(f"every block has a width and a stride, not {list(widths)} and {list(strides)}")
     blocks = [[f"dsa_r1_k3_s{stride}_c{width}_noskip"] for width, stride in zip(widths, strides, strict=True)]
     network = EfficientNet(
         decode_arch_def(blocks),

@@ -17,6 +17,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from torch import Tensor, nn
 
 from models.layers.dr_conv import DRConv2d
+from models.mistakes import Mistake
 
 
 class GuidedConv(nn.Module):
@@ -103,7 +104,7 @@ class ShuffleNetDRConv(nn.Module):
         drop_rate: Dropout before the classifier.
 
     Raises:
-        ValueError: Widths that do not fit the stages, or that a block cannot split.
+        Mistake: Widths that do not fit the stages, or that a block cannot split.
     """
 
     def __init__(
@@ -120,9 +121,9 @@ class ShuffleNetDRConv(nn.Module):
         super().__init__()
         stem, *widths, last = channels
         if len(widths) != len(depths) or min(depths, default=0) < 1:
-            raise ValueError(f"{channels=} are those of the stem, of the stages of {depths=} and of the last layer")
+            raise Mistake(f"{channels=} are those of the stem, of the stages of {depths=} and of the last layer")
         if any(out % 2 or out <= before for before, out in zip([stem, *widths], widths, strict=False)):
-            raise ValueError(f"every stage has an even number of channels, more than the one before, not {channels=}")
+            raise Mistake(f"every stage has an even number of channels, more than the one before, not {channels=}")
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.backbones.registration import default_cfgs_of
+from models.mistakes import Mistake
 
 
 class SwinDense(nn.Module):
@@ -34,7 +35,7 @@ class SwinDense(nn.Module):
         out_indices: Stages whose maps are returned, in increasing order; negative ones count from the end.
 
     Raises:
-        ValueError: No stage requested, one that does not exist, or stages out of order.
+        Mistake: No stage requested, one that does not exist, or stages out of order.
     """
 
     def __init__(self, trunk: SwinTransformer, out_indices: Sequence[int] = (0, 1, 2, 3)) -> None:
@@ -42,7 +43,7 @@ class SwinDense(nn.Module):
         count = len(trunk.layers)
         indices = [i + count if i < 0 else i for i in out_indices]
         if not indices or indices != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < count:
-            raise ValueError(f"out_indices must be increasing stages between 0 and {count - 1}, not {out_indices}")
+            raise Mistake(f"out_indices must be increasing stages between 0 and {count - 1}, not {out_indices}")
         self.out_indices = tuple(indices)
         self.feature_info = FeatureInfo(trunk.feature_info, self.out_indices)
         assert isinstance(trunk.patch_embed, PatchEmbed)

@@ -20,6 +20,7 @@ from models.decisions import note
 from models.layers.gumbel import GumbelSelection
 from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, touch, use_set
+from models.mistakes import Mistake
 
 Size = int | tuple[int, int]
 # Names of the shortcut in timm's residual networks.
@@ -37,7 +38,7 @@ class ResolutionPredictor(nn.Module):
         in_chans: Channels of the images.
 
     Raises:
-        ValueError: No stage, or an unknown block.
+        Mistake: No stage, or an unknown block.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ResolutionPredictor(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or block not in ("basic", "inverted"):
-            raise ValueError(f"a predictor has stages of block 'basic' or 'inverted', not {widths=} and {block=}")
+            raise Mistake(f"a predictor has stages of block 'basic' or 'inverted', not {widths=} and {block=}")
         self.num_classes = num_candidates
         basic, stem = block == "basic", widths[0]
         self.conv1 = nn.Conv2d(in_chans, stem, 7 if basic else 3, stride=2, padding=3 if basic else 1, bias=False)
@@ -125,7 +126,7 @@ class DRNet(nn.Module):
         in_chans: Channels of the images.
 
     Raises:
-        ValueError: An option out of its range, a predictor of another number of candidates, or a host that does not
+        Mistake: An option out of its range, a predictor of another number of candidates, or a host that does not
             say its number of classes or has no batch norm.
     """
 
@@ -155,18 +156,18 @@ class DRNet(nn.Module):
         self.candidates = [_pair(size) for size in candidates]
         self.predictor_size = _pair(predictor_size)
         if len(set(self.candidates)) < 2 or len(set(self.candidates)) < len(self.candidates):
-            raise ValueError(f"candidates must be at least two different resolutions, not {list(candidates)}")
+            raise Mistake(f"candidates must be at least two different resolutions, not {list(candidates)}")
         if min(min(size) for size in [*self.candidates, self.predictor_size]) < 1:
-            raise ValueError(f"resolutions must be positive, not {list(candidates)} and {predictor_size}")
+            raise Mistake(f"resolutions must be positive, not {list(candidates)} and {predictor_size}")
         if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
+            raise Mistake(f"temperature must be positive, not {temperature}")
         if not isinstance(getattr(host, "num_classes", None), int):
-            raise ValueError(f"the host {type(host).__name__} has no attribute num_classes")
+            raise Mistake(f"the host {type(host).__name__} has no attribute num_classes")
         self.num_classes: int = host.num_classes  # type: ignore[assignment]
         self.predictor = predictor or ResolutionPredictor(len(self.candidates), in_chans=in_chans)
         scored = getattr(self.predictor, "num_classes", len(self.candidates))
         if scored != len(self.candidates):
-            raise ValueError(f"the predictor scores {scored} candidates, but there are {len(self.candidates)}")
+            raise Mistake(f"the predictor scores {scored} candidates, but there are {len(self.candidates)}")
         self.phase, self.route, self.inference, self.resize_mode = phase, route, inference, resize_mode
         self.selection = GumbelSelection(temperature)
 
@@ -257,4 +258,4 @@ def _pair(size: Size) -> tuple[int, int]:
 
 def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        raise Mistake(f"{name} must be one of {', '.join(choices)}, not {value!r}")

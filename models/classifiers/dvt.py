@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.anytime import iterate
 from models.classifiers.dvt_blocks import Block, FeatureReuse, RelationReuse
 from models.classifiers.tokens_to_token import TokensToTokens, sinusoid
+from models.mistakes import Mistake
 
 Host = Literal["deit", "t2t"]
 
@@ -37,14 +38,14 @@ class PatchTokens(nn.Module):
         embed_dim: Channels of the tokens.
 
     Raises:
-        ValueError: Some patches would hold nothing but padding; the message lists the grids that can be had.
+        Mistake: Some patches would hold nothing but padding; the message lists the grids that can be had.
     """
 
     def __init__(self, image_size: int, grid: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
         if not _has_patches(image_size, grid):
             possible = [n for n in range(1, image_size + 1) if _has_patches(image_size, n)]
-            raise ValueError(
+            raise Mistake(
                 f"images of {image_size} pixels do not divide into {grid} patches a side; they do into "
                 f"{', '.join(map(str, possible))}"
             )
@@ -142,7 +143,7 @@ class DVT(nn.Module):
         drop_path_rate: Stochastic depth of the last block of every stage; grows linearly from 0 at the first.
 
     Raises:
-        ValueError: Sizes that do not fit together.
+        Mistake: Sizes that do not fit together.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class DVT(nn.Module):
     ) -> None:
         super().__init__()
         if host not in ("deit", "t2t"):
-            raise ValueError(f"unknown host {host!r}: deit or t2t")
+            raise Mistake(f"unknown host {host!r}: deit or t2t")
         sizes = {
             "num_classes": num_classes,
             "in_chans": in_chans,
@@ -178,17 +179,17 @@ class DVT(nn.Module):
         }
         for name, size in sizes.items():
             if size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
+                raise Mistake(f"{name} must be at least 1, not {size}")
         if int(embed_dim * mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no channel of embed_dim={embed_dim}")
+            raise Mistake(f"mlp_ratio={mlp_ratio} leaves no channel of embed_dim={embed_dim}")
         if embed_dim % num_heads:
             possible = ", ".join(str(heads) for heads in range(1, embed_dim + 1) if embed_dim % heads == 0)
-            raise ValueError(f"{num_heads} heads do not divide embed_dim={embed_dim}; these do: {possible}")
+            raise Mistake(f"{num_heads} heads do not divide embed_dim={embed_dim}; these do: {possible}")
         grids = tuple(grids)
         if not grids or any(n >= m for n, m in pairwise((0, *grids))):
-            raise ValueError(f"grids must be ascending numbers of tokens a side, such as (7, 10, 14), not {grids}")
+            raise Mistake(f"grids must be ascending numbers of tokens a side, such as (7, 10, 14), not {grids}")
         if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
+            raise Mistake(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
 
         self.num_classes = num_classes
         self.image_size = image_size
@@ -233,10 +234,10 @@ class DVT(nn.Module):
         """The state before the first exit, for images [B, in_chans, image_size, image_size].
 
         Raises:
-            ValueError: Images of another size.
+            Mistake: Images of another size.
         """
         if images.shape[2:] != (self.image_size, self.image_size):
-            raise ValueError(
+            raise Mistake(
                 f"images are {images.shape[2]}x{images.shape[3]}, but this network takes "
                 f"{self.image_size}x{self.image_size} (image_size)"
             )

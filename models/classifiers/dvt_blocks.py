@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 
 class Upsample(nn.Module):
     """Class token and n x n tokens to class token and m x m tokens, m > n, along any one axis of a tensor.
@@ -24,7 +26,7 @@ class Upsample(nn.Module):
         m: Tokens along each side after.
 
     Raises:
-        ValueError: The new grid is not finer.
+        Mistake: The new grid is not finer.
     """
 
     row_pairs: Tensor
@@ -35,7 +37,7 @@ class Upsample(nn.Module):
     def __init__(self, n: int, m: int) -> None:
         super().__init__()
         if not 0 < n < m:
-            raise ValueError(f"tokens are upsampled to a finer grid only, not from {n} to {m} tokens a side")
+            raise Mistake(f"tokens are upsampled to a finer grid only, not from {n} to {m} tokens a side")
         side = []
         for i in range(m):
             # The pooling window in the doubled side, the old tokens where it begins and ends, the share of the latter.

@@ -12,6 +12,7 @@ from models.classifiers.timm_classifier import timm_classifier
 from models.layers.cond_conv import CondConv2d
 from models.layers.dr_conv import DRConv2d
 from models.layers.dynamic_conv import DynamicConv2d
+from models.mistakes import Mistake
 from models.surgery import SQUEEZE_EXCITE, Kind, replace
 
 LAYERS: dict[str, Any] = {"cond_conv": CondConv2d, "dynamic_conv": DynamicConv2d, "dr_conv": DRConv2d}
@@ -62,17 +63,17 @@ def dynamic_kernels(
         A network from images [B, in_chans, H, W] to logits [B, K].
 
     Raises:
-        ValueError: An unknown host, layer or option, or a selection that matches nothing.
+        Mistake: An unknown host, layer or option, or a selection that matches nothing.
     """
     network = timm_classifier(name, num_classes, in_chans, drop_path_rate, pretrained, options)
     if layer not in LAYERS:
-        raise ValueError(f"a layer is one of {', '.join(LAYERS)}, not {layer!r}")
+        raise Mistake(f"a layer is one of {', '.join(LAYERS)}, not {layer!r}")
     like = LAYERS[layer].like
     of_conv = {*inspect.signature(nn.Conv2d).parameters, "conv"}
     takes = [*inspect.signature(LAYERS[layer]).parameters, *inspect.signature(like).parameters]
     choices = [option for option in dict.fromkeys(takes) if option not in of_conv | {"options"}]
     if unknown := sorted(set(layer_options or {}) - set(choices)):
-        raise ValueError(f"{layer} has no option {', '.join(unknown)}; it has {', '.join(choices)}")
+        raise Mistake(f"{layer} has no option {', '.join(unknown)}; it has {', '.join(choices)}")
     replace(
         network,
         partial(like, **(layer_options or {})),

@@ -16,6 +16,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from models.anytime import iterate
 from models.classifiers.ranet_blocks import DenseBlock, FusionBlock, features
+from models.mistakes import Mistake
 
 # Maps of these heights and widths become one pixel in a head: two strided convolutions, then 2x2 pooling.
 HEAD_MAPS = range(5, 13)
@@ -47,7 +48,7 @@ class RANet(nn.Module):
         head_width: Channels of the convolutions of a head; None for as many as come in, as published for ImageNet.
 
     Raises:
-        ValueError: Sizes that do not make a network; the message says which do.
+        Mistake: Sizes that do not make a network; the message says which do.
     """
 
     def __init__(
@@ -139,12 +140,12 @@ class RANet(nn.Module):
             `emitted`: those of the current one.
 
         Raises:
-            ValueError: Images of a size that the heads do not reduce to one pixel.
+            Mistake: Images of a size that the heads do not reduce to one pixel.
         """
         base = self.base_features(images)
         height, width = base[0].shape[-2:]
         if height not in HEAD_MAPS or width not in HEAD_MAPS:
-            raise ValueError(
+            raise Mistake(
                 f"images of {images.shape[-2]}x{images.shape[-1]} pixels reach the exits as maps of {height}x{width}, "
                 f"which must have {HEAD_MAPS[0]} to {HEAD_MAPS[-1]} pixels a side (published: 8 or 7): change the "
                 "images' size, the stem or the number of different scales"
@@ -227,17 +228,17 @@ def _downs(scales: Sequence[int], counts: Sequence[int], subnet: int) -> list[in
 def _check_choices(stem: str, step_mode: str, reduction: float, compress: float) -> None:
     for name, value, choices in (("stem", stem, ("cifar", "imagenet")), ("step_mode", step_mode, ("even", "lg"))):
         if value not in choices:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}")
+            raise Mistake(f"{name}={value!r} is none of {', '.join(choices)}")
     if not 0 < reduction <= 1:
-        raise ValueError(f"reduction={reduction} must be a share of the channels, above 0 and at most 1")
+        raise Mistake(f"reduction={reduction} must be a share of the channels, above 0 and at most 1")
     if not 0 < compress < 1:
-        raise ValueError(f"compress={compress} must be a share of the channels between 0 and 1, both excluded")
+        raise Mistake(f"compress={compress} must be a share of the channels between 0 and 1, both excluded")
 
 
 def _check_sizes(**sizes: int | Sequence[int]) -> None:
     for name, size in sizes.items():
         if any(value < 1 for value in (size if isinstance(size, Sequence) else [size])):
-            raise ValueError(f"{name}={size} must be 1 or more")
+            raise Mistake(f"{name}={size} must be 1 or more")
 
 
 def _check_cascade(
@@ -252,20 +253,20 @@ def _check_cascade(
     lengths = {"scales": scales, "growth_factors": growth_factors, "bottleneck_factors": bottleneck_factors}
     if len({len(sizes) for sizes in lengths.values()}) > 1 or not scales:
         given = ", ".join(f"{name} {len(sizes)}" for name, sizes in lengths.items())
-        raise ValueError(f"each sub-network needs one number in each list, but they have: {given}")
+        raise Mistake(f"each sub-network needs one number in each list, but they have: {given}")
     if len(scales) > 1 and step < 2:
-        raise ValueError(f"step={step}: blocks that fuse the sub-network before need at least 2 layers")
+        raise Mistake(f"step={step}: blocks that fuse the sub-network before need at least 2 layers")
     for i in range(1, len(scales)):
         growth = growth_rate * growth_factors[i]
         if growth * compress < 1:
-            raise ValueError(
+            raise Mistake(
                 f"sub-network {i} adds {growth} channels a layer, of which compress={compress} leaves less than one to "
                 f"the sub-network before: growth_rate * growth_factors[{i}] must be at least {1 / compress:g}"
             )
         halved = sum(down > 0 for down in _downs(scales, counts, i))
         finer = sum(low != high for low, high in pairwise(scales[: i + 1]))
         if halved != finer:
-            raise ValueError(
+            raise Mistake(
                 f"scales={list(scales)}: sub-network {i} begins {finer} times finer than the first and halves its "
                 f"maps {halved} times, so its exits would see maps of another size; use scales that rise from 1 by "
                 "steps of 0 or 1, with at least 2 in the second place, such as [1, 2, 3] or [1, 2, 3, 3]"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from models.layers.resize import resize
+from models.mistakes import Mistake
 
 
 class Bottleneck(nn.Sequential):
@@ -170,5 +171,5 @@ def _transition(chans: int, reduction: float | None) -> tuple[nn.Module, int]:
         return nn.Identity(), chans
     narrow = int(reduction * chans)
     if narrow < 1:
-        raise ValueError(f"reduction={reduction} leaves nothing of {chans} channels; it must be at least {1 / chans}")
+        raise Mistake(f"reduction={reduction} leaves nothing of {chans} channels; it must be at least {1 / chans}")
     return Conv2dNormActivation(chans, narrow, 1), narrow

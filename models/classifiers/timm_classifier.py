@@ -9,6 +9,7 @@ import timm
 from torch import nn
 
 import models.backbones  # noqa: F401  registers our networks with timm
+from models.mistakes import Mistake
 from models.pixels import state_pretrained
 
 
@@ -34,12 +35,12 @@ def timm_classifier(
         A network from images [B, in_chans, H, W] to logits [B, K].
 
     Raises:
-        ValueError: timm knows no network of this name; the message names the nearest one.
+        Mistake: timm knows no network of this name; the message names the nearest one.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all names"
-        raise ValueError(f"no network is called '{name}': {hint}")
+        raise Mistake(f"no network is called '{name}': {hint}")
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "pretrained": pretrained}
     if drop_path_rate:
         arguments["drop_path_rate"] = drop_path_rate

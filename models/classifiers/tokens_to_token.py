@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 
 class TokenPerformer(nn.Module):
     """Single-head linear attention and an MLP, each with a residual; the first residual is the values.
@@ -29,14 +31,14 @@ class TokenPerformer(nn.Module):
         drop_rate: Dropout of both branches.
 
     Raises:
-        ValueError: No random feature is left.
+        Mistake: No random feature is left.
     """
 
     def __init__(self, in_dim: int, dim: int, kernel_ratio: float = 0.5, drop_rate: float = 0.1) -> None:
         super().__init__()
         num_features = int(dim * kernel_ratio)
         if num_features < 1:
-            raise ValueError(
+            raise Mistake(
                 f"a performer of {dim} channels has no random features at kernel_ratio={kernel_ratio}: "
                 f"their product must be at least 1"
             )
@@ -80,7 +82,7 @@ class TokensToTokens(nn.Module):
         token_dim: Channels inside.
 
     Raises:
-        ValueError: No soft split leads from images of this size to this grid.
+        Mistake: No soft split leads from images of this size to this grid.
     """
 
     def __init__(self, image_size: int, grid: int, in_chans: int, embed_dim: int, token_dim: int = 64) -> None:
@@ -111,12 +113,12 @@ def first_split(image_size: int, grid: int) -> tuple[int, int, int]:
         grid: Tokens along each side.
 
     Raises:
-        ValueError: The two halvings do not arrive at the grid; the message lists the grids that can be had.
+        Mistake: The two halvings do not arrive at the grid; the message lists the grids that can be had.
     """
     split = _first_split(image_size, grid)
     if split is None:
         possible = [n for n in range(1, image_size // 4 + 1) if _first_split(image_size, n)]
-        raise ValueError(
+        raise Mistake(
             f"tokens-to-token does not split images of {image_size} pixels into {grid} tokens a side; it does into "
             f"{', '.join(map(str, possible))}"
         )

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.mistakes import Mistake
+
 
 def pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack images, filled with zeros at the right and at the bottom up to the largest height and width.
@@ -18,10 +20,10 @@ def pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         Images [B, C, H, W], and their padding [B, H, W], bool, True where there is no image.
 
     Raises:
-        ValueError: No images.
+        Mistake: No images.
     """
     if not images:
-        raise ValueError("no images: a batch holds at least one")
+        raise Mistake("no images: a batch holds at least one")
     height = max(image.shape[-2] for image in images)
     width = max(image.shape[-1] for image in images)
     margins = [(0, width - image.shape[-1], 0, height - image.shape[-2]) for image in images]

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from models.mistakes import Mistake
+
 # Deltas beyond this would blow a box up by more than 1000 / 16.
 LARGEST_LOG_SCALE = math.log(1000 / 16)
 
@@ -149,10 +151,10 @@ def convention(name: str | Convention) -> Convention:
     """The choices of a code base; those that are given as a record stay as they are.
 
     Raises:
-        ValueError: Unknown name.
+        Mistake: Unknown name.
     """
     if isinstance(name, Convention):
         return name
     if name not in CONVENTIONS:
-        raise ValueError(f"unknown convention {name!r}; choose one of {', '.join(CONVENTIONS)}")
+        raise Mistake(f"unknown convention {name!r}; choose one of {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]

@@ -30,6 +30,7 @@ from models.detectors.set_detector import SetDetector
 from models.layers.deformable_attention import DeformableAttention, SamplingPoints
 from models.layers.position_encoding import sine_position_encoding
 from models.layers.xavier import xavier_matrices
+from models.mistakes import Mistake
 
 
 class Decoded(NamedTuple):
@@ -76,7 +77,7 @@ class DeformableDETR(SetDetector):
         frozen_norm, frozen_stages: See `Features`.
 
     Raises:
-        ValueError: Sizes that do not fit each other, or `two_stage` without `refine`.
+        Mistake: Sizes that do not fit each other, or `two_stage` without `refine`.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class DeformableDETR(SetDetector):
     ) -> None:
         super().__init__()
         if hidden_dim % norm_groups or hidden_dim % 4:
-            raise ValueError(f"hidden_dim must be a multiple of 4 and of {norm_groups=}, not {hidden_dim}")
+            raise Mistake(f"hidden_dim must be a multiple of 4 and of {norm_groups=}, not {hidden_dim}")
         counts = (num_levels, encoder_layers, decoder_layers, num_queries, num_detections)
         if min(counts) < 1:
-            raise ValueError(
+            raise Mistake(
                 "num_levels, encoder_layers, decoder_layers, num_queries and num_detections are at least 1, "
                 f"not {', '.join(map(str, counts))}"
             )
         if two_stage and not refine:
-            raise ValueError("two_stage goes with refine=True: its queries start from boxes")
+            raise Mistake("two_stage goes with refine=True: its queries start from boxes")
         self.num_classes, self.num_detections, self.refine = num_classes, num_detections, refine
         levels = list(range(-min(num_levels, 3), 0))
         self.backbone = Features(backbone, backbone_options, pretrained, levels, frozen_norm, frozen_stages)

@@ -18,6 +18,7 @@ from models.layers.deformable_attention import DeformableAttention, Levels
 from models.layers.feed_forward import FeedForward
 from models.layers.mlp import MLP
 from models.layers.xavier import xavier_matrices
+from models.mistakes import Mistake
 
 
 class Memory(NamedTuple):
@@ -277,13 +278,13 @@ class ProposalStage(nn.Module):
         hidden_dim: Width, D; even halves of it encode each coordinate of a box.
 
     Raises:
-        ValueError: A width that is not a multiple of four.
+        Mistake: A width that is not a multiple of four.
     """
 
     def __init__(self, num_classes: int, num_queries: int, hidden_dim: int) -> None:
         super().__init__()
         if hidden_dim % 4:
-            raise ValueError(f"two-stage proposals need a hidden_dim that is a multiple of 4, not {hidden_dim}")
+            raise Mistake(f"two-stage proposals need a hidden_dim that is a multiple of 4, not {hidden_dim}")
         self.num_queries = num_queries
         self.token_proj = nn.Linear(hidden_dim, hidden_dim)
         self.token_norm = nn.LayerNorm(hidden_dim)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.feed_forward import FeedForward
 from models.layers.xavier import xavier_matrices
+from models.mistakes import Mistake
 
 # From the index of a decoder layer and the content of its queries [B, Q, D], [B, heads, Q, S] to add to its scores.
 Bias = Callable[[int, Tensor], Tensor]
@@ -42,13 +43,13 @@ class Attention(nn.Module):
         dropout: Probability that a weight is dropped.
 
     Raises:
-        ValueError: A D that the heads do not divide.
+        Mistake: A D that the heads do not divide.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if hidden_dim % num_heads:
-            raise ValueError(f"num_heads divides hidden_dim: {num_heads} does not divide {hidden_dim}")
+            raise Mistake(f"num_heads divides hidden_dim: {num_heads} does not divide {hidden_dim}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))

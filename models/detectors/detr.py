@@ -19,6 +19,7 @@ from models.detectors.set_criterion import LossWeights, SetCriterion
 from models.detectors.set_detector import SetDetector
 from models.layers.mlp import MLP
 from models.layers.position_encoding import LearnedPositionEncoding, sine_position_encoding
+from models.mistakes import Mistake
 
 
 class Prior(NamedTuple):
@@ -108,7 +109,7 @@ class DETR(SetDetector):
         frozen_norm, frozen_stages: See `Features`.
 
     Raises:
-        ValueError: A choice or a size that does not exist.
+        Mistake: A choice or a size that does not exist.
     """
 
     def __init__(
@@ -132,11 +133,11 @@ class DETR(SetDetector):
     ) -> None:
         super().__init__()
         if hidden_dim < 4 or hidden_dim % 4:
-            raise ValueError(f"hidden_dim is a multiple of 4 (sines and cosines of two axes), not {hidden_dim}")
+            raise Mistake(f"hidden_dim is a multiple of 4 (sines and cosines of two axes), not {hidden_dim}")
         if position_encoding not in ("sine", "learned"):
-            raise ValueError(f"position_encoding is one of sine, learned, not {position_encoding!r}")
+            raise Mistake(f"position_encoding is one of sine, learned, not {position_encoding!r}")
         if min(num_queries, decoder_layers, num_levels) < 1 or encoder_layers < 0:
-            raise ValueError(
+            raise Mistake(
                 f"{num_queries=}, {decoder_layers=} and {num_levels=} are at least 1, {encoder_layers=} at least 0"
             )
         self.num_classes = num_classes

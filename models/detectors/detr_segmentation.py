@@ -14,6 +14,7 @@ from models.detectors.postprocess import Detections
 from models.detectors.predictions import Predictions
 from models.detectors.set_criterion import SetTarget
 from models.detectors.set_detector import SetDetector, Target
+from models.mistakes import Mistake
 
 
 class MaskAttention(nn.Module):
@@ -54,13 +55,13 @@ class MaskHead(nn.Module):
         map_channels: Channels of the three finer maps, coarsest first.
 
     Raises:
-        ValueError: Channels that the 8 groups of the norms do not divide.
+        Mistake: Channels that the 8 groups of the norms do not divide.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, map_channels: list[int]) -> None:
         super().__init__()
         if in_dim % 8 or hidden_dim % 128:
-            raise ValueError(
+            raise Mistake(
                 f"masks need a hidden_dim that is a multiple of 128, not {hidden_dim}, and a multiple of 8 with the "
                 f"number of heads added, not {in_dim}: their norms have 8 groups"
             )
@@ -109,7 +110,7 @@ class DETRSegmentation(SetDetector):
         freeze_detector: Whether only the masks are trained.
 
     Raises:
-        ValueError: A detector with another number of maps, or of a width that the mask head cannot have.
+        Mistake: A detector with another number of maps, or of a width that the mask head cannot have.
     """
 
     has_masks = True
@@ -118,7 +119,7 @@ class DETRSegmentation(SetDetector):
         super().__init__()
         channels = detector.backbone.channels
         if len(channels) != 4:
-            raise ValueError(f"masks need a detector with num_levels=4, not {len(channels)}")
+            raise Mistake(f"masks need a detector with num_levels=4, not {len(channels)}")
         hidden_dim = detector.query_embed.embedding_dim
         num_heads = detector.num_heads
         self.num_classes = detector.num_classes
@@ -144,9 +145,9 @@ class DETRSegmentation(SetDetector):
         return self.detector.detections(predictions)
 
     def set_targets(self, targets: list[Target], images: list[Tensor]) -> list[SetTarget]:
-        """Labels, relative boxes and masks; raises ValueError without masks."""
+        """Labels, relative boxes and masks; raises `Mistake` without masks."""
         if any("masks" not in target for target in targets):
-            raise ValueError(f"{type(self).__name__} needs targets with masks in training")
+            raise Mistake(f"{type(self).__name__} needs targets with masks in training")
         relative = self.detector.set_targets(targets, images)
         return [each._replace(masks=target["masks"]) for each, target in zip(relative, targets, strict=True)]
 

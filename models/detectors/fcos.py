@@ -15,6 +15,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from models.compute import has_values
 from models.detectors.anchors import flatten_outputs, grid
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
+from models.mistakes import Mistake
 from models.processes import process_mean
 
 # A level answers for objects whose farthest side is 4 to 8 cells away; the first and last level for all beyond.
@@ -36,7 +37,7 @@ class FCOS(PyramidDetector):
         **kwargs: Further arguments of `PyramidDetector`; `fpn_chans` is a multiple of 32.
 
     Raises:
-        ValueError: See `PyramidDetector`, or a width that 32 groups do not divide.
+        Mistake: See `PyramidDetector`, or a width that 32 groups do not divide.
     """
 
     def __init__(self, backbone: str, num_classes: int, nms_threshold: float = 0.6, **kwargs: Any) -> None:
@@ -44,7 +45,7 @@ class FCOS(PyramidDetector):
             backbone, num_classes, num_maps=3, extra="conv_on_pyramid", nms_threshold=nms_threshold, **kwargs
         )
         if self.fpn_chans % 32:
-            raise ValueError(f"fpn_chans is a multiple of 32, the groups of FCOS's norms: not {self.fpn_chans}")
+            raise Mistake(f"fpn_chans is a multiple of 32, the groups of FCOS's norms: not {self.fpn_chans}")
         self.head = FCOSHead(self.fpn_chans, 1, num_classes)
         if self.convention.adelaidet_fcos:
             self.scales = nn.Parameter(torch.ones(len(self.strides)))
@@ -65,7 +66,7 @@ class FCOS(PyramidDetector):
             Dict of scalar losses, or a dict of detections for each image.
 
         Raises:
-            ValueError: Training without targets.
+            Mistake: Training without targets.
         """
         levels, sizes = self.levels(images)
         logits, distances, centreness = self.outputs(levels)
@@ -80,7 +81,7 @@ class FCOS(PyramidDetector):
             ]
             return detections(found, sizes, targets)
         if targets is None:
-            raise ValueError("training needs targets: a dict of boxes and labels for each image")
+            raise Mistake("training needs targets: a dict of boxes and labels for each image")
         all_logits, all_distances, all_centreness = (torch.cat(part, 1) for part in (logits, distances, centreness))
         matches = self.match(points, targets)
         return self.losses(all_logits, all_distances, all_centreness, torch.cat(points), matches, targets)

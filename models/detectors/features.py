@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.backbones.size_divisor import size_divisor
+from models.mistakes import Mistake
 from models.pixels import state_pretrained
 
 
@@ -34,7 +35,7 @@ class Features(nn.Module):
         size_divisor: Number of whose multiples the sides of a batch have to be for levels of exactly these strides.
 
     Raises:
-        ValueError: Levels that the network does not have or that are out of order, or frozen stages of a network that
+        Mistake: Levels that the network does not have or that are out of order, or frozen stages of a network that
             timm does not run as a sequence of stages.
     """
 
@@ -54,12 +55,12 @@ class Features(nn.Module):
                 backbone, pretrained=pretrained, features_only=True, out_indices=indices, **(options or {})
             )
         except IndexError as error:
-            raise ValueError(f"{backbone} does not have the feature maps {indices}") from error
+            raise Mistake(f"{backbone} does not have the feature maps {indices}") from error
         state_pretrained(body, pretrained, options)
         available = len(body.feature_info)
         order = [index % available for index in indices]
         if not order or order != sorted(set(order)):
-            raise ValueError(
+            raise Mistake(
                 f"levels are increasing indices of the {available} feature maps of {backbone}: not {levels}"
             )
         if frozen_norm:
@@ -102,7 +103,7 @@ def _freeze(body: Any, backbone: str, stages: int) -> None:
     info = body.feature_info
     if not isinstance(body, FeatureListNet) or not 0 < stages <= len(info):
         choices = f"0 to {len(info)}" if isinstance(body, FeatureListNet) else "0"
-        raise ValueError(f"frozen_stages of {backbone} can be {choices}, not {stages}")
+        raise Mistake(f"frozen_stages of {backbone} can be {choices}, not {stages}")
     last = info[stages - 1]["module"].replace(".", "_")
     for name, module in body.items():
         module.requires_grad_(False)

@@ -17,6 +17,7 @@ from models.detectors.conventions import Convention
 from models.detectors.conventions import convention as convention_of
 from models.detectors.features import Features
 from models.layers.mask_paste import paste
+from models.mistakes import Mistake
 from models.necks import FPN, Extra, Neck
 
 Size = tuple[int, int]
@@ -59,7 +60,7 @@ class PyramidDetector(nn.Module):
         strides: Pixels of the image per cell, of each level.
 
     Raises:
-        ValueError: Unknown convention, no class, thresholds outside of [0, 1], strides that do not double, or a neck
+        Mistake: Unknown convention, no class, thresholds outside of [0, 1], strides that do not double, or a neck
             with fewer levels than maps.
     """
 
@@ -85,9 +86,9 @@ class PyramidDetector(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes is the number of kinds of objects, at least 1, not {num_classes}")
+            raise Mistake(f"num_classes is the number of kinds of objects, at least 1, not {num_classes}")
         if not (0 <= score_threshold <= 1 and 0 <= nms_threshold <= 1):
-            raise ValueError(f"thresholds lie between 0 and 1: not {score_threshold=}, {nms_threshold=}")
+            raise Mistake(f"thresholds lie between 0 and 1: not {score_threshold=}, {nms_threshold=}")
         self.convention = convention_of(convention)
         self.num_classes = num_classes
         self.fpn_chans = fpn_chans
@@ -97,11 +98,11 @@ class PyramidDetector(nn.Module):
         )
         self.strides = list(self.backbone.strides)
         if any(2 * a != b for a, b in pairwise(self.strides)):
-            raise ValueError(f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling")
+            raise Mistake(f"the maps of {backbone} have strides {self.strides}: a pyramid needs them doubling")
         self.neck = neck(self.backbone.channels, fpn_chans, extra, output_norm)
         num_levels = getattr(self.neck, "num_levels", None)
         if not isinstance(num_levels, int) or num_levels < num_maps:
-            raise ValueError(
+            raise Mistake(
                 f"a neck states num_levels, here at least {num_maps}, one for each map: {type(self.neck).__name__} "
                 f"states {num_levels}"
             )

@@ -18,6 +18,7 @@ from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
 from models.detectors.roi_stage import BOX_SIZE, MASK_SIZE, BoxHead, BoxLoss, Regions, RoIStage, StageOptions
 from models.detectors.rpn import RPN
+from models.mistakes import Mistake
 
 POOLED_LEVELS = 4
 CASCADE = (
@@ -48,7 +49,7 @@ class RCNN(PyramidDetector):
         **kwargs: Further arguments of `PyramidDetector`.
 
     Raises:
-        ValueError: See `PyramidDetector`.
+        Mistake: See `PyramidDetector`.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RCNN(PyramidDetector):
         # Label of the first class that is not background.
         self.first_label = int(zero_is_background)
         if num_classes <= self.first_label:
-            raise ValueError(f"num_classes counts the unused label 0 too, so it is at least 2, not {num_classes}")
+            raise Mistake(f"num_classes counts the unused label 0 too, so it is at least 2, not {num_classes}")
         self.rpn = RPN(
             self.fpn_chans,
             self.strides,
@@ -113,7 +114,7 @@ class RCNN(PyramidDetector):
             Dict of weighted scalar losses, or a dict of detections for each image.
 
         Raises:
-            ValueError: Training without targets.
+            Mistake: Training without targets.
         """
         levels, sizes = self.levels(images)
         if not has_values(levels[0]):
@@ -122,7 +123,7 @@ class RCNN(PyramidDetector):
             proposals, _ = self.rpn(levels, sizes)
             return self.detections(levels, sizes, proposals, targets)
         if targets is None:
-            raise ValueError("training needs targets: a dict of boxes and labels for each image")
+            raise Mistake("training needs targets: a dict of boxes and labels for each image")
         targets = self.classes_of(targets)
         proposals, losses = self.rpn(levels, sizes, targets)
         return losses | self.losses(levels, sizes, proposals, targets)

@@ -19,6 +19,7 @@ from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
 from models.detectors.conventions import convention as convention_of
 from models.detectors.pyramid_detector import Candidates, PyramidDetector, Size, detections
+from models.mistakes import Mistake
 from models.processes import process_mean
 
 # Sides of the square anchors in cells of their level: from 32 pixels at stride 8.
@@ -80,7 +81,7 @@ class RetinaNet(PyramidDetector):
         positives: Moving average of the number of positive anchors of a batch; with detectron2's convention only.
 
     Raises:
-        ValueError: See `PyramidDetector`.
+        Mistake: See `PyramidDetector`.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class RetinaNet(PyramidDetector):
             Dict of scalar losses, or a dict of detections for each image.
 
         Raises:
-            ValueError: Training without targets.
+            Mistake: Training without targets.
         """
         levels, sizes = self.levels(images)
         logits, deltas = self.head(levels)
@@ -135,7 +136,7 @@ class RetinaNet(PyramidDetector):
             ]
             return detections(found, sizes, targets)
         if targets is None:
-            raise ValueError("training needs targets: a dict of boxes and labels for each image")
+            raise Mistake("training needs targets: a dict of boxes and labels for each image")
         return self.losses(torch.cat(flat_logits, 1), torch.cat(flat_deltas, 1), torch.cat(boxes), targets)
 
     def anchors(self, levels: Sequence[Tensor]) -> list[Tensor]:

@@ -19,6 +19,7 @@ from models.detectors.assignment import LowQuality, match, sample
 from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Size
+from models.mistakes import Mistake
 from models.processes import process_mean
 
 BoxHead = Literal["2fc", "4conv1fc"]
@@ -97,7 +98,7 @@ class RoIStage(nn.Module):
         low_quality: Whether an object takes the proposals that overlap it most although they overlap another more.
 
     Raises:
-        ValueError: Unknown head or loss.
+        Mistake: Unknown head or loss.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class RoIStage(nn.Module):
         super().__init__()
         if box_head not in get_args(BoxHead) or box_loss not in get_args(BoxLoss):
             choices = f"{', '.join(get_args(BoxHead))} and {', '.join(get_args(BoxLoss))}"
-            raise ValueError(f"unknown {box_head=} or {box_loss=}; there are {choices}")
+            raise Mistake(f"unknown {box_head=} or {box_loss=}; there are {choices}")
         if box_head == "2fc":
             self.box_head: nn.Module = TwoMLPHead(in_chans * BOX_SIZE**2, fc_dim)
         else:

@@ -24,6 +24,7 @@ from models.detectors.matching import (
     match_costs,
 )
 from models.detectors.predictions import Predictions
+from models.mistakes import Mistake
 from models.processes import process_mean
 
 VECTOR_REDUCTIONS = ("mean", "sum")
@@ -86,7 +87,7 @@ class SetCriterion(nn.Module):
         vector_start: First decoder layer whose mask codes are trained.
 
     Raises:
-        ValueError: An unknown choice, or numbers out of range.
+        Mistake: An unknown choice, or numbers out of range.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         if classification not in CLASSIFICATIONS:
-            raise ValueError(f"classification is one of {', '.join(CLASSIFICATIONS)}, not {classification!r}")
+            raise Mistake(f"classification is one of {', '.join(CLASSIFICATIONS)}, not {classification!r}")
         if vector_reduction not in VECTOR_REDUCTIONS:
-            raise ValueError(f"vector_reduction is one of {', '.join(VECTOR_REDUCTIONS)}, not {vector_reduction!r}")
+            raise Mistake(f"vector_reduction is one of {', '.join(VECTOR_REDUCTIONS)}, not {vector_reduction!r}")
         if num_classes < 1 or vector_start < 0 or no_object_weight < 0 or not 0 <= alpha <= 1:
-            raise ValueError(
+            raise Mistake(
                 f"num_classes={num_classes} is at least 1, vector_start={vector_start} and no_object_weight="
                 f"{no_object_weight} are 0 or more, and alpha={alpha} is from 0 to 1"
             )
@@ -239,7 +240,7 @@ def _named(terms: dict[str, Tensor], suffixes: list[str]) -> dict[str, Tensor]:
 
 def _given(values: Tensor | None, name: str) -> Tensor:
     if values is None:
-        raise ValueError(f"the network predicts {name}, so every target needs them")
+        raise Mistake(f"the network predicts {name}, so every target needs them")
     return values
 
 

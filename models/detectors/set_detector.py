@@ -13,6 +13,7 @@ from models.detectors.batching import output_sizes, pad
 from models.detectors.postprocess import Detections, to_pixels
 from models.detectors.predictions import Predictions
 from models.detectors.set_criterion import SetCriterion, SetTarget, relative_targets
+from models.mistakes import Mistake
 
 Target = dict[str, Any]
 
@@ -48,14 +49,14 @@ class SetDetector(nn.Module, ABC):
             network has masks `masks` [N, H, W], bool.
 
         Raises:
-            ValueError: Training without targets, or without the masks that the network needs.
+            Mistake: Training without targets, or without the masks that the network needs.
         """
         decoded = self.decode(self.encode(*pad(images)))
         predictions = self.predictions(decoded, all_layers=self.training)
         if not self.training:
             return self.results(self.detections(predictions), predictions, images, output_sizes(images, targets))
         if targets is None:
-            raise ValueError(f"{type(self).__name__} needs targets in training")
+            raise Mistake(f"{type(self).__name__} needs targets in training")
         return self.losses(decoded, predictions, self.set_targets(targets, images))
 
     @abstractmethod

@@ -18,6 +18,7 @@ from models.detectors.predictions import Predictions
 from models.detectors.set_criterion import LossWeights, SetCriterion
 from models.layers.mlp import MLP
 from models.layers.xavier import xavier_matrices
+from models.mistakes import Mistake
 
 # Predicted factors on the squared distances of a head: on both at once, on x and y, on x, y and their product.
 GAUSSIAN_SCALES: Mapping[str, int] = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}
@@ -43,15 +44,15 @@ class GaussianPrior(nn.Module):
         smooth: The wider, the larger.
 
     Raises:
-        ValueError: An unknown scale, or a width that is not positive.
+        Mistake: An unknown scale, or a width that is not positive.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, num_layers: int, scale: str, smooth: float) -> None:
         super().__init__()
         if scale not in GAUSSIAN_SCALES:
-            raise ValueError(f"gaussian_scale is one of {', '.join(GAUSSIAN_SCALES)}, not {scale!r}")
+            raise Mistake(f"gaussian_scale is one of {', '.join(GAUSSIAN_SCALES)}, not {scale!r}")
         if smooth <= 0:
-            raise ValueError(f"smooth is positive, not {smooth}")
+            raise Mistake(f"smooth is positive, not {smooth}")
         self.num_heads = num_heads
         self.smooth = smooth
         self.centre = MLP(hidden_dim, hidden_dim, 2, 3)
@@ -113,7 +114,7 @@ class SMCA(DETR):
         **options: Further arguments of `DETR`.
 
     Raises:
-        ValueError: See `DETR` and `GaussianPrior`.
+        Mistake: See `DETR` and `GaussianPrior`.
     """
 
     def __init__(

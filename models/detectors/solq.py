@@ -37,7 +37,7 @@ class SOLQ(DeformableDETR):
         **options: Further arguments of `DeformableDETR`.
 
     Raises:
-        ValueError: See `DeformableDETR`; or more coefficients than the mask has pixels.
+        Mistake: See `DeformableDETR`; or more coefficients than the mask has pixels.
     """
 
     has_masks = True

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.layers.kernel_mixture import Init, KernelMixture, fan_in, full_precision, geometry, pooled
 from models.layers.per_sample_conv import Padding
+from models.mistakes import Mistake
 
 GATES = ("sigmoid", "softmax")
 
@@ -27,7 +28,7 @@ class Routing(nn.Linear):
         dropout: Rate of dropout on the pooled input.
 
     Raises:
-        ValueError: An unknown gate.
+        Mistake: An unknown gate.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Routing(nn.Linear):
         dropout: float = 0.0,
     ) -> None:
         if gate not in GATES:
-            raise ValueError(f"a routing gate is one of {', '.join(GATES)}, not {gate!r}")
+            raise Mistake(f"a routing gate is one of {', '.join(GATES)}, not {gate!r}")
         super().__init__(in_chans, num_experts)
         self.gate = gate
         self.dropout = nn.Dropout(dropout)
@@ -52,10 +53,10 @@ class Routing(nn.Linear):
         """[B, C, H, W] to coefficients [B, n], in float32 under autocast too.
 
         Raises:
-            ValueError: Another number of channels than C, as in a block that routes from a part of its input.
+            Mistake: Another number of channels than C, as in a block that routes from a part of its input.
         """
         if input.shape[1] != self.in_features:
-            raise ValueError(
+            raise Mistake(
                 f"this routing reads {self.in_features} channels, not {input.shape[1]}: a block that splits its input "
                 "cannot share a routing; choose routing='layer'"
             )
@@ -79,7 +80,7 @@ class CondConv2d(KernelMixture):
         gate, routing_dropout: See `Routing`.
 
     Raises:
-        ValueError: An unknown option, or sizes that `KernelMixture` refuses.
+        Mistake: An unknown option, or sizes that `KernelMixture` refuses.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class CondConv2d(KernelMixture):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, num_kernels=num_experts
         )
         if routing not in ("layer", "block"):
-            raise ValueError(f"routing is one of layer, block, not {routing!r}")
+            raise Mistake(f"routing is one of layer, block, not {routing!r}")
         self.weight = nn.Parameter(self.weight.detach().flatten(1))
         self.gate, self.routing_dropout = gate, routing_dropout
         self.routing_fn = Routing(in_channels, num_experts, gate, routing_dropout) if routing == "layer" else None
@@ -156,12 +157,12 @@ class CondConv2d(KernelMixture):
             [B, out_channels, H', W'].
 
         Raises:
-            ValueError: No coefficients given, and nothing that computes them.
+            Mistake: No coefficients given, and nothing that computes them.
         """
         if routing_weights is None:
             routing_weights = self.handed if self.routing_fn is None else self.routing_fn(images)
         if routing_weights is None:
-            raise ValueError("this layer has no routing of its own: give it routing_weights, or call share_routing()")
+            raise Mistake("this layer has no routing of its own: give it routing_weights, or call share_routing()")
         return self.convolve(images, routing_weights)
 
 
@@ -174,14 +175,14 @@ def share_routing(block: nn.Module) -> None:
         block: Any module whose first argument is the input [B, C, H, W] of its first convolution.
 
     Raises:
-        ValueError: No layer in the block needs a routing, or they differ in experts or gate.
+        Mistake: No layer in the block needs a routing, or they differ in experts or gate.
     """
     layers = _routed(block)
     if not layers:
-        raise ValueError(f"no CondConv layer without a routing of its own in {type(block).__name__}")
+        raise Mistake(f"no CondConv layer without a routing of its own in {type(block).__name__}")
     options = {(layer.num_kernels, layer.gate, layer.routing_dropout) for layer in layers}
     if len(options) > 1:
-        raise ValueError(f"layers that share a routing have the same experts, gate and dropout, not {sorted(options)}")
+        raise Mistake(f"layers that share a routing have the same experts, gate and dropout, not {sorted(options)}")
     num_experts, gate, dropout = options.pop()
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d | KernelMixture)]
     weight = layers[0].weight

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 
 class Levels(NamedTuple):
     """Sizes of the feature maps whose tokens stand one after the other, row by row.
@@ -68,13 +70,13 @@ class DeformableAttention(nn.Module):
         num_points: Points of each head on each map.
 
     Raises:
-        ValueError: Heads that do not divide the width.
+        Mistake: Heads that do not divide the width.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:
         super().__init__()
         if hidden_dim % num_heads:
-            raise ValueError(f"num_heads must divide hidden_dim, not {num_heads=} with {hidden_dim=}")
+            raise Mistake(f"num_heads must divide hidden_dim, not {num_heads=} with {hidden_dim=}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
         self.sampling_offsets = nn.Linear(hidden_dim, 2 * samples)

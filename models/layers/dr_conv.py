@@ -22,6 +22,7 @@ from models.compute import has_values
 from models.decisions import note
 from models.layers.kernel_mixture import geometry, pooled
 from models.layers.per_sample_conv import per_sample_conv2d
+from models.mistakes import Mistake
 
 Size = int | tuple[int, int]
 GeneratorName = Literal["expert_mixture", "pool_conv"]
@@ -51,7 +52,7 @@ class DRConv2d(nn.Module):
             from the positions of its region.
 
     Raises:
-        ValueError: An unknown generator, guide or padding, numbers below one, or channels that groups do not divide.
+        Mistake: An unknown generator, guide or padding, numbers below one, or channels that groups do not divide.
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class DRConv2d(nn.Module):
         super().__init__()
         for name, value, known in (("generator", generator, GeneratorName), ("guide", guide, GuideName)):
             if value not in get_args(known):
-                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(known))}")
+                raise Mistake(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(known))}")
         if isinstance(padding, str) and padding != "same":
-            raise ValueError(f"padding={padding!r} is unknown; give numbers of zeros or 'same'")
+            raise Mistake(f"padding={padding!r} is unknown; give numbers of zeros or 'same'")
         if min(num_regions, num_experts) < 1:
-            raise ValueError(f"DRConv needs at least one region and one expert, not {num_regions=} and {num_experts=}")
+            raise Mistake(f"DRConv needs at least one region and one expert, not {num_regions=} and {num_experts=}")
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(f"{groups=} has to divide {in_channels=} and {out_channels=}")
+            raise Mistake(f"{groups=} has to divide {in_channels=} and {out_channels=}")
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.dilation = _pair(dilation)
         self.same = padding == "same"
@@ -110,7 +111,7 @@ class DRConv2d(nn.Module):
             options: The remaining arguments of the layer.
 
         Raises:
-            ValueError: Padding with anything but zeros.
+            Mistake: Padding with anything but zeros.
         """
         return cls(**geometry(conv), **options)
 
@@ -125,10 +126,10 @@ class DRConv2d(nn.Module):
             [B, out_channels, H', W'].
 
         Raises:
-            ValueError: Scores to a layer that has its own guide, or none to one that has not.
+            Mistake: Scores to a layer that has its own guide, or none to one that has not.
         """
         if (scores is None) == (self.guide is None):
-            raise ValueError('scores are an argument of a DRConv with guide="given", and of no other')
+            raise Mistake('scores are an argument of a DRConv with guide="given", and of no other')
         padded = images
         if self.same:
             padded = pad_same(images, list(self.kernel_size), list(self.stride), list(self.dilation))

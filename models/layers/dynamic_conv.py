@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.layers.kernel_mixture import Init, KernelMixture, full_precision, geometry, pooled
 from models.layers.per_sample_conv import Padding
+from models.mistakes import Mistake
 
 HIDDEN_RULES = ("plus_one", "paper")
 
@@ -30,7 +31,7 @@ class KernelAttention(nn.Module):
         temperature: T at the start.
 
     Raises:
-        ValueError: An unknown rule, or a ratio or temperature that is not positive.
+        Mistake: An unknown rule, or a ratio or temperature that is not positive.
     """
 
     temperature: Tensor
@@ -45,11 +46,11 @@ class KernelAttention(nn.Module):
     ) -> None:
         super().__init__()
         if hidden_rule not in HIDDEN_RULES:
-            raise ValueError(f"hidden_rule is one of {', '.join(HIDDEN_RULES)}, not {hidden_rule!r}")
+            raise Mistake(f"hidden_rule is one of {', '.join(HIDDEN_RULES)}, not {hidden_rule!r}")
         if ratio <= 0:
-            raise ValueError(f"the hidden width is a positive ratio of the channels, not {ratio}")
+            raise Mistake(f"the hidden width is a positive ratio of the channels, not {ratio}")
         if not temperature > 0:
-            raise ValueError(f"a temperature is positive, not {temperature}")
+            raise Mistake(f"a temperature is positive, not {temperature}")
         if hidden_rule == "paper":
             hidden = max(int(in_chans * ratio), 1)
         else:
@@ -80,7 +81,7 @@ class DynamicConv2d(KernelMixture):
             start high and let `callbacks.Annealing` move it down.
 
     Raises:
-        ValueError: Options that `KernelAttention` or `KernelMixture` refuses.
+        Mistake: Options that `KernelAttention` or `KernelMixture` refuses.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.layers.masked_conv import convolve
 from models.layers.pointwise_conv import PointwiseConv2d
 from models.layers.regions import Region, upsample
+from models.mistakes import Mistake
 
 # Modules, blocks of each branch, channels of each branch.
 Stage = tuple[int, Sequence[int], Sequence[int]]
@@ -180,7 +181,7 @@ class HRNet(nn.Module):
         out_branches: Branches that the last stage returns, finest first; None for all.
 
     Raises:
-        ValueError: No such name, or rows that make no network.
+        Mistake: No such name, or rows that make no network.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class HRNet(nn.Module):
     ) -> None:
         super().__init__()
         if resize not in ("bilinear", "nearest"):
-            raise ValueError(f"resize={resize!r} is not one of bilinear, nearest")
+            raise Mistake(f"resize={resize!r} is not one of bilinear, nearest")
         rows = stage_rows(stages)
         norm = partial(nn.BatchNorm2d, momentum=bn_momentum)
         self.conv1, self.bn1 = plain_conv(in_chans, STEM_CHANS, 3, 2), norm(STEM_CHANS)
@@ -229,11 +230,11 @@ class HRNet(nn.Module):
         """Images [B, in_chans, H, W] to what the first stage makes of them, [B, C, H / 4, W / 4].
 
         Raises:
-            ValueError: Images whose sides are not multiples of 32.
+            Mistake: Images whose sides are not multiples of 32.
         """
         height, width = images.shape[-2:]
         if height % 32 or width % 32:
-            raise ValueError(f"images of {height}x{width} pixels: height and width must be multiples of 32")
+            raise Mistake(f"images of {height}x{width} pixels: height and width must be multiples of 32")
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         return self.layer1(x)
@@ -282,18 +283,18 @@ def stage_rows(stages: str | Sequence[Stage]) -> Sequence[Stage]:
     """The rows of a name in `STAGES`, or rows that are checked.
 
     Raises:
-        ValueError: No such name, or rows that make no network.
+        Mistake: No such name, or rows that make no network.
     """
     if isinstance(stages, str):
         if stages not in STAGES:
-            raise ValueError(f"no HRNet is called {stages!r}; there are: {', '.join(STAGES)}, or give the rows")
+            raise Mistake(f"no HRNet is called {stages!r}; there are: {', '.join(STAGES)}, or give the rows")
         return STAGES[stages]
     wrong = len(stages) != 4 or any(
         modules < 1 or not len(blocks) == len(chans) == number or min(*blocks, *chans) < 1
         for number, (modules, blocks, chans) in enumerate(stages, 1)
     )
     if wrong or stages[0][0] != 1:
-        raise ValueError(
+        raise Mistake(
             f"stages={stages} must be four rows (modules, blocks of each branch, channels of each branch) of positive "
             "numbers, with 1, 2, 3 and 4 branches and one module in the first"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.decisions import note
 from models.layers.per_sample_conv import Padding, images_at_once, per_sample_conv2d
+from models.mistakes import Mistake
 
 Init = Literal["paper", "host", "copy"]
 INITS = ("paper", "host", "copy")
@@ -31,7 +32,7 @@ class KernelMixture(nn.Module):
         num_kernels: How many kernels there are, n.
 
     Raises:
-        ValueError: Less than one kernel, or channels that the groups do not divide.
+        Mistake: Less than one kernel, or channels that the groups do not divide.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class KernelMixture(nn.Module):
     ) -> None:
         super().__init__()
         if num_kernels < 1:
-            raise ValueError(f"a mixture needs at least one kernel, not {num_kernels}")
+            raise Mistake(f"a mixture needs at least one kernel, not {num_kernels}")
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
+            raise Mistake(f"{groups} groups do not divide {in_channels} input and {out_channels} output channels")
         if isinstance(padding, str) and padding != "same":
-            raise ValueError(f"padding is a number, a pair of numbers or 'same', not {padding!r}")
+            raise Mistake(f"padding is a number, a pair of numbers or 'same', not {padding!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
@@ -100,10 +101,10 @@ class KernelMixture(nn.Module):
                 copies of `conv`'s with a little noise, a warm start from trained weights; `paper`: left as they are.
 
         Raises:
-            ValueError: An unknown `init`.
+            Mistake: An unknown `init`.
         """
         if init not in INITS:
-            raise ValueError(f"init is one of {', '.join(INITS)}, not {init!r}")
+            raise Mistake(f"init is one of {', '.join(INITS)}, not {init!r}")
         if init == "paper":
             return
         with torch.no_grad():
@@ -127,10 +128,10 @@ def geometry(conv: nn.Conv2d) -> dict[str, Any]:
     """Constructor arguments of a mixture that takes the place of a convolution.
 
     Raises:
-        ValueError: Padding with anything but zeros.
+        Mistake: Padding with anything but zeros.
     """
     if conv.padding_mode != "zeros":
-        raise ValueError(f"a convolution with {conv.padding_mode} padding cannot be made dynamic; only with zeros")
+        raise Mistake(f"a convolution with {conv.padding_mode} padding cannot be made dynamic; only with zeros")
     padding: Any = conv.padding
     if isinstance(conv, Conv2dSame) or padding == "same":
         padding = "same"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from models.layers.kernel_mixture import full_precision
+from models.mistakes import Mistake
 
 
 class MaskCode(nn.Module):
@@ -24,7 +25,7 @@ class MaskCode(nn.Module):
         size: S, in pixels.
 
     Raises:
-        ValueError: V is not from 1 to S * S.
+        Mistake: V is not from 1 to S * S.
     """
 
     basis: Tensor
@@ -33,7 +34,7 @@ class MaskCode(nn.Module):
     def __init__(self, num_coefficients: int = 256, size: int = 128) -> None:
         super().__init__()
         if size < 1 or not 1 <= num_coefficients <= size * size:
-            raise ValueError(
+            raise Mistake(
                 f"masks of {size} x {size} pixels have codes of 1 to {size * size} coefficients, not {num_coefficients}"
             )
         self.num_coefficients, self.size = num_coefficients, size

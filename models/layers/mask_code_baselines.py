@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.kernel_mixture import full_precision
+from models.mistakes import Mistake
 
 
 class GridCode(nn.Module):
@@ -20,14 +21,14 @@ class GridCode(nn.Module):
         size: S, in pixels.
 
     Raises:
-        ValueError: The cells make no square, or one that is larger than the mask.
+        Mistake: The cells make no square, or one that is larger than the mask.
     """
 
     def __init__(self, num_coefficients: int = 256, size: int = 128) -> None:
         super().__init__()
         self.side = isqrt(max(num_coefficients, 0))
         if self.side**2 != num_coefficients or not 1 <= self.side <= size:
-            raise ValueError(
+            raise Mistake(
                 f"a grid over {size} x {size} pixels has 1, 4, 9, ... or {size * size} cells, not {num_coefficients}"
             )
         self.num_coefficients, self.size = num_coefficients, size
@@ -52,7 +53,7 @@ class PrincipalCode(nn.Module):
         size: S, in pixels.
 
     Raises:
-        ValueError: V is not from 1 to S * S.
+        Mistake: V is not from 1 to S * S.
     """
 
     mean: Tensor
@@ -61,7 +62,7 @@ class PrincipalCode(nn.Module):
     def __init__(self, num_coefficients: int = 256, size: int = 128) -> None:
         super().__init__()
         if size < 1 or not 1 <= num_coefficients <= size * size:
-            raise ValueError(
+            raise Mistake(
                 f"masks of {size} x {size} pixels have 1 to {size * size} components, not {num_coefficients}"
             )
         self.num_coefficients, self.size = num_coefficients, size
@@ -73,10 +74,10 @@ class PrincipalCode(nn.Module):
         """Takes the components of greatest variance of bool masks [n, S, S].
 
         Raises:
-            ValueError: No more masks than components.
+            Mistake: No more masks than components.
         """
         if len(masks) <= self.num_coefficients:
-            raise ValueError(
+            raise Mistake(
                 f"{self.num_coefficients} principal components need more masks than the {len(masks)} there are: "
                 "lower num_coefficients or give more training images"
             )

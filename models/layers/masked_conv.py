@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.compute import has_values, record
 from models.layers.pointwise_conv import pointwise_conv
 from models.layers.regions import Region
+from models.mistakes import Mistake
 
 # Width of the interpolation kernel, and what keeps its sum from zero.
 REACH = 3
@@ -35,7 +36,7 @@ class MaskedConv2d(nn.Conv2d):
         falloff: Initial value of the learned scalar, in 1 / pixels.
 
     Raises:
-        ValueError: An even kernel, a stride that is neither 1 nor 2, or a strided 1x1 convolution.
+        Mistake: An even kernel, a stride that is neither 1 nor 2, or a strided 1x1 convolution.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class MaskedConv2d(nn.Conv2d):
         falloff: float = 3.0,
     ) -> None:
         if kernel_size % 2 == 0 or stride not in (1, 2) or (kernel_size == 1 and stride > 1):
-            raise ValueError(
+            raise Mistake(
                 f"a masked convolution of kernel_size={kernel_size} and stride={stride} is not possible: "
                 "kernel sizes are odd, strides 1 or 2, and 1 for a 1x1 convolution"
             )

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 
 class MLP(nn.Module):
     """`num_layers` linear layers, with ReLU after each but the last.
@@ -16,13 +18,13 @@ class MLP(nn.Module):
         num_layers: Linear layers, at least one.
 
     Raises:
-        ValueError: No layers.
+        Mistake: No layers.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"an MLP has at least one layer, not num_layers={num_layers}")
+            raise Mistake(f"an MLP has at least one layer, not num_layers={num_layers}")
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+
 
 def sine_position_encoding(
     padding: Tensor, num_feats_per_axis: int, offset: float = 0.0, temperature: float = 10000.0
@@ -28,10 +30,10 @@ def sine_position_encoding(
         [B, 2 F, H, W], float32: F features of y, then F of x.
 
     Raises:
-        ValueError: An odd F.
+        Mistake: An odd F.
     """
     if num_feats_per_axis % 2:
-        raise ValueError(f"sines and cosines come in pairs: num_feats_per_axis is even, not {num_feats_per_axis}")
+        raise Mistake(f"sines and cosines come in pairs: num_feats_per_axis is even, not {num_feats_per_axis}")
     inside = (~padding).float()
     exponents = torch.arange(0, num_feats_per_axis, 2, dtype=torch.float32, device=padding.device) / num_feats_per_axis
     wavelengths = temperature**exponents
@@ -70,12 +72,12 @@ class LearnedPositionEncoding(nn.Module):
             [B, 2 F, H, W]: F features of x, then F of y.
 
         Raises:
-            ValueError: A map larger than `size`.
+            Mistake: A map larger than `size`.
         """
         batch, height, width = padding.shape
         size = self.row_embed.num_embeddings
         if max(height, width) > size:
-            raise ValueError(f"positions are learned for {size} x {size} cells, and the map has {height} x {width}")
+            raise Mistake(f"positions are learned for {size} x {size} cells, and the map has {height} x {width}")
         columns = self.col_embed.weight[:width].expand(height, -1, -1)
         rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
         return torch.cat([columns, rows], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.mistakes import Mistake
+
 
 class ResolutionBatchNorm(nn.Module):
     """m copies of a batch norm, of which the one of the resolution in use normalises.
@@ -53,14 +55,14 @@ def swap_batch_norms(network: nn.Module, num_sets: int, pinned: tuple[str, ...] 
         pinned: Parts of names; norms that have one of them in theirs use set 0 at every resolution.
 
     Raises:
-        ValueError: The network has no batch norm, or none of the pinned ones.
+        Mistake: The network has no batch norm, or none of the pinned ones.
     """
     norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
-        raise ValueError(f"{type(network).__name__} has no batch norm to make resolution-aware")
+        raise Mistake(f"{type(network).__name__} has no batch norm to make resolution-aware")
     fixed = {name for name in norms if any(part in name.split(".") for part in pinned)}
     if pinned and not fixed:
-        raise ValueError(f"{type(network).__name__} has no batch norm in a {' or '.join(pinned)}")
+        raise Mistake(f"{type(network).__name__} has no batch norm in a {' or '.join(pinned)}")
     for name, norm in norms.items():
         network.set_submodule(name, ResolutionBatchNorm(norm, num_sets, name in fixed))
 

@@ -17,6 +17,7 @@ from models.layers.hrnet import COARSE_FUSION, HRNet, Stage, init_weights, plain
 from models.layers.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
 from models.layers.masked_conv import MaskedConv2d, convolve
 from models.layers.regions import Region
+from models.mistakes import Mistake
 
 
 class ADPCPose(HRNetExits):
@@ -34,7 +35,7 @@ class ADPCPose(HRNetExits):
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.
 
     Raises:
-        ValueError: Options that do not make a network; the message says which do.
+        Mistake: Options that do not make a network; the message says which do.
     """
 
     spare_parts: ClassVar[dict[str, str]] = COARSE_FUSION
@@ -51,9 +52,9 @@ class ADPCPose(HRNetExits):
         init_std: float | None = 0.001,
     ) -> None:
         if low is not None and high is not None and not low < high:
-            raise ValueError(f"low={low} must be less than high={high}: pixels in between are computed")
+            raise Mistake(f"low={low} must be less than high={high}: pixels in between are computed")
         if pooled_dim is not None and pooled_dim < 1:
-            raise ValueError(f"pooled_dim={pooled_dim} must be positive, or None for plain heads")
+            raise Mistake(f"pooled_dim={pooled_dim} must be positive, or None for plain heads")
         adaptive = low is not None or high is not None
         conv = MaskedConv2d if adaptive else plain_conv
         trunk = HRNet(stages, in_chans, "nearest", bn_momentum, conv, out_branches=1)

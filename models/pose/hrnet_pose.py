@@ -22,7 +22,7 @@ class HRNetPose(nn.Module):
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.
 
     Raises:
-        ValueError: Stages that do not make a network.
+        Mistake: Stages that do not make a network.
     """
 
     # An ImageNet trunk is a start (see `models.official.absent_parts`).

@@ -13,6 +13,7 @@ from models.layers.hrnet import HRNet, Stage, init_weights, plain_conv
 from models.layers.hrnet_exits import NUM_EXITS, ExitHead, HRNetExits, head_dims
 from models.layers.masked_conv import MaskedConv2d
 from models.layers.resize import resize
+from models.mistakes import Mistake
 
 
 class ADPC(HRNetExits):
@@ -30,7 +31,7 @@ class ADPC(HRNetExits):
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.
 
     Raises:
-        ValueError: Options that do not make a network; the message says which do.
+        Mistake: Options that do not make a network; the message says which do.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class ADPC(HRNetExits):
     ) -> None:
         check_criterion(criterion)
         if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes} must be at least 2")
+            raise Mistake(f"num_classes={num_classes} must be at least 2")
         if pooled_dim is not None and pooled_dim < 1:
-            raise ValueError(f"pooled_dim={pooled_dim} must be positive, or None for plain heads")
+            raise Mistake(f"pooled_dim={pooled_dim} must be positive, or None for plain heads")
         conv = plain_conv if threshold is None else MaskedConv2d
         trunk = HRNet(stages, in_chans, "bilinear", bn_momentum, conv)
         chans = [sum(widths) for widths in trunk.stage_chans]
@@ -84,11 +85,11 @@ def thresholds(threshold: float | Sequence[float]) -> tuple[float, ...]:
     """A threshold for each exit but the last.
 
     Raises:
-        ValueError: Another number of them.
+        Mistake: Another number of them.
     """
     each = tuple(threshold) if isinstance(threshold, Sequence) else (float(threshold),) * (NUM_EXITS - 1)
     if len(each) != NUM_EXITS - 1 or any(value != value for value in each):
-        raise ValueError(
+        raise Mistake(
             f"threshold={threshold} must be one number, or one for each of the first {NUM_EXITS - 1} exits"
         )
     return each

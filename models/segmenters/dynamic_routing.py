@@ -16,6 +16,7 @@ from torchvision.ops import Conv2dNormActivation
 from models.compute import has_values, record
 from models.decisions import Grid, note
 from models.layers.soft_gate import all_closed
+from models.mistakes import Mistake
 from models.segmenters.dynamic_routing_cell import Cell, Sent, SeparableConv, index
 from models.segmenters.dynamic_routing_flops import cell_costs, cost_tables, executed_macs, route_taken
 from models.segmenters.dynamic_routing_routes import (
@@ -104,7 +105,7 @@ class DynamicRouting(nn.Module):
             first and, by an `Annealing` of `progress`, with the training.
 
     Raises:
-        ValueError: An option out of its range.
+        Mistake: An option out of its range.
     """
 
     stem_chans = 64
@@ -129,15 +130,15 @@ class DynamicRouting(nn.Module):
     ) -> None:
         super().__init__()
         if num_layers < 3:
-            raise ValueError(f"num_layers must be 3 or more, as one of four levels opens a layer, not {num_layers}")
+            raise Mistake(f"num_layers must be 3 or more, as one of four levels opens a layer, not {num_layers}")
         if width < 2 or width % 2:
-            raise ValueError(f"width must be even and positive, not {width}")
+            raise Mistake(f"width must be even and positive, not {width}")
         if num_classes < 1:
-            raise ValueError(f"num_classes must be positive, not {num_classes}")
+            raise Mistake(f"num_classes must be positive, not {num_classes}")
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
+            raise Mistake(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
         if budget not in get_args(Budget):
-            raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, not {budget!r}")
+            raise Mistake(f"budget must be one of {', '.join(get_args(Budget))}, not {budget!r}")
         self.num_classes, self.num_layers, self.width = num_classes, num_layers, width
         self.dynamic = route == "dynamic"
         self.budget = budget
@@ -146,9 +147,9 @@ class DynamicRouting(nn.Module):
             edges = all_edges(num_layers)
         else:
             if small_gate:
-                raise ValueError(f"small_gate is for the route 'dynamic'; {route!r} has no gates")
+                raise Mistake(f"small_gate is for the route 'dynamic'; {route!r} has no gates")
             if budget != "expected":
-                raise ValueError(f"budget {budget!r} is for the route 'dynamic'; {route!r} has no gates")
+                raise Mistake(f"budget {budget!r} is for the route 'dynamic'; {route!r} has no gates")
             edges = fixed_route(route, num_layers) if isinstance(route, str) else pruned(route, num_layers)
 
         stem = self.stem_chans
@@ -187,7 +188,7 @@ class DynamicRouting(nn.Module):
         """Images [B, 3, H, W] of any size to logits [B, num_classes, H, W].
 
         Raises:
-            ValueError: Images too small for small gates.
+            Mistake: Images too small for small gates.
         """
         height, width = images.shape[-2:]
         maps, gates = self.features(images)
@@ -207,7 +208,7 @@ class DynamicRouting(nn.Module):
         """
         images = F.pad(images, (0, -images.shape[-1] % self.size_divisor, 0, -images.shape[-2] % self.size_divisor))
         if self.small_gate and min(images.shape[-2:]) < 128:
-            raise ValueError(f"small gates need images of 128 pixels or more, not {tuple(images.shape[-2:])}")
+            raise Mistake(f"small gates need images of 128 pixels or more, not {tuple(images.shape[-2:])}")
         x = self.stem(images)
         sparse = self.dynamic and not self.training and has_values(x) and not torch.compiler.is_compiling()
         maps, paths = self._sparse(x) if sparse else self._dense(x)
@@ -238,7 +239,7 @@ class DynamicRouting(nn.Module):
             usage: Share of the images for which each edge is open [layers + 1, 4, 3].
 
         Raises:
-            ValueError: No path of such edges reaches the last layer.
+            Mistake: No path of such edges reaches the last layer.
         """
         return {"route": [list(edge) for edge in common_route(usage)], "small_gate": False, "budget": "expected"}
 

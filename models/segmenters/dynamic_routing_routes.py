@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
+from models.mistakes import Mistake
+
 TRANSFORMS = ("keep", "up", "down")
 # Levels that a transform moves by.
 STEPS = {"keep": 0, "up": -1, "down": 1}
@@ -60,14 +62,14 @@ def fixed_route(name: str, num_layers: int) -> set[Edge]:
         Its edges.
 
     Raises:
-        ValueError: No such network.
+        Mistake: No such network.
     """
     if name == "all":
         return all_edges(num_layers)
     if name == "hrnet":
         return _hrnet(num_layers)
     if name not in _PATHS:
-        raise ValueError(f"route must be one of dynamic, {', '.join(FIXED)}, or a list of edges, not {name!r}")
+        raise Mistake(f"route must be one of dynamic, {', '.join(FIXED)}, or a list of edges, not {name!r}")
     levels = _stretched(_PATHS[name], num_layers)
     return _path(levels) | (_bridges(levels) if name == "unet" else set())
 
@@ -83,7 +85,7 @@ def common_route(usage: Tensor, threshold: float = 0.5) -> list[Edge]:
         Its edges, without those that lead nowhere.
 
     Raises:
-        ValueError: No path of such edges reaches the last layer.
+        Mistake: No path of such edges reaches the last layer.
     """
     taken = (usage >= threshold).nonzero().tolist()
     return sorted(pruned([(layer, level, TRANSFORMS[i]) for layer, level, i in taken], len(usage) - 1))
@@ -97,11 +99,11 @@ def pruned(edges: Iterable[Edge], num_layers: int) -> set[Edge]:
         num_layers: Layers after the initial cell.
 
     Raises:
-        ValueError: An edge that is not in the space, or no path through.
+        Mistake: An edge that is not in the space, or no path through.
     """
     given = {(int(layer), int(level), transform) for layer, level, transform in edges}
     if strange := sorted(given - all_edges(num_layers)):
-        raise ValueError(
+        raise Mistake(
             f"a route of {num_layers} layers has edges (layer 0..{num_layers}, level 0..{NUM_LEVELS - 1}, "
             f"{' | '.join(TRANSFORMS)}) within the grid; {strange[0]} is none"
         )
@@ -116,7 +118,7 @@ def pruned(edges: Iterable[Edge], num_layers: int) -> set[Edge]:
             useful.add(edge[:2])
             kept.add(edge)
     if not kept:
-        raise ValueError(f"the route has no path from the initial cell to the end of layer {num_layers}")
+        raise Mistake(f"the route has no path from the initial cell to the end of layer {num_layers}")
     return kept
 
 

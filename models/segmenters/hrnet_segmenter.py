@@ -24,7 +24,7 @@ class HRNetSegmenter(nn.Module):
         init_std: Standard deviation of fresh convolution weights; None for He initialisation, to train from scratch.
 
     Raises:
-        ValueError: Stages that do not make a network.
+        Mistake: Stages that do not make a network.
     """
 
     # The coarsest stride.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.resize import resize
+from models.mistakes import Mistake
 
 # Images [B, 3, H, W] to scores [B, C, H, W] of each exit, cheapest first.
 Predict = Callable[[Tensor], list[Tensor]]
@@ -54,10 +55,10 @@ def windows(size: Sequence[int], crop: Sequence[int], stride: Sequence[int]) -> 
         stride: Steps from one window to the next, down and to the right.
 
     Raises:
-        ValueError: A crop or stride that is not positive.
+        Mistake: A crop or stride that is not positive.
     """
     if min(*crop, *stride) < 1:
-        raise ValueError(f"windows need a positive crop and stride, not {tuple(crop)} and {tuple(stride)}")
+        raise Mistake(f"windows need a positive crop and stride, not {tuple(crop)} and {tuple(stride)}")
 
     def along(length: int, window: int, step: int) -> list[slice]:
         ends = [min(i * step + window, length) for i in range(max(length - window + step - 1, 0) // step + 1)]

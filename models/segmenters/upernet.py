@@ -15,6 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from models.backbones.size_divisor import size_divisor
 from models.layers.resize import resize
+from models.mistakes import Mistake
 from models.pixels import state_pretrained
 
 NUM_LEVELS = 4
@@ -113,7 +114,7 @@ class UperNet(nn.Module):
         options: Further arguments of `timm.create_model`.
 
     Raises:
-        ValueError: Numbers below 1, a dropout outside of [0, 1), or a backbone that timm does not know or that has too
+        Mistake: Numbers below 1, a dropout outside of [0, 1), or a backbone that timm does not know or that has too
             few feature maps.
     """
 
@@ -131,12 +132,12 @@ class UperNet(nn.Module):
     ) -> None:
         super().__init__()
         if min(num_classes, hidden_dim, aux_dim, *pool_sizes) < 1 or not pool_sizes:
-            raise ValueError(
+            raise Mistake(
                 f"classes, channels and pool sizes, of which there is at least one, are 1 or more: not {num_classes=}, "
                 f"{hidden_dim=}, {aux_dim=}, {pool_sizes=}"
             )
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is a probability below 1, not {dropout}")
+            raise Mistake(f"dropout is a probability below 1, not {dropout}")
         self.num_classes = num_classes
         self.backbone = _features(backbone, drop_path_rate, pretrained, options or {})
         # Swin's maps are [B, h, w, channels].
@@ -172,17 +173,17 @@ class UperNet(nn.Module):
 
 def _features(backbone: str, drop_path_rate: float, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(backbone):
-        raise ValueError(f"no backbone is called {backbone!r}: timm.list_models() lists all names")
+        raise Mistake(f"no backbone is called {backbone!r}: timm.list_models() lists all names")
     # Not every network takes the argument.
     options = ({"drop_path_rate": drop_path_rate} if drop_path_rate else {}) | options
     levels = tuple(range(-NUM_LEVELS, 0))
     try:
         body = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=levels, **options)
     except IndexError as error:
-        raise ValueError(f"{backbone} has fewer than the {NUM_LEVELS} feature maps that UperNet needs") from error
+        raise Mistake(f"{backbone} has fewer than the {NUM_LEVELS} feature maps that UperNet needs") from error
     except RuntimeError as error:
         # No feature maps to be had, or no weights of that tag.
-        raise ValueError(f"timm cannot make a backbone of {backbone!r}: {error}") from error
+        raise Mistake(f"timm cannot make a backbone of {backbone!r}: {error}") from error
     state_pretrained(body, pretrained, options)
     return body
 

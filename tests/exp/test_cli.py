@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exp.cli import Cli, UsageError, resolve
+from exp.cli import Cli, resolve
+from exp.usage import UsageError
 from tests.library.runner import SMALL, run
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from exp import fit
-from exp.cli import Cli, UsageError
+from exp.cli import Cli
 from exp.hubs import HubError, covered, held_back
+from exp.usage import UsageError
 from exp.weights import to_evaluate
 from tests.library.recipes import ROOT
 

@@ -17,9 +17,10 @@ from PIL import Image
 from rich.console import Console
 
 import exp.__main__
-from exp.cli import ConfigError, resolve
+from exp.cli import resolve
 from exp.home import NoHomeError, argument_at_home, at_home
 from exp.summary import result_lines
+from exp.usage import ConfigError
 from tests.library.runner import SMALL, run
 
 PIXELS = np.zeros((16, 16, 3), np.uint8)

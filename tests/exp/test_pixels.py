@@ -18,8 +18,9 @@ from torchvision import models as torchvision_models
 
 from datamodules import Digits, Pixels
 from exp import convert, fit
-from exp.cli import Cli, UsageError
+from exp.cli import Cli
 from exp.pixels import Statement, hand_over
+from exp.usage import UsageError
 from exp.weights import start_from, to_evaluate
 from models import official
 from models.pixels import state_pretrained

@@ -29,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> list[str]:
             self.model = Classification(network)
             self.datamodule = SimpleNamespace(example=lambda samples: {"image": torch.randn(samples, 3, 64, 64)})
 
-    monkeypatch.setitem(sys.modules, "exp.cli", SimpleNamespace(Cli=Cli, UsageError=SystemExit))
+    monkeypatch.setitem(sys.modules, "exp.cli", SimpleNamespace(Cli=Cli))
     return asked
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from exp import convert, fit
-from exp.cli import Cli, UsageError
+from exp.cli import Cli
+from exp.usage import UsageError
 from exp.weights import Start, start_from, to_evaluate, weight_files
 from models import official, pose, segmenters
 from models.detectors.features import Features

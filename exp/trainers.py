@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -51,6 +52,12 @@ def make_trainer(kind: Callable[..., Trainer], options: dict[str, Any], timeout:
             plugins.append(SLURMEnvironment(auto_requeue=False))
         except RuntimeError:
             raise UsageError("SLURM: give --nodes and --ntasks-per-node instead of --ntasks") from None
+    for callback in options["callbacks"]:
+        if isinstance(callback, LearningRateFinder):
+            raise UsageError(
+                "trainer.callbacks: the learning rate of each step follows model.schedule, so that LearningRateFinder has "
+                "none to set: leave it out, and try values of --model.optimizer.lr"
+            )
     options = options | {"plugins": plugins, "profiler": options["profiler"] or NoProfiler()}
     try:
         trainer = kind(**options)

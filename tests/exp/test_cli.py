@@ -47,6 +47,7 @@ MISTAKES = {
 # What Lightning and the callbacks of others refuse when they are built.
 MISTAKES |= {
     "trainer.devices=0": "trainer: `Trainer(devices='0')` value is not a valid input using cpu accelerator",
+    "trainer.callbacks=lightning.pytorch.callbacks.LearningRateFinder": "follows model.schedule",
     "trainer.accelerator=tpu": "trainer: Requirement 'torch_xla",
 }
 

@@ -205,6 +205,47 @@ def test_share_of_the_test_split(tmp_path: Path) -> None:
     assert results[0]["test/compute_share"] == pytest.approx(WHOLE)
 
 
+class ByImage(nn.Module):
+    """Two layers, the first of which is run for bright images alone and the second for all."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(12, 3, bias=False) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = (images[:, 0, 0, 0] > 0).to(images.dtype)
+        for layer, share in zip(self.layers, (bright, torch.ones_like(bright)), strict=True):
+            record(layer, share * COST, COST)
+        return torch.stack([layer(images.flatten(1)) for layer in self.layers]).sum(0)
+
+
+class Uneven(Data):
+    """Three dark images, and one that is bright in a batch of its own."""
+
+    def test_dataloader(self) -> Batches:
+        batches = [(3, -1.0), (1, 1.0)]
+        return Batches(
+            [
+                {
+                    "image": torch.full((n, 3, 2, 2), light),
+                    "label": torch.zeros(n, dtype=torch.long),
+                    "index": torch.arange(n),
+                }
+                for n, light in batches
+            ]
+        )
+
+
+@pytest.mark.parametrize("scope", ["dynamic", "layer"])
+def test_share_of_a_split_is_the_mean_over_its_images(scope: Any, tmp_path: Path) -> None:
+    module, _, trainer = fit(ComputeBudget(0.5, scope=scope), tmp_path, ByImage())
+    results = trainer.test(module, datamodule=Uneven(), verbose=False)
+    # Three images of four take one layer of two, the last one both.
+    assert results[0]["test/compute_share"] == pytest.approx((3 * 0.5 + 1) / 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

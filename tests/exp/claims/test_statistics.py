@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from exp.claims.expectations import parse
-from exp.claims.statistics import Verdict, all_of, any_of, estimate, judge, smallest_step
+from exp.claims.statistics import Estimate, Verdict, all_of, any_of, estimate, judge, smallest_step
 
 SIMULATIONS = 2000
 # Four standard errors of a share of 95 % over 2,000 simulations.
@@ -67,6 +67,47 @@ def test_interval_is_scipys() -> None:
     found = estimate(values)
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_interval_of_a_few_numbers_by_hand() -> None:
+    # Student's 97.5 % quantile is 4.302653 with two degrees of freedom, 12.706205 with one.
+    found = estimate([1.0, 2.0, 6.0])
+    half = 4.302653 * 7**0.5 / 3**0.5
+    assert (found.mean, found.count) == (3.0, 3)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+    pair = estimate([1.0, 3.0])
+    assert (pair.low, pair.high) == pytest.approx((2 - 12.706205, 2 + 12.706205), rel=1e-6)
+    assert estimate([4.0], step=1.0) == Estimate(4.0, None, None, 1)
+
+
+def test_equal_values_are_as_uncertain_as_their_steps() -> None:
+    found = estimate([0.5, 0.5, 0.5], step=0.25)
+    # s = step / sqrt(6), the spread of a difference of two values that are each rounded to a step.
+    half = 4.302653 * 0.25 / 6**0.5 / 3**0.5
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
+    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5, 3)
+    # A spread of their own is theirs, however large the steps.
+    assert estimate([0.5, 0.5, 0.6], step=0.25) == estimate([0.5, 0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("values", "alike"),
+    [
+        ([0.0, 0.0, 1e-9], True),
+        ([0.0, 0.0, 1.001e-9], False),
+        ([0.25, 0.25, 0.25 + 0.9e-9], True),
+        ([0.25, 0.25, 0.25 + 1.1e-9], False),
+        # Of large values a part in 1e9 counts, of whichever sign.
+        ([1e6, 1e6, 1e6 + 0.9e-3], True),
+        ([1e6, 1e6, 1e6 + 1.1e-3], False),
+        ([-1e6, -1e6, -1e6 + 0.9e-3], True),
+        ([-1e6, -1e6, -1e6 + 1.1e-3], False),
+    ],
+)
+def test_values_are_equal_where_only_rounding_tells_them_apart(values: list[float], alike: bool) -> None:
+    found = estimate(values)
+    assert (found.low == found.high) is alike
+    assert (smallest_step(values) == 0) is alike
 
 
 @pytest.mark.parametrize(("margins", "strict"), [([5.0], True), ([5.0, 5.1], True), ([], True)])

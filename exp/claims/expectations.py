@@ -15,8 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from exp.claims.statistics import Estimate, Verdict, all_of, any_of, estimate, judge
 
@@ -36,8 +35,7 @@ class ExpectationError(ValueError):
     """An expectation that cannot be understood; the message says what is wrong and what is known."""
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A constant."""
 
     value: float
@@ -51,8 +49,7 @@ class Number:
         return set()
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(NamedTuple):
     """What was measured of an arm: `""` (the claim's metric), a cost, or the name of another metric."""
 
     name: str
@@ -67,8 +64,7 @@ class Quantity:
         return {(self.name, self.arm)}
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """Arithmetic of two terms."""
 
     operator: Operator
@@ -94,8 +90,7 @@ class Operation:
 Term = Number | Quantity | Operation
 
 
-@dataclass(frozen=True)
-class Expectation:
+class Expectation(NamedTuple):
     """`left sign right`; with `absolute`, of the size of `left`.
 
     Args:
@@ -110,7 +105,7 @@ class Expectation:
     left: Term
     sign: Literal["<", "<=", ">", ">="]
     right: Term
-    absolute: bool = False
+    absolute: bool
 
     def quantities(self) -> set[tuple[str, str]]:
         """All (quantity, arm) that it speaks of."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_modules.schedules import Constant, MultiStep, Schedule, Staircase, WarmupCosine
+from lightning_modules.schedules import Constant, MultiStep, Poly, Schedule, Staircase, WarmupCosine
 
 
 def test_cosine_after_warm_up() -> None:
@@ -106,3 +106,28 @@ def test_impossible_lengths_are_refused() -> None:
         WarmupCosine().table(1.0, steps_per_epoch=1, total_steps=0)
     with pytest.raises(ValueError, match="cannot last -1"):
         Constant(warmup_steps=-1).table(1.0, 1, 10)
+
+
+def test_power_of_what_is_left() -> None:
+    table = Poly(power=2.0, warmup_steps=2, warmup_factor=0.5).table(4.0, steps_per_epoch=1, total_steps=4)
+    np.testing.assert_allclose(table, [4 * 0.5, 4 * 0.75**2 * 0.75, 4 * 0.5**2, 4 * 0.25**2], rtol=1e-15)
+    by_epochs = Poly(warmup_epochs=1.5).table(1.0, steps_per_epoch=2, total_steps=10)
+    left = 1 - np.arange(10) / 10
+    np.testing.assert_allclose(by_epochs, left**0.9 * [0, 1 / 3, 2 / 3, *[1] * 7], rtol=1e-15)
+
+
+def test_published_values_are_the_defaults() -> None:
+    np.testing.assert_allclose(Poly().table(2.0, 1, 4), 2 * np.array([1, 0.75, 0.5, 0.25]) ** 0.9, rtol=1e-15)
+    # EfficientNet's 0.97 every 2.4 epochs.
+    np.testing.assert_allclose(Staircase().table(1.0, 10, 49), [1] * 24 + [0.97] * 24 + [0.97**2], rtol=1e-15)
+    np.testing.assert_allclose(MultiStep([1]).table(1.0, 2, 4), [1, 1, 0.1, 0.1], rtol=1e-15)
+    np.testing.assert_allclose(MultiStep().table(1.0, 2, 4), [1, 1, 1, 1], rtol=1e-15)
+    np.testing.assert_allclose(WarmupCosine().table(1.0, 2, 2), [1, 0.5], rtol=1e-15)
+
+
+def test_shortest_trainings() -> None:
+    np.testing.assert_array_equal(Constant().table(3.0, 1, 1), [3])
+    # A warm-up of all steps but one is allowed, of one step it is a step at 0.
+    np.testing.assert_array_equal(Constant(warmup_steps=3).table(3.0, 1, 4), [0, 1.5, 3, 3])
+    np.testing.assert_array_equal(Poly(power=1.0, warmup_steps=1).table(4.0, 1, 4), [0, 3, 2, 1])
+    np.testing.assert_array_equal(WarmupCosine(warmup_steps=1).table(1.0, 1, 2), [0, 1])

@@ -98,6 +98,20 @@ def test_ema_starts_from_the_initial_weights_and_follows_every_step(
         torch.testing.assert_close(value, average[name], rtol=1e-6, atol=1e-7)
 
 
+def test_ema_keeps_9999_parts_of_10000_by_default(tmp_path: Path) -> None:
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            seen.append(pl_module.network.layer.bias.detach().clone())
+
+    seen: list[Tensor] = []
+    network = Linear()
+    before = network.layer.bias.detach().clone()
+    module = Classification(network, optimizer=lambda groups: torch.optim.SGD(groups, lr=1000.0))
+    fit(module, Data(batches(1)), [Recorder(), WeightEMA()], tmp_path)
+    torch.testing.assert_close(network.layer.bias - before, 1e-4 * (seen[0] - before), rtol=1e-3, atol=1e-7)
+    assert (seen[0] - before).abs().max() > 10
+
+
 def test_test_after_fit_uses_the_average(tmp_path: Path) -> None:
     class Keeper(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:

@@ -264,6 +264,18 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         ComputeBudget(**{"target": 0.5} | options)
 
 
+@pytest.mark.parametrize("scope", ["dynamic", "layer"])
+def test_a_range_of_nothing_is_refused(scope: Any, tmp_path: Path) -> None:
+    class Always(ByImage):
+        def forward(self, images: Tensor) -> Tensor:
+            for layer in self.layers:
+                record(layer, torch.full((len(images),), COST), COST, COST)
+            return self.layers[0](images.flatten(1)) + self.layers[1](images.flatten(1))
+
+    with pytest.raises(ValueError, match=r"span 'range' needs least compute \((12|24)\) below dense \((12|24)\)"):
+        fit(ComputeBudget(0.5, scope=scope, span="range"), tmp_path, Always())
+
+
 @pytest.mark.parametrize("scope", ["network", "layer"])
 def test_a_network_without_dynamic_layers_is_refused(scope: Any, tmp_path: Path) -> None:
     class Static(nn.Module):

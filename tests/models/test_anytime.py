@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,3 +271,50 @@ def test_curves_by_hand() -> None:
     assert linear_auc(costs, accuracy, 2.5, 2.75) == pytest.approx((0.55 + 0.525) / 2)
     with pytest.raises(ValueError, match="from low to high"):
         step_auc(costs, accuracy, 2.0, 2.0)
+
+
+def test_each_percent_of_the_cost_is_spent_to_the_last_sample() -> None:
+    # Only the last exit is right, and a sample that goes on to it costs half a percent.
+    samples = 180
+    sure = torch.stack([torch.arange(samples) / samples, torch.ones(samples)])
+    predicted = torch.stack([torch.zeros(samples, dtype=torch.long), torch.ones(samples, dtype=torch.long)])
+    found = ExitThresholds.solve(Outcomes(sure, predicted, predicted[1]), [0.1, 1.0], "pareto")
+    assert [point.share for point in found.points] == pytest.approx([k / 100 for k in range(10, 101)], abs=1e-12)
+    for k in range(10, 101):
+        assert found.policy(k / 100).thresholds == found.points[k - 10].thresholds
+    assert found.policy(0.299).thresholds == found.points[19].thresholds
+    assert found.points[-1].accuracy == 1
+    with pytest.raises(ValueError, match=r"which takes a share of 0\.1000: give at least 0\.1$"):
+        found.policy(0.0999)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"costs": [2.0, 2.0]}, None),
+        ({"costs": [0.0, 2.0]}, "cheapest first"),
+        ({"costs": [3.0, 2.0]}, "cheapest first"),
+        ({"costs": [1.0, float("inf")]}, "cheapest first"),
+        ({"points": [{"share": 0.0, "accuracy": 0.5, "thresholds": ["always", "always"]}]}, None),
+        ({"points": [{"share": 1 + 1e-6, "accuracy": 0.5, "thresholds": ["never", "always"]}]}, None),
+        ({"points": [{"share": 1 + 2e-6, "accuracy": 0.5, "thresholds": ["never", "always"]}]}, r"in \[0, 1\]"),
+        ({"points": [{"share": -1e-9, "accuracy": 0.5, "thresholds": ["never", "always"]}]}, r"in \[0, 1\]"),
+        ({"points": []}, "at least one set"),
+        ({"points": [{"share": 0.5, "accuracy": 0.5, "thresholds": ["always"]}]}, "a number for each exit"),
+    ],
+)
+def test_thresholds_of_a_file_are_checked(part: dict[str, Any], message: str | None) -> None:
+    point = {"share": 0.75, "accuracy": 0.5, "thresholds": [0.25, "always"]}
+    plain = {
+        "criterion": "max_prob",
+        "solver": "geometric",
+        "costs": [1.0, 2.0],
+        "validation_samples": 4,
+        "points": [point],
+    } | part
+    if message is None:
+        found = ExitThresholds.from_plain(plain).plain()
+        assert {key: found[key] for key in plain} == plain
+    else:
+        with pytest.raises(ValueError, match=message):
+            ExitThresholds.from_plain(plain)

@@ -12,9 +12,10 @@ from torchvision import models as torchvision_models
 
 from datamodules import Pixels
 from models import official
+from models import pixels as models_pixels
 from models.classifiers import dynamic_kernels, timm_classifier
 from models.detectors.features import Features
-from models.pixels import normalises_itself, of_published, of_timm, of_torchvision, pixels_of
+from models.pixels import AS_THEY_ARE, BGR_BYTES, normalises_itself, of_published, of_timm, of_torchvision, pixels_of
 from models.segmenters.upernet import UperNet
 
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,6 +47,22 @@ def test_everything_that_timm_publishes_is_understood() -> None:
         "bilinear",
         "bicubic",
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "black", "white"),
+    [
+        (AS_THEY_ARE, [0, 0, 0], [1, 1, 1]),
+        (models_pixels.HALVES, [-1, -1, -1], [1, 1, 1]),
+        (BGR_BYTES, [-103.53, -116.28, -123.675], [151.47, 138.72, 131.325]),
+        (models_pixels.IMAGENET, [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225], [0.515 / 0.229, 2.4285714, 2.64]),
+    ],
+)
+def test_what_becomes_of_black_and_white(stated: Any, black: list[float], white: list[float]) -> None:
+    pixels = Pixels.stated(stated)
+    for byte, values in ((0, black), (255, white)):
+        found = pixels.normalised(torch.full((3, 1, 1), byte, dtype=torch.uint8)).flatten()
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float32), rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture

@@ -91,6 +91,15 @@ def test_an_image_without_objects_has_a_class_loss_only() -> None:
     assert (boxes[:, 1] != 0).any()
 
 
+def test_the_losses_are_means_over_the_objects() -> None:
+    found, (target,) = predictions(images=1), objects(1)
+    one = criterion()(found, [target])
+    two = criterion()(Predictions(*(each.repeat_interleave(2, 1) for each in tensors(found))), [target, target])
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value)
+
+
 def test_more_objects_than_queries() -> None:
     losses = criterion()(predictions(queries=2), objects(5, 1))
     assert all(value.isfinite() for value in losses.values())

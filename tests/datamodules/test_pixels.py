@@ -88,6 +88,36 @@ def test_what_cannot_be_is_named(change: dict[str, Any], message: str) -> None:
             Pixels.stated(nothing)
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "most", "below", "above"),
+    [("size", [1, 1], [4096, 4096], [0, 1], [1, 4097]), ("crop", 0.1, 2.0, 0.0999, 2.0001)],
+)
+def test_the_ends_of_what_can_be(name: str, least: Any, most: Any, below: Any, above: Any) -> None:
+    known = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    for value in (least, most):
+        assert Pixels.stated(known | {name: value}).plain()[name] == value
+    for value in (below, above):
+        with pytest.raises(DataError, match=rf"pixels\.{name}"):
+            Pixels.stated(known | {name: value})
+
+
+def test_normalised_values_agree_to_a_hundredth() -> None:
+    # Black becomes -mean and white 1 - mean, of which a hundredth counts, or a part of a hundred of what is above 1.
+    ones = (1.0,) * 3
+    for mean, near, far in ((0.5, 0.5099, 0.5101), (0.5, 0.4901, 0.4899), (5.0, 5.0395, 5.0405)):
+        mine = Pixels((mean,) * 3, ones)
+        for other, same in ((near, True), (far, False)):
+            assert mine.agree(Pixels((mean, mean, other), ones)) is same
+    # White alone: at 1 / std - mean / std.
+    assert Pixels((0.0,) * 3, ones).agree(Pixels((0.0,) * 3, (1.0, 1.0, 1.0099)))
+    assert not Pixels((0.0,) * 3, ones).agree(Pixels((0.0,) * 3, (1.0, 1.0, 1.0102)))
+
+
+def test_the_size_of_images_is_left_out_of_their_values() -> None:
+    whole = Pixels((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr", 255.0, (224, 240), "bicubic", 0.9)
+    assert whole.of_values_alone() == Pixels((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr", 255.0)
+
+
 def test_the_same_look_in_other_words_agrees() -> None:
     bytes_ = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), scale=255.0)
     inception = Pixels((127.0,) * 3, (128.0,) * 3, scale=255.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +17,7 @@ import yaml
 
 from exp.cli import Cli, resolve
 from exp.plugins import own_modules
-from exp.trust import Distrust, Rule
+from exp.trust import Distrust, Rule, check_size, taken_from
 from tests.library.recipes import ROOT, TASKS
 
 NETWORK = "model/init_args/network"
@@ -381,3 +382,46 @@ def test_the_guard_ends_with_the_command(folder: Path) -> None:
     with pytest.raises(Distrust):
         rule.check(os.system)
     assert resolve([f"--config={ROOT / 'configs/quickstart.yaml'}"]) == quickstart()
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_the_largest_config() -> None:
+    check_size({"a": nested(59)})
+    check_size(nested(60))
+    check_size(list(range(99_999)))
+    for large in ({"a": nested(60)}, nested(61)):
+        with pytest.raises(yaml.YAMLError, match="nested more than 60 levels deep"):
+            check_size(large)
+    with pytest.raises(yaml.YAMLError, match="more than 100000 values"):
+        check_size(list(range(100_000)))
+    text = "experiment: a\n#"
+    rule = Rule("s.ckpt", [])
+    assert rule.read(text.ljust(1_000_000, "#")) == {"experiment": "a", "trainer": {}}
+    with pytest.raises(Distrust, match="its config is longer than 1000000 characters"):
+        rule.read(text.ljust(1_000_001, "#"))
+
+
+def test_packages_that_are_trusted() -> None:
+    assert taken_from(["fit", "--trust", "numpy.random", "--trust=torch", "--a=b"]) == (
+        ["numpy.random", "torch"],
+        ["fit", "--a=b"],
+    )
+    with pytest.raises(Distrust, match="--trust : it takes the name of a package"):
+        taken_from(["--trust"])
+    rule = Rule.of("s.ckpt", ["b"], ["--model.network=own.nets.Network", "--data=Digits"])
+    assert rule.trusted == ["b", "own"]
+    assert {"Network", "Digits"} <= rule.typed
+
+
+def test_a_trusted_package_is_no_more_than_itself() -> None:
+    rule = Rule("s.ckpt", ["torch.hub"])
+    assert rule.read("model: torch.hub.load") == {"model": {"class_path": "torch.hub.load"}, "trainer": {}}
+    for other in ("torch.hubs.load", "torch.load"):
+        with pytest.raises(Distrust, match=f"names {re.escape(other)}, which is none of the classes"):
+            rule.read(f"model: {{class_path: {other}}}")

@@ -39,7 +39,7 @@ class GumbelSelection(nn.Module):
 
     temperature: Tensor
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: float) -> None:
         super().__init__()
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
-from models.layers.mask_code import MaskCode, zigzag
+from models.layers.mask_code import MaskCode, mask_iou, zigzag
 from tests.library.mask_blobs import blobs
 
 
@@ -78,6 +78,17 @@ def test_a_crop_scales_the_box_to_the_grid() -> None:
     assert MaskCode(4, 8).crop(canvas, boxes).equal(masks)
     assert MaskCode(4, 16).crop(canvas, boxes).float().mean() == pytest.approx(masks.float().mean().item(), abs=0.05)
     assert MaskCode(4, 8).crop(canvas[:0], boxes[:0]).shape == (0, 8, 8)
+
+
+def test_half_a_cell_is_one() -> None:
+    masks = torch.tensor([[[True, False]], [[False, False]]])
+    assert MaskCode(1, 1).crop(masks, torch.tensor([[0.0, 0, 2, 1]]).repeat(2, 1)).flatten().tolist() == [True, False]
+
+
+def test_intersection_over_union_of_pairs() -> None:
+    masks = torch.tensor([[[1, 1], [0, 0]], [[1, 1], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]])
+    others = torch.tensor([[[1, 0], [1, 0]], [[0, 0], [1, 1]], [[1, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]])
+    torch.testing.assert_close(mask_iou(masks.bool(), others.bool()), torch.tensor([1 / 3, 0.0, 1.0, 1.0, 0.25]))
 
 
 def test_codes_stay_in_full_precision() -> None:

@@ -38,6 +38,13 @@ def test_learned_positions_have_a_size() -> None:
         encoding(torch.zeros(1, 2, 7))
 
 
+def test_published_positions_are_learned_for_fifty_cells() -> None:
+    encoding = LearnedPositionEncoding(2)
+    assert encoding(torch.zeros(1, 50, 50)).shape == (1, 4, 50, 50)
+    with pytest.raises(ValueError, match="50 x 50 cells"):
+        encoding(torch.zeros(1, 51, 1))
+
+
 def test_mlp_is_linear_but_between_its_layers() -> None:
     torch.manual_seed(0)
     mlp = MLP(3, 5, 2, 2)

@@ -34,7 +34,7 @@ def resize(maps: Tensor, size: Sequence[int], mode: Mode = "centres") -> Tensor:
 
 
 def _from_first_pixels(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    for dim, length in zip((-2, -1), size, strict=True):
+    for dim, length in ((-2, size[0]), (-1, size[1])):
         last = maps.shape[dim] - 1
         source = torch.arange(length, device=maps.device, dtype=torch.float32) * (maps.shape[dim] / length)
         low = source.floor().long().clamp(max=last)

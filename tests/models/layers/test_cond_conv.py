@@ -135,6 +135,19 @@ def test_like_takes_geometry_and_scale_of_the_host(name):
         like(nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_of_a_kernel_differ_by_a_hundredth_of_its_size(name):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 32, 3)
+    copied = LAYERS[name].func.like(conv, init="copy")
+    noise = torch.stack([kernel.reshape(conv.weight.shape) - conv.weight for kernel in copied.weight])
+    size = conv.weight.square().mean().sqrt()
+    # Of 27,648 numbers or more: four standard errors are 1.7 %.
+    assert (noise.square().mean().sqrt() / size).item() == pytest.approx(0.01, rel=0.02)
+    if conv.bias is not None and copied.bias is not None:
+        assert all(torch.equal(bias, conv.bias) for bias in copied.bias)
+
+
 def test_routing_starts_near_one_half_and_reads_the_mean():
     torch.manual_seed(0)
     routing = Routing(6, 4)

@@ -81,3 +81,15 @@ def test_channels_last_stays_in_pointwise_products():
     images = torch.randn(4, 6, 5, 5).to(memory_format=torch.channels_last)
     out = per_sample_conv2d(images, torch.randn(4, 8, 6, 1, 1), torch.randn(4, 8))
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_as_many_images_as_the_caches_hold_are_convolved_together(monkeypatch):
+    images, kernel = torch.empty(9, 2, 3, 4), (5, 2, 1, 1)
+    # Of an image: a kernel of 10 numbers, 24 that are read and 60 that come out.
+    for cached, together in ((94 * 4 - 1, 3), (94 * 4, 4), (94 * 9, 9), (94 * 99, 9), (1, 2)):
+        monkeypatch.setattr(per_sample_conv, "_CACHED", cached)
+        monkeypatch.setattr(per_sample_conv, "_FEWEST", 2)
+        assert images_at_once(images, kernel) == together
+    assert images_at_once(images.to("meta"), kernel) == 9
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert images_at_once(images, kernel) == 9

@@ -138,3 +138,19 @@ def test_optimizers_take_the_groups() -> None:
     restored = torch.optim.AdamW(parameter_groups(network, 0.1, 0.05, LayerDecay(0.8)))
     restored.load_state_dict(optimizer.state_dict())
     assert [group["name"] for group in restored.param_groups] == [group["name"] for group in optimizer.param_groups]
+
+
+def test_learning_rates_by_name() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = parameter_groups(network, 0.1, 0.05, lr_multipliers={"0.": 0.5, "bias": 3.0})
+    assert [(group["name"], group["lr_scale"], group["lr"], group["weight_decay"]) for group in groups] == [
+        ("0._decay", 0.5, 0.05, 0.05),
+        ("0._no_decay", 0.5, 0.05, 0.0),
+        ("decay", 1.0, 0.1, 0.05),
+        ("bias_no_decay", 3.0, pytest.approx(0.3), 0.0),
+    ]
+    for factor in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"'0.' has the factor {factor:g}, which must be above 0"):
+            parameter_groups(network, 0.1, 0.05, lr_multipliers={"0.": factor})
+    with pytest.raises(ValueError, match="no parameter's name contains 'neck'; they begin with 0, 1"):
+        parameter_groups(network, 0.1, 0.05, lr_multipliers={"neck": 1.0})

@@ -176,9 +176,7 @@ def test_any_quantity_of_the_optimiser_follows_a_schedule(tmp_path: Path) -> Non
     trainer = trained(module, tmp_path, steps)
     lr, rising = WarmupCosine().table(0.1, 3, 6), decay.table(0.04, 3, 6)
     # The weight decays and the bias never does.
-    assert steps.seen == [
-        [pytest.approx((a, b)), pytest.approx((a, 0.0))] for a, b in zip(lr, rising, strict=True)
-    ]
+    assert steps.seen == [[pytest.approx((a, b)), pytest.approx((a, 0.0))] for a, b in zip(lr, rising, strict=True)]
     assert trainer.callback_metrics["train/weight_decay"] == pytest.approx(rising[-1])
     assert trainer.callback_metrics["train/lr"] == pytest.approx(lr[-1])
 
@@ -187,6 +185,36 @@ def test_a_schedule_of_what_the_optimiser_lacks_is_refused(tmp_path: Path) -> No
     module = seeded(optimizer=torch.optim.SGD, schedules={"beta": WarmupCosine()})
     with pytest.raises(ValueError, match="SGD has no beta other than 0 that could follow a schedule; it has lr"):
         trained(module, tmp_path)
+
+
+def test_the_learning_rate_grows_with_the_batch(tmp_path: Path) -> None:
+    optimizer = lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.04)  # noqa: E731
+    for reference, lr in ((16, 0.05), (2, 0.4), (None, 0.1)):
+        steps = Steps(("lr", "weight_decay"))
+        module = seeded(optimizer=optimizer, reference_batch=reference)
+        trained(module, tmp_path, steps, max_epochs=1, accumulate_grad_batches=2)
+        assert steps.seen == [[pytest.approx((lr, 0.04)), pytest.approx((lr, 0.0))]] * 2
+
+
+def test_what_goes_on_has_the_commands_options_and_what_is_tested_has_none(tmp_path: Path) -> None:
+    def module(weight_decay: float) -> Sums:
+        return seeded(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=weight_decay))
+
+    trained(module(0.1), tmp_path, Steps(save=tmp_path), max_epochs=1)
+    trainer = trainer_with(folder=tmp_path, max_epochs=2)
+    trainer.fit(module(0.3), Numbers(12), ckpt_path=tmp_path / "kept.ckpt", weights_only=True)
+    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.3, 0.0]
+    pair_of_parts = pair()
+    assert len(pair_of_parts.parts()) == 2
+    # The checkpoint of one part has weights for another task's test, and no say in its optimisers.
+    content = saved(tmp_path)
+    content["state_dict"] = pair_of_parts.state_dict()
+    torch.save(content, tmp_path / "other.ckpt")
+    trainer.test(pair_of_parts, Numbers(12), ckpt_path=tmp_path / "other.ckpt", weights_only=True, verbose=False)
+    with pytest.raises(ValueError, match="the checkpoint's optimiser trained one part, but the task trains network, d"):
+        trainer_with(folder=tmp_path, max_epochs=2).fit(
+            pair_of_parts, Numbers(12), ckpt_path=tmp_path / "other.ckpt", weights_only=True
+        )
 
 
 class Pair(Sums):
@@ -240,6 +268,12 @@ def test_parts_go_on_where_they_stopped(tmp_path: Path) -> None:
         resumed, Numbers(12), ckpt_path=tmp_path / "kept.ckpt", weights_only=True
     )
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_norms_and_biases_of_a_part_do_not_decay_unless_asked() -> None:
+    part = Part(nn.Linear(2, 2))
+    assert [group["weight_decay"] for group in part.groups(0.1, 0.05)] == [0.05, 0.0]
+    assert [group["weight_decay"] for group in Part(part.module, decay_all=True).groups(0.1, 0.05)] == [0.05]
 
 
 def test_a_part_is_clipped_on_its_own(tmp_path: Path) -> None:

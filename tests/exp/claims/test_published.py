@@ -104,3 +104,14 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_config_that_is_none_is_another(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [true]")
     assert config_digest(tmp_path / "config.yaml") == "not YAML"
+
+
+def test_the_order_and_the_comments_of_a_config_say_nothing(tmp_path: Path) -> None:
+    texts = ("a: 1\nb: {c: 2, d: 3}\n", "# why\nb:\n  d: 3\n  c: 2\na: 1\n", "a: 1\nb: {c: 2, d: 4}\n")
+    digests = []
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.yaml").write_text(text)
+        digests.append(config_digest(tmp_path / f"{i}.yaml"))
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0]) == 12
+    assert config_digest(tmp_path / "none.yaml") == ""

@@ -88,6 +88,28 @@ def test_what_an_optimiser_counts_in_its_groups_is_the_saved() -> None:
     assert [(int(group["step"]), group["eps"]) for group in resumed(new, saved).param_groups] == [(2, 1e-3)] * 2
 
 
+def test_what_is_counted_from_the_start_is_the_saved_and_what_is_new_begins() -> None:
+    class Counting(torch.optim.SGD):
+        counters: tuple[str, ...] = ("seen",)
+
+        def __init__(self, params: Any, lr: float = 0.01) -> None:
+            super().__init__(params, lr)
+            for group in self.param_groups:
+                group |= dict.fromkeys(self.counters, 0)
+
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["seen"] += 1
+            return super().step(closure)
+
+    class Later(Counting):
+        counters = ("seen", "averaged")
+
+    part, saved = saved_by(Counting)
+    groups = resumed(Part(part.module, Later), saved).param_groups
+    assert [(group["seen"], group["averaged"]) for group in groups] == [(2, 0)] * 2
+
+
 def test_an_option_that_the_state_can_do_without_is_applied() -> None:
     part, saved = saved_by(partial(torch.optim.SGD, lr=0.01))
     new = Part(part.module, partial(torch.optim.SGD, lr=0.01, momentum=0.9))

@@ -132,7 +132,7 @@ def compact(state: Any, kept: Tensor) -> Any:
     return tree_map(lambda tensor: tensor.index_select(0, kept), state)
 
 
-def exit_costs(network: MultiExit, image_size: Sequence[int] = (3, 224, 224)) -> list[float]:
+def exit_costs(network: MultiExit, image_size: Sequence[int]) -> list[float]:
     """Multiply-adds up to each exit, everything that has run by then included.
 
     Counted in one inference on tensors that have no data, with the rules of `models.compute.count`.

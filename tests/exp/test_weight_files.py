@@ -281,6 +281,24 @@ def test_sizes_are_not_believed(tmp_path: Path, change: dict[str, Any], zipped: 
         read(tmp_path / "a")
 
 
+def test_entries_of_an_archive_are_stored_as_they_are(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    # Stored, but of fewer bytes than it says: the size behind the checksum in the directory at the end.
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    place = content.rindex(b"data/0") - len("a/") - 46
+    assert content[place : place + 4] == b"PK\x01\x02"
+    content[place + 20 : place + 24] = (3996).to_bytes(4, "little")
+    (tmp_path / "c.pth").write_bytes(content)
+    for name in ("b.pth", "c.pth"):
+        with pytest.raises(WeightFileError, match="is compressed, which torch does not do"):
+            read(tmp_path / name)
+
+
 def test_storages_are_not_believed(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1000)}, tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth") as archive:

@@ -55,8 +55,8 @@ def make_trainer(kind: Callable[..., Trainer], options: dict[str, Any], timeout:
     for callback in options["callbacks"]:
         if isinstance(callback, LearningRateFinder):
             raise UsageError(
-                "trainer.callbacks: the learning rate of each step follows model.schedule, so that LearningRateFinder has "
-                "none to set: leave it out, and try values of --model.optimizer.lr"
+                "trainer.callbacks: the learning rate of each step follows model.schedule, so that LearningRateFinder "
+                "has none to set: leave it out, and try values of --model.optimizer.lr"
             )
     options = options | {"plugins": plugins, "profiler": options["profiler"] or NoProfiler()}
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exp.faults import mistake_in
 from exp.trust import Distrust
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -73,6 +74,8 @@ def misfit(error: BaseException) -> str | None:
         trace = trace.tb_next
     if path is None:
         return None
+    if mistake := mistake_in(error):
+        return f"{path}: {mistake}"
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
     reason = f"{reason[:LONGEST_REASON]} ..." if len(reason) > LONGEST_REASON else reason
     return f"{path}: what it holds does not fit this command's config: {kind}{reason}"

@@ -52,13 +52,13 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
         say(f"stopped by {name(stop.signal)} at step {stop.step}; the same command goes on{place}")
     except EXPECTED as error:
         outcome.code = 1
-        print(f"exp: {error}", file=sys.stderr)
+        print(f"exp: {_said(error)}", file=sys.stderr)
     except Exception as error:
         outcome.code = 1
         if stopped := next((each for each in causes(error) if isinstance(each, Stopped)), None):
             raise stopped from None
         if cause := next((cause for cause in causes(error) if isinstance(cause, EXPECTED)), None):
-            print(f"exp: {cause}", file=sys.stderr)
+            print(f"exp: {_said(cause)}", file=sys.stderr)
         elif told := unwritable(error):
             print(f"exp: {told}", file=sys.stderr)
         elif cli.trainer.world_size > 1 and _waited_in_vain(error):
@@ -72,6 +72,11 @@ def exit_code(cli: Cli) -> Iterator[Outcome]:
             # Before a run has its place, this is where the command was started.
             print(f"exp: {fault(error, None if folder == Path.cwd() else folder)}", file=sys.stderr)
             _tell_dead_processes(cli)
+
+
+def _said(error: BaseException) -> str:
+    """What an expected error says; of what a checkpoint holds and does not fit, with the file."""
+    return (misfit(error) if isinstance(error, Mistake) else None) or str(error)
 
 
 def _waited_in_vain(error: BaseException) -> bool:

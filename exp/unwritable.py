@@ -6,11 +6,14 @@ import errno
 import os
 
 ROOM = "free space there, and run the command again"
+TAKEN = "move away what has that name, or choose another folder"
 RIGHT = "allow writing there, or choose another folder"
 REMEDIES = {
     errno.ENOSPC: ROOM,
     errno.EDQUOT: ROOM,
     errno.EFBIG: ROOM,
+    errno.EISDIR: TAKEN,
+    errno.ENOTDIR: TAKEN,
     errno.EROFS: RIGHT,
     errno.EACCES: RIGHT,
     errno.EPERM: RIGHT,

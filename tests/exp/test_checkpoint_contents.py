@@ -89,7 +89,7 @@ def test_what_belongs_there(content: dict[str, Any]) -> None:
         ({"callbacks": {"Checkpoints": 5}}, "TypeError"),
         ({"pytorch-lightning_version": "evil"}, "Invalid version: 'evil'"),
         ({"loops": {"fit_loop": 5}}, "'predict_loop'"),
-        ({"state_dict": {}}, "Missing key"),
+        ({"state_dict": {}}, "the checkpoint is of another network: it has nothing for network.stem.0.weight"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_one_line(
     assert predict.main(["--ckpt_path=s.ckpt", "--trainer.accelerator=cpu", "zero.png"]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("exp:")]
     assert len(said) == 1
-    assert said[0].startswith("exp: s.ckpt: what it holds does not fit this command's config: ")
+    assert said[0].startswith("exp: s.ckpt: ")
     assert message in said[0]
     assert not (folder / "predict").exists()
 

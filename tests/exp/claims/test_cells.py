@@ -106,3 +106,21 @@ def test_how_far_a_cell_has_come(cell: Cell) -> None:
     cell.look()
     assert (cell.state, cell.path.exists()) == (State.NEW, False)
     assert len(list((cell.path.parent / "stale").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"config": {"lr": 2}}, "lr: 1 -> 2"),
+        ({"arm": {"devices": 2}}, "devices: 1 -> 2"),
+        # What an arm changes shows in its config.
+        ({"config": {"lr": 2}, "arm": {"devices": 2}}, "lr: 1 -> 2"),
+        ({"config": {"lr": 2}, "after": "other"}, "lr: 1 -> 2; the arm that it starts from has changed"),
+    ],
+)
+def test_why_a_cell_is_stale(changed: dict[str, Any], reason: str, cell: Cell) -> None:
+    cell.identity |= {"config": {"lr": 1}, "arm": {"devices": 1}}
+    cell.note(identity=cell.identity)
+    cell.identity = cell.identity | changed
+    cell.look()
+    assert (cell.state, cell.reason) == (State.STALE, reason)

@@ -54,6 +54,24 @@ def write_whole(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
+def note(path: Path, text: str) -> bool:
+    """Adds to a log, if that can be; says whether it could. What it could not be leaves no empty file behind.
+
+    Args:
+        path: the log, in a folder that exists.
+        text: what is added.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(text)
+        return True
+    except OSError:
+        with suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()
+        return False
+
+
 def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Writes a CSV file, whole or not at all.
 

@@ -7,9 +7,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
+from callbacks.reports.report import ERRORS
+from callbacks.whole_files import note
 from datamodules import DataError
 from models.mistakes import Mistake
 
@@ -56,10 +57,8 @@ def fault(error: BaseException, folder: Path | None = None) -> str:
     what = " ".join((str(error).strip().splitlines() or [""])[0].split())
     shown = f"{type(error).__name__}{': ' if what else ''}{what} ({module}:{line})"
     entry = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{''.join(told)}\n"
-    if folder is not None:
-        with suppress(OSError), (folder / "errors.log").open("a") as file:
-            file.write(entry)
-            return f"{shown}; the traceback is in {file.name}"
+    if folder is not None and note(log := folder / ERRORS, entry):
+        return f"{shown}; the traceback is in {log}"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="exp-", suffix=".log", delete=False) as kept:
             kept.write(entry)

@@ -6,7 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
-from callbacks.whole_files import write_picture
+from callbacks.whole_files import note, write_picture
 from drawing.figures import Series
 from lightning_modules.task import Batch, Task
 
@@ -183,8 +182,7 @@ class Report(Callback):
             log = self.place.files / ERRORS
             reason = (str(error).strip().splitlines() or [""])[0]
             trouble = f"{type(self).__name__} could not be {done}: {type(error).__name__}: {reason}"
-            with suppress(OSError), log.open("a") as file:
-                file.write(f"{trouble}\n{traceback.format_exc()}\n")
+            if note(log, f"{trouble}\n{traceback.format_exc()}\n"):
                 trouble += f"; see {log}"
             if not before:
                 print(f"exp: {trouble}", file=sys.stderr, flush=True)

@@ -79,7 +79,7 @@ def fit(
     )
     trainer.saved = []
     data = Data(batches(8)) if scores is None else Validated(batches(8))
-    trainer.fit(Scored(scores or [], mode), data, ckpt_path=resume and folder / resume, weights_only=False)
+    trainer.fit(Scored(scores or [], mode), data, ckpt_path=resume and folder / resume, weights_only=True)
     return trainer
 
 
@@ -120,7 +120,7 @@ def test_a_resumed_training_counts_on(tmp_path: Path) -> None:
 
 def test_previous_is_the_one_before_the_last(tmp_path: Path) -> None:
     fit(Checkpoints(3), tmp_path)
-    steps = {path.stem: torch.load(path, weights_only=False)["global_step"] for path in tmp_path.glob("*.ckpt")}
+    steps = {path.stem: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("*.ckpt")}
     assert steps == {"last": 8, "previous": 6}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
@@ -179,14 +179,14 @@ def test_a_request_to_stop_is_met_with_a_checkpoint(step: int, tmp_path: Path, m
     with pytest.raises(Preempted) as stopped:
         fit(Checkpoints(), tmp_path, callbacks=[Preemption()], max_epochs=2)
     assert (stopped.value.code, stopped.value.step, stopped.value.saved) == (75, step, True)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == step
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step
 
 
 def test_a_checkpoint_can_be_used_on_its_own(tmp_path: Path) -> None:
     checkpoints = Checkpoints()
     checkpoints.config = "model: x"
     fit(checkpoints, tmp_path, [0.5])
-    found = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    found = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert (found["exp_config"], found["class_names"]) == ("model: x", ["cat", "dog"])
     assert found["callbacks"]["Checkpoints"] == {
         "best_score": 0.5,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,7 @@ import yaml
 from callbacks import StepSeed
 from exp.run_directory import state_of
 from tests.library.run_contents import after, contents, table
-from tests.library.runner import SMALL, Ended, run
-
-RUN = Path("runs/run/0")
-SHORT = ["--trainer.max_epochs=1", "--model.schedule.warmup_epochs=0.5"]
-
-
-def fit(folder: Path, *argv: str, sabotage: Callable[[], None] | None = None) -> Ended:
-    return run("fit", [*SMALL, "--experiment=run", *SHORT, *argv], folder, sabotage)
+from tests.library.short_run import RUN, fit
 
 
 @pytest.fixture(scope="module")

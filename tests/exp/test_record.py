@@ -16,14 +16,8 @@ from callbacks import StepSeed
 from exp.checkpoint_io import AtomicCheckpointIO
 from exp.run_directory import state_of
 from tests.library.run_contents import after, table
-from tests.library.runner import SMALL, Ended, die, run
-
-RUN = Path("runs/run/0")
-SHORT = ["--trainer.max_epochs=1", "--model.schedule.warmup_epochs=0.5"]
-
-
-def fit(folder: Path, *argv: str, sabotage: Callable[[], None] | None = None) -> Ended:
-    return run("fit", [*SMALL, "--experiment=run", *SHORT, *argv], folder, sabotage)
+from tests.library.runner import die
+from tests.library.short_run import RUN, fit
 
 
 @pytest.fixture(scope="module")

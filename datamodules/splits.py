@@ -87,7 +87,10 @@ def hold_out(labels: np.ndarray, amount: int | float) -> tuple[np.ndarray, np.nd
     if amount == 0:
         return np.arange(n), np.empty(0, np.int64)
     if not 0 < held < n:
-        raise DataError(f"holdout={amount} of {n} samples leaves {n - held} for training and {held} for validation.")
+        raise DataError(
+            f"holdout={amount} of {n} samples leaves {n - held} for training and {held} for validation: give another "
+            "share or number, or 0 to train without validation."
+        )
     generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
     order = generator.permutation(n)
     # Rank every sample within its class by its shuffled position; taking the smallest (rank / class size) first

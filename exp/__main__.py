@@ -89,8 +89,9 @@ def main(argv: list[str]) -> int:
 def speak_utf8() -> None:
     """Starts Python anew, with names of files and texts in UTF-8, where the locale has another encoding."""
     if sys.getfilesystemencoding() != "utf-8" or locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
+        # For the processes that it starts, and for itself, which may have been told to look at no environment.
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, sys.orig_argv)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":

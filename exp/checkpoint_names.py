@@ -35,6 +35,28 @@ def find_checkpoint(given: str, runs: Path) -> Path:
     raise NoCheckpoint(f"{given}: no such file, nor a run's directory or an experiment in {runs}{_known(name, runs)}")
 
 
+def find_run(given: str, runs: Path) -> Path:
+    """The directory of the run that a person means.
+
+    Args:
+        given: a run's directory, or an experiment (below `runs`, or its folder), perhaps followed by `/last`, for its
+            newest run.
+        runs: the folder of all runs.
+
+    Raises:
+        NoCheckpoint: there is none.
+    """
+    name = Path(given)
+    if name.name == "last" and not name.is_dir() and not (runs / name).is_dir():
+        name = name.parent
+    for folder in (name, runs / name):
+        if any((folder / part).exists() for part in ("run.json", "config.yaml", "checkpoints")):
+            return folder
+        if folder.is_dir():
+            return _of_folder(folder, ("last",)).parent.parent
+    raise NoCheckpoint(f"{given}: no such file, nor a run's directory or an experiment in {runs}{_known(name, runs)}")
+
+
 def _of_folder(folder: Path, kinds: tuple[str, ...]) -> Path:
     """The newest checkpoint of a run or of an experiment's runs, the first kind that a run has."""
     candidates = [folder, folder / "checkpoints", *(run / "checkpoints" for run in folder.iterdir() if run.is_dir())]

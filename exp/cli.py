@@ -155,7 +155,9 @@ class Cli(LightningCLI):
         parser.add_argument("--experiment", type=str | None, help="the run's name (default: the config file's)")
         parser.add_argument("--version", type=str | None, help="the run's number or name (default: the next number)")
         parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
-        parser.add_argument("--resume", type=str, default="auto", help="auto, never, a run directory or a checkpoint")
+        parser.add_argument(
+            "--resume", type=str, default="auto", help="auto, never, a run's directory, NAME/last or a checkpoint"
+        )
         parser.add_argument(
             "--wandb",
             type=Literal["auto", "online", "offline", "disabled"],

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from callbacks.whole_files import write_whole
 from exp.checkpoint_io import CheckpointError, config_of, damage, read_checkpoint
+from exp.checkpoint_names import NoCheckpoint, find_run
 
 STATE_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 LOCK_TRIALS = 4
@@ -180,7 +181,8 @@ def open_run(
     """Chooses the run directory of a `fit` command and takes hold of it.
 
     With `resume="auto"`, the same command goes on with the newest unfinished run of the same config; `"never"` starts
-    a new one; a path goes on with that run directory or from that checkpoint file.
+    a new one; a path, or the name of an experiment for its newest run, goes on with that run directory or from that
+    checkpoint file.
 
     Args:
         root: the folder of all runs.
@@ -209,10 +211,12 @@ def open_run(
 
     if resume not in ("auto", "never"):
         path = Path(resume)
-        if path.is_dir():
-            return _continue(path, mark, is_same(path))
         if not path.is_file():
-            raise RunError(f"--resume {resume}: neither a run directory nor a checkpoint, nor 'auto' or 'never'")
+            try:
+                path = find_run(resume, root)
+            except NoCheckpoint as error:
+                raise RunError(f"--resume {error}; or give auto or never") from None
+            return _continue(path, mark, is_same(path))
         if problem := damage(path):
             raise RunError(f"--resume {resume}: the checkpoint is {problem}")
         run = _create(folder, version, mark)

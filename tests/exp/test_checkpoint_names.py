@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exp.checkpoint_names import NoCheckpoint, find_checkpoint
+from exp.checkpoint_names import NoCheckpoint, find_checkpoint, find_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,28 @@ def test_a_run_of_that_name_comes_before_a_kind_of_checkpoint(runs: Path) -> Non
 def test_what_is_no_checkpoint_is_named(given: str, answer: str, runs: Path) -> None:
     with pytest.raises(NoCheckpoint, match=re.escape(answer.format(runs=runs))):
         find_checkpoint(given, runs)
+
+
+@pytest.mark.parametrize(
+    ("given", "version"),
+    [
+        ("mine", "2"),
+        ("mine/last", "2"),
+        ("{runs}/mine", "2"),
+        ("{runs}/mine/last", "2"),
+        ("mine/0", "0"),
+        ("{runs}/mine/10", "10"),
+    ],
+)
+def test_names_of_a_run(given: str, version: str, runs: Path) -> None:
+    assert find_run(given.format(runs=runs), runs) == runs / "mine" / version
+
+
+@pytest.mark.parametrize(("given", "answer"), [("mien/last", "did you mean 'mine'?"), ("empty", "no last.ckpt in it")])
+def test_what_is_no_run_is_named(given: str, answer: str, runs: Path) -> None:
+    (runs / "empty").mkdir()
+    with pytest.raises(NoCheckpoint, match=re.escape(answer)):
+        find_run(given, runs)
 
 
 def test_no_page_tells_a_person_to_use_whatever_run_was_first() -> None:

@@ -229,7 +229,7 @@ def test_a_checkpoint_begins_a_new_run(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"some.ckpt: the checkpoint is "):
         open_run(tmp_path / "runs", "run", None, str(file), NEW)
-    with pytest.raises(RunError, match="neither a run directory nor a checkpoint, nor 'auto' or 'never'"):
+    with pytest.raises(RunError, match=r"other.ckpt: no such file, nor a run.*; or give auto or never"):
         open_run(tmp_path / "runs", "run", None, str(tmp_path / "other.ckpt"), NEW)
     assert [path.name for path in (tmp_path / "runs/run").iterdir()] == ["0"]
 

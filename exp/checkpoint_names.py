@@ -26,13 +26,8 @@ def find_checkpoint(given: str, runs: Path) -> Path:
     """
     if Path(given).is_file():
         return Path(given)
-    name, kinds = Path(given), KINDS
-    if name.name in KINDS and not name.is_dir() and not (runs / name).is_dir():
-        name, kinds = name.parent, (name.name,)
-    for folder in (name, runs / name):
-        if folder.is_dir():
-            return _of_folder(folder, kinds)
-    raise NoCheckpoint(f"{given}: no such file, nor a run's directory or an experiment in {runs}{_known(name, runs)}")
+    folder, kind = _folder(given, runs, KINDS)
+    return _newest(folder, KINDS if kind is None else (kind,))
 
 
 def find_run(given: str, runs: Path) -> Path:
@@ -46,18 +41,24 @@ def find_run(given: str, runs: Path) -> Path:
     Raises:
         NoCheckpoint: there is none.
     """
-    name = Path(given)
-    if name.name == "last" and not name.is_dir() and not (runs / name).is_dir():
-        name = name.parent
+    folder, _ = _folder(given, runs, ("last",))
+    if any((folder / part).exists() for part in ("run.json", "config.yaml", "checkpoints")):
+        return folder
+    return _newest(folder, ("last",)).parent.parent
+
+
+def _folder(given: str, runs: Path, kinds: tuple[str, ...]) -> tuple[Path, str | None]:
+    """The directory of a run or an experiment, and the kind of checkpoint that is named behind it, if one is."""
+    name, kind = Path(given), None
+    if name.name in kinds and not name.is_dir() and not (runs / name).is_dir():
+        name, kind = name.parent, name.name
     for folder in (name, runs / name):
-        if any((folder / part).exists() for part in ("run.json", "config.yaml", "checkpoints")):
-            return folder
         if folder.is_dir():
-            return _of_folder(folder, ("last",)).parent.parent
+            return folder, kind
     raise NoCheckpoint(f"{given}: no such file, nor a run's directory or an experiment in {runs}{_known(name, runs)}")
 
 
-def _of_folder(folder: Path, kinds: tuple[str, ...]) -> Path:
+def _newest(folder: Path, kinds: tuple[str, ...]) -> Path:
     """The newest checkpoint of a run or of an experiment's runs, the first kind that a run has."""
     candidates = [folder, folder / "checkpoints", *(run / "checkpoints" for run in folder.iterdir() if run.is_dir())]
     found = [

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exp.messages import first_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -123,8 +125,4 @@ def write(state: dict[str, Tensor], path: Path, pixels: dict[str, Any] | None = 
     except (OSError, RuntimeError, SafetensorError) as error:
         with suppress(OSError):
             partial.unlink()
-        raise ConvertError(f"cannot write {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConvertError(f"cannot write {path}: {first_line(error)}") from error

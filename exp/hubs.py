@@ -12,6 +12,7 @@ import timm
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from exp.messages import first_line
 from models.official import some
 
 _TIMM: Any = sys.modules[timm.models.build_model_with_cfg.__module__]
@@ -86,7 +87,7 @@ def _answered(what: str, ask: Callable[..., Any], *args: Any, **options: Any) ->
     try:
         return ask(*args, **options)
     except Exception as error:  # whatever a network, a disk or a hub may answer
-        why = some([(str(error).strip().splitlines() or [type(error).__name__])[0]])
+        why = some([first_line(error)])
         raise HubError(
             f"no pretrained weights for {what} from the hub ({why}): give the network weights by --weights FILE, or "
             "set its pretrained to false"

@@ -76,6 +76,11 @@ def explain(message: str, parser: ArgumentParser) -> str:
     return " ".join(message.split())
 
 
+def first_line(error: Exception) -> str:
+    """What another's error says, as far as it fits into a line; its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def denied(message: str) -> str | None:
     """The class or function that the parser was not allowed to import, if that is what it reports."""
     match = _DENIED.search(message)

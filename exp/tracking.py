@@ -15,6 +15,8 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
+from exp.messages import first_line
+
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -103,19 +105,19 @@ class Tracker(WandbLogger):
             self._run = None
             _let_go()
             if mode == "online":
-                self._warn(f"{_first_line(error)}: the run is kept offline")
+                self._warn(f"{first_line(error)}: the run is kept offline")
                 self._open("offline")
             else:
-                self._warn(f"{_first_line(error)}: given up; metrics.csv has what was logged")
+                self._warn(f"{first_line(error)}: given up; metrics.csv has what was logged")
 
     def _reopen(self, error: Exception) -> None:
         self._run = None
         _let_go()
         self._reopenings += 1
         if self._reopenings > REOPENINGS:
-            self._warn(f"{_first_line(error)}: given up; metrics.csv has what was logged")
+            self._warn(f"{first_line(error)}: given up; metrics.csv has what was logged")
             return
-        self._warn(f"{_first_line(error)}: the run goes on offline")
+        self._warn(f"{first_line(error)}: the run goes on offline")
         self._open("offline")
 
     def _warn(self, what: str) -> None:
@@ -170,10 +172,6 @@ def _let_go() -> None:
         wandb.teardown()
     except Exception:  # it may have been killed, which is why it is let go
         return
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _logged_in() -> bool:

@@ -1,4 +1,6 @@
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,10 +17,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def forks(module: ModuleType) -> bool:
+    """Whether a module of the tests runs commands by forking, itself or through a module of tests/library."""
+    for value in vars(module).values():
+        if value is runner.run:
+            return True
+        home = sys.modules.get(getattr(value, "__module__", None) or "")
+        if home is not None and home is not module and home.__name__.startswith("tests.library.") and forks(home):
+            return True
+    return False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Commands run in forked copies of this process, in which PyTorch refuses backward passes once it has run one."""
-
-    def forks(item: pytest.Item) -> bool:
-        return any(value is runner.run for value in vars(getattr(item, "module", item)).values())
-
-    items.sort(key=lambda item: not forks(item))
+    first = {module: forks(module) for item in items if isinstance(module := getattr(item, "module", None), ModuleType)}
+    items.sort(key=lambda item: not first.get(getattr(item, "module", None), False))

@@ -4,11 +4,12 @@ from lightning_modules.classification import Classification, Mix
 from lightning_modules.detection import Detection
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.pose_estimation import PoseEstimation
-from lightning_modules.schedules import Constant, MultiStep, Poly, Staircase, WarmupCosine
+from lightning_modules.schedules import AverageWarmup, Constant, MultiStep, Poly, Staircase, WarmupCosine
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Task
 
 __all__ = [
+    "AverageWarmup",
     "Classification",
     "Constant",
     "Detection",

@@ -49,6 +49,8 @@ class WarmupCosine(Schedule):
             the base value, which the first step after it would have, had the cosine not fallen by then.
         by_epoch: Whether the value changes only where an epoch begins.
         cooldown_epochs: Epochs at the end with `min_lr`.
+        steady_warmup: Whether the base value occurs once: the warm-up is a line towards it, which the first step after
+            it has.
     """
 
     warmup_epochs: float = 0.0
@@ -58,6 +60,7 @@ class WarmupCosine(Schedule):
     whole: bool = False
     by_epoch: bool = False
     cooldown_epochs: float = 0.0
+    steady_warmup: bool = False
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
@@ -77,7 +80,7 @@ class WarmupCosine(Schedule):
             )
         falling = 0.5 * (base - self.min_lr) * (1 + np.cos(np.pi * np.arange(cosine_steps) / cosine_steps))
         table = np.concatenate([self.min_lr + falling, np.full(cooldown, self.min_lr)])
-        rising = np.linspace(self.warmup_lr, base, warmup, endpoint=not self.whole)
+        rising = np.linspace(self.warmup_lr, base, warmup, endpoint=not (self.whole or self.steady_warmup))
         return np.concatenate([rising, table[warmup:] if self.whole else table])
 
 
@@ -191,6 +194,28 @@ class Constant(Schedule):
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
         warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
         return np.concatenate([warmup, np.full(total_steps - len(warmup), base)])
+
+
+@dataclass
+class AverageWarmup(Schedule):
+    """The momentum of a young moving average, which soon forgets the weights that it began with.
+
+    `min(base, (n + ahead) / (n + behind))` at the n-th step, counted from 1.
+
+    Args:
+        ahead, behind: 0 and 1 make the plain mean of the first weights, as Mean Teacher (arXiv 1703.01780) has it; 1 and
+            10 are TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    """
+
+    ahead: float = 0.0
+    behind: float = 1.0
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        if not 0 <= self.ahead < self.behind:
+            raise Mistake(f"an average warms up with 0 <= ahead < behind, not {self.ahead} and {self.behind}")
+        steps = np.arange(1, total_steps + 1)
+        return np.minimum(base, (steps + self.ahead) / (steps + self.behind))
 
 
 def _warmup(

@@ -1,7 +1,7 @@
 """What can be added to any run."""
 
 from callbacks.annealing import Annealing
-from callbacks.averaging import WeightEMA
+from callbacks.averaging import AveragedWeights, WeightEMA
 from callbacks.bad_samples import BadSamples
 from callbacks.checkpoints import Checkpoints
 from callbacks.compute_budget import ComputeBudget
@@ -12,10 +12,12 @@ from callbacks.preemption import Preempted, Preemption
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.threshold_curve import ThresholdCurve
+from callbacks.smoothing import Rule, Smoothing
 from callbacks.step_seed import StepSeed
 
 __all__ = [
     "Annealing",
+    "AveragedWeights",
     "BadSamples",
     "Checkpoints",
     "ComputeBudget",
@@ -27,6 +29,8 @@ __all__ = [
     "PreciseBN",
     "Preempted",
     "Preemption",
+    "Rule",
+    "Smoothing",
     "StepSeed",
     "ThresholdCurve",
     "WeightEMA",

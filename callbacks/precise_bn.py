@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from callbacks.averaging import WeightEMA
 from lightning_modules.internals import Clock
 from lightning_modules.task import Task
 from models.compute import forget
 from models.mistakes import Mistake
+
+# Of training, that estimate statistics.
+BATCHES = 200
 
 
 class PreciseBN(Callback):
@@ -33,40 +37,68 @@ class PreciseBN(Callback):
         Mistake: less than one batch; when training begins, another callback that evaluates averaged weights.
     """
 
-    def __init__(self, batches: int = 200) -> None:
+    def __init__(self, batches: int = BATCHES) -> None:
         if batches < 1:
             raise Mistake(f"PreciseBN: batches must be at least 1, not {batches}")
-        self.batches = batches
-        self._done_at: int | None = None
+        self._recalibration = Recalibration(batches)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and any(isinstance(each, WeightEMA) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averaging = [each for each in callbacks if isinstance(each, WeightAveraging)]
+        if stage == "fit" and averaging:
             raise Mistake(
-                "PreciseBN: WeightEMA evaluates averaged weights, whose statistics are averaged, too: use one of them"
+                f"PreciseBN: {type(averaging[0]).__name__} evaluates averaged weights, whose statistics are averaged, "
+                "too: use one of them, or AveragedWeights with batch_norm: recalibrate"
             )
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if Clock(trainer).validates_next:
-            self._estimate(trainer, pl_module)
+        self._recalibration.before_validation(trainer, pl_module, [_network(pl_module)])
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._recalibration.at_the_end(trainer, pl_module, [_network(pl_module)])
+
+
+class Recalibration:
+    """Estimates the statistics of batch norms anew when an evaluation is next.
+
+    Args:
+        batches: of training, at most.
+    """
+
+    def __init__(self, batches: int = BATCHES) -> None:
+        self.batches = batches
+        self._done_at: int | None = None
+
+    def before_validation(self, trainer: Trainer, task: LightningModule, networks: Sequence[nn.Module]) -> None:
+        """To be asked at the end of each batch.
+
+        Args:
+            trainer: the training's.
+            task: says what networks take of a batch.
+            networks: those whose norms are estimated.
+        """
+        if Clock(trainer).validates_next:
+            self._estimate(trainer, task, networks)
+
+    def at_the_end(self, trainer: Trainer, task: LightningModule, networks: Sequence[nn.Module]) -> None:
+        """To be asked at the end of each epoch; arguments are those of `before_validation`."""
         clock = Clock(trainer)
         if clock.step == clock.total_steps and self._done_at != clock.step:
-            self._estimate(trainer, pl_module)
+            self._estimate(trainer, task, networks)
 
-    def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _estimate(self, trainer: Trainer, task: LightningModule, networks: Sequence[nn.Module]) -> None:
         self._done_at = trainer.global_step
-        assert isinstance(pl_module, Task)
-        network: nn.Module = pl_module.network
-        loader = pl_module.data.train_dataloader()
+        assert isinstance(task, Task)
+        loader = task.data.train_dataloader()
         if set_epoch := getattr(loader, "set_epoch", None):
             set_epoch(trainer.current_epoch)
         # Those that are frozen are in evaluation mode.
         norms = [
             module
+            for network in networks
             for module in network.modules()
             if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
         ]
@@ -74,11 +106,14 @@ class PreciseBN(Callback):
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 for batch in islice(loader, self.batches):
-                    network(*pl_module.inputs(trainer.strategy.batch_to_device(batch)))
+                    inputs = task.inputs(trainer.strategy.batch_to_device(batch))
+                    for network in networks:
+                        network(*inputs)
         finally:
             for each in kept:
                 each.settle()
-            forget(network)
+            for network in networks:
+                forget(network)
         if norms:
             everything = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
             mean = trainer.strategy.reduce(torch.cat([_given(value) for value in everything]), reduce_op="mean")
@@ -112,3 +147,7 @@ class _Statistics:
 def _given(buffer: Tensor | None) -> Tensor:
     assert buffer is not None
     return buffer
+
+
+def _network(pl_module: LightningModule) -> nn.Module:
+    return pl_module.network  # type: ignore[return-value]

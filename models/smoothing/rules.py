@@ -1,6 +1,6 @@
 """Rules by which the weights of a teacher follow those of its student.
 
-With a keep probability p, a momentum m and a draw r, uniform in [0, 1), of each unit of the teacher's weights: a unit with
+With a keep probability p, a momentum m and a draw r, uniform in [0, 1), of each unit of the weights: a unit with
 r < p stays as it is, and every other one takes the step T <- m T + (1 - m) S.
 
 | rule | p | m |
@@ -81,7 +81,7 @@ def spatial_temporal(
 
     Args:
         teacher, student: tensors of the same shapes, one for one.
-        chosen: of each tensor whether it is, or which parts of it are: booleans, or zeros and ones, that broadcast to it.
+        chosen: of each tensor whether it is, or which parts of it are, booleans or zeros and ones that broadcast to it.
         momentum: m.
     """
     if _whole(chosen):

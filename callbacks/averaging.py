@@ -14,7 +14,7 @@ from callbacks.precise_bn import Recalibration
 from callbacks.smoothing import Following, Rule
 from lightning_modules.schedules import AverageWarmup
 from models.mistakes import Mistake
-from models.smoothing import Smoother, has_batch_norm
+from models.smoothing import BatchNormPolicy, Smoother, has_batch_norm
 
 Statistics = Literal["ema", "copy", "recalibrate"]
 
@@ -22,15 +22,15 @@ Statistics = Literal["ema", "copy", "recalibrate"]
 class AveragedWeights(WeightAveraging):
     """Evaluates weights that follow those that are trained, from the initial ones on, by any smoothing rule.
 
-    They move after every optimiser step. Validation, test and the saved `state_dict` use them; training goes on with the
-    raw weights. Logs what `Smoothing` does, with `average` in place of `teacher`.
+    They move after every optimiser step. Validation, test and the saved `state_dict` use them; training goes on with
+    the raw weights. Logs what `Smoothing` does, with `average` in place of `teacher`.
 
     Args:
         rule: how they follow.
-        batch_norm: running statistics, and other buffers, are averaged with the rule's effective momentum (`ema`) or
-            copied; or they are copied, and before each validation and at the end of the training those of batch norms are estimated anew
-            over training batches, with the averaged weights (`recalibrate`), as stochastic weight averaging does
-            (arXiv 1803.05407).
+        batch_norm: running statistics, and other buffers, are averaged with the rule's effective momentum (`ema`) or are
+            copies (`copy`). With `recalibrate` they are copies, and before each validation and at the end of the
+            training the averaged weights' own statistics are estimated over training batches, as stochastic weight
+            averaging does (arXiv 1803.05407).
 
     Raises:
         Mistake: an unknown option; when training begins, nothing to recalibrate.
@@ -44,7 +44,7 @@ class AveragedWeights(WeightAveraging):
         self.rule = rule
         self.batch_norm: Statistics = batch_norm
         self._recalibration = Recalibration()
-        self._following: Following | None = None
+        self.following: Following | None = None
         self._loaded: Mapping[str, Any] = {}
 
     @override
@@ -62,23 +62,24 @@ class AveragedWeights(WeightAveraging):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._average_model is not None
         average = self._average_model.to(pl_module.device)
-        policy = "ema" if self.batch_norm == "ema" else "copy"
+        policy: BatchNormPolicy = "ema" if self.batch_norm == "ema" else "copy"
         smoother = Smoother({"": (pl_module, average.module)}, self.rule.unit, policy, self.rule.keep_layers)
         # Averaging may have come into a training that was going on without it.
         begun = trainer.global_step + 1 - int(average.n_averaged)
-        self._following = Following("average", self.rule, smoother, trainer, begun)
-        self._following.load(self._loaded)
-        self._following.announce(pl_module)
+        self.following = Following("average", self.rule, smoother, trainer, begun)
+        self.following.load(self._loaded)
+        if self.rule.keeps or self.rule.momentum_schedule is not None:
+            self.following.announce(pl_module)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        assert self._following is not None
+        assert self.following is not None
         assert self._average_model is not None
         if trainer.global_step > self._latest_update_step:
-            self._following.update(trainer.global_step - 1)
+            self.following.update(trainer.global_step - 1)
             self._average_model.n_averaged += 1
             self._latest_update_step = trainer.global_step
-        self._following.log(trainer, pl_module)
+        self.following.log(trainer, pl_module)
         if self.batch_norm == "recalibrate":
             self._recalibration.before_validation(trainer, pl_module, [self._network])
 
@@ -94,7 +95,7 @@ class AveragedWeights(WeightAveraging):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | (self._following.state() if self._following is not None else {})
+        return super().state_dict() | (self.following.state() if self.following is not None else {})
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

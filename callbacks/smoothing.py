@@ -104,7 +104,7 @@ class Following:
             )
 
     def log(self, trainer: Trainer, task: LightningModule) -> None:
-        """Logs, where a step is logged, how far apart they are, and of each layer what was renewed and how old it is."""
+        """Logs, where a step is logged, how far apart they are, and what is renewed, and how old, of each layer."""
         clock = Clock(trainer)
         if not clock.logs(clock.step):
             return
@@ -130,9 +130,10 @@ class Smoothing(Callback):
     Works with every task whose `teacher_pairs` has some, by the names of their parameters. What is drawn is a function
     of the run's seed and the step: the same on all processes, and in a resumed run, on however many processes.
 
-    Logs `train/teacher_momentum`, `train/teacher_distance` (norm of the difference, as a share of the student's norm) and, where units
-    are kept, `train/teacher_effective_momentum`, and of each layer `train/teacher_renewed/<layer>`, the share of its
-    units that the step renewed, and `train/teacher_age/<layer>`, the steps since they were, in the mean.
+    Logs `train/teacher_momentum` and `train/teacher_distance`, the norm of the difference as a share of the student's
+    norm; where units are kept also `train/teacher_effective_momentum` and, of each layer,
+    `train/teacher_renewed/<layer>`, the share of its units that the step renewed, and `train/teacher_age/<layer>`, the
+    steps since they were, in the mean.
 
     Reference: "Spatial Ensemble: a Novel Model Smoothing Mechanism for Student-Teacher Framework", arXiv 2110.01253.
 
@@ -161,7 +162,7 @@ class Smoothing(Callback):
         self.init = init
         self.when = when
         self._recalibration = Recalibration()
-        self._following: Following | None = None
+        self.following: Following | None = None
         # The optimiser step that the next update belongs to, and what a checkpoint knew.
         self._next = 0
         self._loaded: Mapping[str, Any] = {}
@@ -194,9 +195,9 @@ class Smoothing(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._following = Following("teacher", self.rule, self._smoother(named_pairs(pl_module)), trainer)
-        self._following.load(self._loaded)
-        self._following.announce(pl_module)
+        self.following = Following("teacher", self.rule, self._smoother(named_pairs(pl_module)), trainer)
+        self.following.load(self._loaded)
+        self.following.announce(pl_module)
         # It may have come into a training that was going on without it.
         self._next = max(self._next, trainer.global_step)
 
@@ -210,10 +211,10 @@ class Smoothing(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        assert self._following is not None
+        assert self.following is not None
         if self.when == "after" and trainer.global_step > self._next:
             self._update(self._next)
-        self._following.log(trainer, pl_module)
+        self.following.log(trainer, pl_module)
         if self.batch_norm == "recalibrate":
             self._recalibration.before_validation(trainer, pl_module, [teacher for _, teacher in _pairs(pl_module)])
 
@@ -223,13 +224,13 @@ class Smoothing(Callback):
             self._recalibration.at_the_end(trainer, pl_module, [teacher for _, teacher in _pairs(pl_module)])
 
     def _update(self, step: int) -> None:
-        assert self._following is not None
-        self._following.update(step)
+        assert self.following is not None
+        self.following.update(step)
         self._next = step + 1
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next, **(self._following.state() if self._following is not None else self._loaded)}
+        return {"next": self._next, **(self.following.state() if self.following is not None else self._loaded)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -203,8 +203,8 @@ class AverageWarmup(Schedule):
     `min(base, (n + ahead) / (n + behind))` at the n-th step, counted from 1.
 
     Args:
-        ahead, behind: 0 and 1 make the plain mean of the first weights, as Mean Teacher (arXiv 1703.01780) has it; 1 and
-            10 are TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+        ahead, behind: 0 and 1 make the plain mean of the first weights, as Mean Teacher (arXiv 1703.01780) has it; 1
+            and 10 are TensorFlow's `ExponentialMovingAverage` with `num_updates`.
     """
 
     ahead: float = 0.0

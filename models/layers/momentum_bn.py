@@ -32,6 +32,8 @@ class MomentumBatchNorm(_BatchNorm):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    first_mean: Tensor
+    first_var: Tensor
 
     def __init__(self, num_features: int, total_pairs: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps)

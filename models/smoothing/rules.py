@@ -15,7 +15,6 @@ Reference: "Spatial Ensemble: a Novel Model Smoothing Mechanism for Student-Teac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -84,18 +83,12 @@ def spatial_temporal(
         chosen: of each tensor whether it is, or which parts of it are, booleans or zeros and ones that broadcast to it.
         momentum: m.
     """
-    if _whole(chosen):
-        moving_average(_those(teacher, chosen), _those(student, chosen), momentum)
-    elif teacher:
-        shares = [each.to(tensor.dtype) for each, tensor in zip(chosen, teacher, strict=True)]
+    parts = [each for each in chosen if isinstance(each, Tensor)]
+    if parts:
+        shares = [part.to(tensor.dtype) for part, tensor in zip(parts, teacher, strict=True)]
         if momentum:
             shares = list(torch._foreach_mul(shares, 1.0 - momentum))
         torch._foreach_lerp_(list(teacher), list(student), shares)
-
-
-def _whole(chosen: Sequence[bool] | Sequence[Tensor]) -> TypeGuard[Sequence[bool]]:
-    return all(isinstance(each, bool) for each in chosen)
-
-
-def _those(tensors: Sequence[Tensor], chosen: Sequence[bool]) -> list[Tensor]:
-    return [tensor for tensor, its in zip(tensors, chosen, strict=True) if its]
+    else:
+        those = [i for i, whole in enumerate(chosen) if whole]
+        moving_average([teacher[i] for i in those], [student[i] for i in those], momentum)

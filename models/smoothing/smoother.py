@@ -62,11 +62,11 @@ class Smoother:
             self.teacher += list(its.values())
             self.student += [theirs[each] for each in its]
             if batch_norm in ("copy", "ema"):
-                theirs, its = dict(student.named_buffers()), dict(teacher.named_buffers())
-                _check_names(name, theirs, its)
-                for each, buffer in its.items():
+                given, buffers = dict(student.named_buffers()), dict(teacher.named_buffers())
+                _check_names(name, given, buffers)
+                for each, buffer in buffers.items():
                     averaged = batch_norm == "ema" and buffer.is_floating_point()
-                    (self._averaged if averaged else self._copied).append((buffer, theirs[each]))
+                    (self._averaged if averaged else self._copied).append((buffer, given[each]))
         self.units = Units(unit, self.names, self.teacher)
         self._keep_of = [_first(keep or {}, name) for name in self.names]
         for text in keep or {}:
@@ -106,6 +106,11 @@ class Smoother:
         self.ages.add_(1).masked_fill_(self.renewed, 0)
         for buffers, rate in ((self._averaged, effective_momentum(keep, momentum)), (self._copied, 0.0)):
             moving_average([its for its, _ in buffers], [theirs for _, theirs in buffers], rate)
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers by name, in their order."""
+        return list(self._order)
 
     def by_layer(self, values: Tensor) -> dict[str, Tensor]:
         """Means of watched units, such as `renewed` or `ages`, over the layers that they are of.

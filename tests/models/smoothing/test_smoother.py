@@ -1,0 +1,75 @@
+"""Pairs of networks: names, batch norms, distance."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from models.smoothing import Smoother
+
+
+def network(seed: int = 0, width: int = 4) -> nn.Sequential:
+    torch.manual_seed(seed)
+    built = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
+    norm = built[1]
+    norm.running_mean += torch.randn(width)
+    norm.num_batches_tracked += seed
+    return built
+
+
+@pytest.mark.parametrize(
+    ("policy", "share"), [("own", 0.0), ("recalibrate", 0.0), ("copy", 1.0), ("ema", (1 - 0.6) * (1 - 0.5))]
+)
+def test_running_statistics_go_by_the_policy(policy: str, share: float) -> None:
+    student, teacher = network(1), network(2)
+    before = copy.deepcopy(teacher.state_dict())
+    Smoother({"teacher": (student, teacher)}, batch_norm=policy).update(0.5, 0.6, 0)  # type: ignore[arg-type]
+    for name in ("1.running_mean", "1.running_var"):
+        expected = (1 - share) * before[name] + share * student.state_dict()[name]
+        torch.testing.assert_close(teacher.state_dict()[name], expected)
+    assert teacher.state_dict()["1.num_batches_tracked"] == (1 if share else 2)
+
+
+def test_pairs_are_by_name_and_in_any_order() -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.predictor, self.head, self.body = nn.Linear(2, 2), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    class Teacher(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    student, teacher = Student(), Teacher()
+    Smoother({"teacher": (student, teacher)}).update(0.0, 0.0, 0)
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.state_dict().items())
+
+
+def test_several_pairs_move_together() -> None:
+    pairs = {"a": (network(1), network(2)), "b": (network(3), network(4))}
+    Smoother(pairs).update(0.0, 0.0, 0)
+    for student, teacher in pairs.values():
+        assert torch.equal(student[0].weight, teacher[0].weight)
+
+
+def test_distance_is_a_share_of_the_students_norm() -> None:
+    student, teacher = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    student.weight.data, teacher.weight.data = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]])
+    assert Smoother({"teacher": (student, teacher)}).distance().item() == pytest.approx(1 / 5)
+
+
+def test_what_does_not_fit_is_said() -> None:
+    with pytest.raises(ValueError, match=r"the student has no 1\.weight, 1\.bias of the teacher 'teacher'$"):
+        Smoother({"teacher": (network()[:1], network())})
+    with pytest.raises(ValueError, match=r"0\.weight of the teacher 'teacher' .* \(5, 3\) and \(4, 3\)"):
+        Smoother({"teacher": (network(width=4), network(width=5))})
+    with pytest.raises(ValueError, match="no parameter of a teacher has 'head' in its name"):
+        Smoother({"teacher": (network(), network())}, keep={"head": 0.5})
+    with pytest.raises(ValueError, match="a unit of smoothing is one of tensor, layer, channel, element, not 'row'"):
+        Smoother({"teacher": (network(), network())}, "row")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_norm is one of own, copy, ema, recalibrate, not 'mine'"):
+        Smoother({"teacher": (network(), network())}, batch_norm="mine")  # type: ignore[arg-type]

@@ -81,13 +81,15 @@ def spatial_temporal(
     Args:
         teacher, student: tensors of the same shapes, one for one.
         chosen: of each tensor whether it is, or which parts of it are, booleans or zeros and ones that broadcast to it.
+            Zeros and ones of the tensor's own type are used up: they become the shares by which it moves.
         momentum: m.
     """
     parts = [each for each in chosen if isinstance(each, Tensor)]
     if parts:
         shares = [part.to(tensor.dtype) for part, tensor in zip(parts, teacher, strict=True)]
+        # In place, for there may be as many as weights.
         if momentum:
-            shares = list(torch._foreach_mul(shares, 1.0 - momentum))
+            torch._foreach_mul_(shares, 1.0 - momentum)
         torch._foreach_lerp_(list(teacher), list(student), shares)
     else:
         those = [i for i, whole in enumerate(chosen) if whole]

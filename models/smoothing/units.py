@@ -94,30 +94,26 @@ class Units:
             chosen = renewed(draws[self._draw_of], torch.tensor(keep))
             yield Choice(slice(None), chosen.tolist(), chosen)
             return
-        # Sixteen bits are cheap to draw; rounding p up or down at random keeps it exact in the mean.
+        # Rounding the probabilities of elements up or down at random keeps them exact in the mean.
         rounding = random.Random(seed).random()
         for tensors, watched in self._batches:
             counts = self.counts[tensors]
-            mask = torch.empty(sum(counts), device=self.device)
-            draws, start = self._draws(sum(counts)), 0
+            # Draws that become choices in place: with as many units as weights, a pass over memory is what costs.
+            mask, start = self._draws(sum(counts)), 0
             for probability, run in groupby(zip(keep[tensors], counts, strict=True), key=itemgetter(0)):
                 stop = start + sum(count for _, count in run)
-                mask[start:stop] = self._renewed(draws[start:stop], probability, rounding)
+                below = probability if self.unit == "channel" else int(probability * 2**16 + rounding) - 2**15
+                mask[start:stop].ge_(below)
                 start = stop
             parts = zip(mask.split(counts), self.tensors[tensors], strict=True)
             yield Choice(tensors, [part.view(self._shape(tensor)) for part, tensor in parts], mask[watched] > 0)
 
     def _draws(self, count: int) -> Tensor:
+        """Uniform, of channels in [0, 1); of elements whole numbers of sixteen bits, at a quarter of the cost."""
         if self.unit == "channel":
             return torch.rand(count, generator=self._generator, device=self.device)
         words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
-        return words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[:count]
-
-    def _renewed(self, draws: Tensor, keep: float, rounding: float) -> Tensor:
-        if self.unit == "channel":
-            return renewed(draws, keep)
-        below = int(keep * 2**16 + rounding)
-        return renewed(draws, below - 2**15) if below < 2**16 else torch.zeros_like(draws, dtype=torch.bool)
+        return words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[:count].float()
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         if self.unit == "element" or not tensor.ndim:

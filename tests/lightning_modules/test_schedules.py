@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_modules.schedules import Constant, MultiStep, Poly, Schedule, Staircase, WarmupCosine
+from lightning_modules.schedules import AverageWarmup, Constant, MultiStep, Poly, Schedule, Staircase, WarmupCosine
 
 
 def test_cosine_after_warm_up() -> None:
@@ -131,3 +131,16 @@ def test_shortest_trainings() -> None:
     np.testing.assert_array_equal(Constant(warmup_steps=3).table(3.0, 1, 4), [0, 1.5, 3, 3])
     np.testing.assert_array_equal(Poly(power=1.0, warmup_steps=1).table(4.0, 1, 4), [0, 3, 2, 1])
     np.testing.assert_array_equal(WarmupCosine(warmup_steps=1).table(1.0, 1, 2), [0, 1])
+
+
+def test_a_young_average_forgets() -> None:
+    # Mean Teacher's min(1 - 1 / (n + 1), m), and TensorFlow's.
+    np.testing.assert_allclose(AverageWarmup().table(0.7, 1, 4), [1 / 2, 2 / 3, 0.7, 0.7], rtol=1e-15)
+    np.testing.assert_allclose(AverageWarmup(1, 10).table(0.9, 1, 3), [2 / 11, 3 / 12, 4 / 13], rtol=1e-15)
+    with pytest.raises(ValueError, match="0 <= ahead < behind, not 2 and 2"):
+        AverageWarmup(2, 2).table(0.9, 1, 3)
+
+
+def test_a_steady_warm_up_has_the_base_once() -> None:
+    table = WarmupCosine(warmup_steps=2, warmup_lr=0.2, steady_warmup=True).table(1.0, 1, 4)
+    np.testing.assert_allclose(table, [0.2, 0.6, 1.0, 0.5], rtol=1e-15)

@@ -27,8 +27,8 @@ class AveragedWeights(WeightAveraging):
 
     Args:
         rule: how they follow.
-        batch_norm: running statistics, and other buffers, are averaged with the rule's effective momentum (`ema`) or are
-            copies (`copy`). With `recalibrate` they are copies, and before each validation and at the end of the
+        batch_norm: running statistics, and other buffers, are averaged with the rule's effective momentum (`ema`) or
+            are copies (`copy`). With `recalibrate` they are copies, and before each validation and at the end of the
             training the averaged weights' own statistics are estimated over training batches, as stochastic weight
             averaging does (arXiv 1803.05407).
 

@@ -37,9 +37,9 @@ def smoothing_curve(
     for i, (quantity, rows) in enumerate(layers.items()):
         axes = figure.add_subplot(1, panels, len(lines) + i + 1)
         steps = next(iter(rows.values()))[0]
-        values = np.array([row for _, row in rows.values()])
+        grid = np.array([row for _, row in rows.values()])
         extent = (steps[0], steps[-1] if len(steps) > 1 else steps[0] + 1, len(rows) - 0.5, -0.5)
-        picture = axes.imshow(values, aspect="auto", interpolation="nearest", extent=extent, cmap="viridis", vmin=0)
+        picture = axes.imshow(grid, aspect="auto", interpolation="nearest", extent=extent, cmap="viridis", vmin=0)
         axes.set_yticks(range(len(rows)), [short(name, IN_CAPTION) for name in rows], fontsize=7)
         axes.set(xlabel="optimiser steps", title=quantity)
         figure.colorbar(picture, ax=axes)

@@ -42,7 +42,9 @@ class States(Callback):
 
 
 def fit(module: Sums, folder: Path, *callbacks: Callback, data: Any = None, **options: Any) -> Trainer:
-    trainer = trainer_with(StepSeed(3), *callbacks, folder=folder, num_sanity_val_steps=0, **{"max_epochs": 2, **options})
+    trainer = trainer_with(
+        StepSeed(3), *callbacks, folder=folder, num_sanity_val_steps=0, **{"max_epochs": 2, **options}
+    )
     trainer.fit(module, data or Numbers())
     return trainer
 
@@ -131,5 +133,5 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         fit(Sums(Line()), tmp_path, AveragedWeights(Rule(), "recalibrate"))
     with pytest.raises(ValueError, match="batch_norm must be one of ema, copy, recalibrate, not 'own'"):
         AveragedWeights(Rule(), "own")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="PreciseBN: AveragedWeights evaluates averaged weights, .* recalibrate"):
+    with pytest.raises(ValueError, match=r"PreciseBN: AveragedWeights evaluates averaged weights, .* recalibrate"):
         fit(Sums(normed()), tmp_path, PreciseBN(), AveragedWeights(Rule()))

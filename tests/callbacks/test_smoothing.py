@@ -65,7 +65,9 @@ def test_a_teacher_moves_once_an_optimiser_step_after_it(tmp_path: Path) -> None
     rule = Rule(0.6, momentum_schedule=WarmupCosine(min_lr=1.0))
     fit(taught(), tmp_path, Smoothing(rule), states, accumulate_grad_batches=2, max_epochs=3)
     # Three batches an epoch: the last one is a step of its own.
-    moved = [not torch.equal(a[1]["0.weight"], b[1]["0.weight"]) for a, b in zip(states.before, states.after, strict=True)]
+    moved = [
+        not torch.equal(a[1]["0.weight"], b[1]["0.weight"]) for a, b in zip(states.before, states.after, strict=True)
+    ]
     assert moved == [False, True, True] * 3
     table = rule.momentum_schedule.table(0.6, 2, 6)  # type: ignore[union-attr]
     teacher = states.before[0][1]
@@ -195,7 +197,9 @@ def test_what_is_logged_of_a_step(tmp_path: Path) -> None:
     assert logged[f"age/{layers[2]}"] == 0
 
 
-@pytest.mark.parametrize(("policy", "training"), [("own", True), ("copy", False), ("ema", False), ("recalibrate", True)])
+@pytest.mark.parametrize(
+    ("policy", "training"), [("own", True), ("copy", False), ("ema", False), ("recalibrate", True)]
+)
 def test_a_teacher_is_in_the_mode_of_its_statistics(policy: str, training: bool, tmp_path: Path) -> None:
     modes = []
 
@@ -237,7 +241,7 @@ def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
         trainer_with(Smoothing(Rule()), folder=tmp_path).fit(seeded(), Numbers())
     with pytest.raises(ValueError, match=r"'network\.teacher' has no batch norm .*: leave out batch_norm, 'ema'"):
         fit(Taught(Line()), tmp_path, Smoothing(Rule(), "ema"))
-    with pytest.raises(ValueError, match="smoothing: keep is a share, from 0 to 1, not -0.1"):
+    with pytest.raises(ValueError, match=r"smoothing: keep is a share, from 0 to 1, not -0\.1"):
         Rule(keep=-0.1)
     with pytest.raises(ValueError, match="smoothing: keep_layers: head is a share, from 0 to 1, not 2"):
         Rule(keep_layers={"head": 2.0})

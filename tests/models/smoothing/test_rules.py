@@ -130,10 +130,7 @@ def test_keep_probabilities_of_elements_are_exact_in_the_mean() -> None:
     numbers = torch.zeros(2**16)
     found = units.Units("element", ["weight"], [numbers])
     chosen = sum(
-        int(part.sum())
-        for seed in range(256)
-        for choice in found.choices([1 - 2**-18], seed)
-        for part in choice.chosen
+        int(part.sum()) for seed in range(256) for choice in found.choices([1 - 2**-18], seed) for part in choice.chosen
     )
     # 64 with a standard deviation of 16; rounded, it would be 256 or none.
     assert 0 < chosen < 144

@@ -4,8 +4,8 @@
 
 Lightning's is the update of its `EMAWeightAveraging`, buffers included; `torch._foreach_lerp_` over the parameters
 alone is the least that a moving average takes. All take turns in each repeat; printed are medians of CPU time on one
-thread, which other work on the machine disturbs less than wall-clock, and medians of the repeats' ratios to Lightning's.
-A ratio below one: ours is faster.
+thread, which other work on the machine disturbs less than wall-clock, and medians of the repeats' ratios to
+Lightning's. A ratio below one: ours is faster.
 """
 
 from __future__ import annotations

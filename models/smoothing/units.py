@@ -70,7 +70,7 @@ class Units:
         if self.whole:
             modules = [name.rpartition(".")[0] if unit == "layer" else name for name in names]
             order = {module: i for i, module in enumerate(dict.fromkeys(modules))}
-            self._draw_of = torch.tensor([order[module] for module in modules])
+            self._draw_of, self._draws_in_all = torch.tensor([order[module] for module in modules]), len(order)
             self.counts = [1] * len(tensors)
             self.device = torch.device("cpu")
         else:
@@ -90,7 +90,7 @@ class Units:
         """
         self._generator.manual_seed(seed)
         if self.whole:
-            draws = torch.rand(int(self._draw_of.max()) + 1, generator=self._generator)
+            draws = torch.rand(self._draws_in_all, generator=self._generator)
             chosen = renewed(draws[self._draw_of], torch.tensor(keep))
             yield Choice(slice(None), chosen.tolist(), chosen)
             return

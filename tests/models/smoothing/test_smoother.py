@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.smoothing import Smoother
 
@@ -73,3 +75,22 @@ def test_what_does_not_fit_is_said() -> None:
         Smoother({"teacher": (network(), network())}, "row")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_norm is one of own, copy, ema, recalibrate, not 'mine'"):
         Smoother({"teacher": (network(), network())}, batch_norm="mine")  # type: ignore[arg-type]
+
+
+class Unhurried(TorchDispatchMode):
+    """Refuses what would wait for a device: to read a value, or to find out how many there are."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not {"_local_scalar_dense", "nonzero"} & set(str(func).split(".")), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("unit", ["tensor", "layer", "channel", "element"])
+def test_an_update_waits_for_no_device(unit: str) -> None:
+    smoother = Smoother({"teacher": (network(1), network(2))}, unit, "ema")  # type: ignore[arg-type]
+    with Unhurried():
+        smoother.update(0.9, 0.5, 1)
+        smoother.by_layer(smoother.renewed)
+        smoother.distance()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), Unhurried():
+        smoother.distance().item()

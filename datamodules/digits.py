@@ -12,6 +12,8 @@ from typing_extensions import override
 
 from datamodules.arrays import ImageArrays
 from datamodules.base import DataModule
+from datamodules.errors import OptionError
+from datamodules.ordering import derived_seed
 from datamodules.splits import Source, Subset, hold_out
 from datamodules.transforms.pipeline import Transform
 
@@ -24,6 +26,7 @@ class Digits(DataModule):
     Args:
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction of all 1797.
+        label_noise: Share of the labels to train on that are drawn anew from all ten, by the run's seed.
         options: Further options of ``DataModule``. By default digits to train on are slightly shifted, turned and
             scaled, and others resized to 8x8, which leaves digits as they are and makes any picture fit.
     """
@@ -35,10 +38,14 @@ class Digits(DataModule):
         self,
         batch_size: int = 64,
         holdout: int | float = 0.1,
+        label_noise: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
+        if not 0 <= label_noise <= 1:
+            raise OptionError(f"label_noise is a share of the labels, from 0 to 1, not {label_noise}")
         self.holdout = holdout
+        self.label_noise = label_noise
         self.class_names = [str(digit) for digit in range(10)]
 
     @override
@@ -67,7 +74,12 @@ class Digits(DataModule):
         amount = round(self.holdout * len(digits)) if self.holdout < 1 else self.holdout
         kept, held = hold_out(digits.labels[rest], int(amount))
         return {
-            "train": Subset(digits, rest[kept]),
+            "train": Subset(ImageArrays(images, self._noisy(digits.labels), digits.title), rest[kept]),
             "val": Subset(digits, rest[held]) if len(held) else None,
             "test": Subset(digits, test),
         }
+
+    def _noisy(self, labels: np.ndarray) -> np.ndarray:
+        generator = np.random.default_rng(derived_seed(self.seed, "labels"))
+        drawn = generator.integers(len(self.class_names), size=len(labels))
+        return np.where(generator.random(len(labels)) < self.label_noise, drawn, labels)

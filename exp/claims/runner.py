@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     try:
         claim = read_claim(options.config)
-        cells = plan(claim, _chosen(claim, options.arms), options.seeds or claim.seeds, options.runs, extra)
+        cells = plan(claim, _chosen(claim, options.arms), options.seeds or claim.seeds.listed, options.runs, extra)
         if options.dry_run:
             _print_plan(claim, cells, extra, console)
             return 0

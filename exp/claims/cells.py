@@ -36,6 +36,7 @@ class State(StrEnum):
     STALE = "to run again"
     RUNNING = "running"
     FAILED = "failed"
+    DIVERGED = "diverged"
     BLOCKED = "not run"
 
 
@@ -71,6 +72,11 @@ class Cell:
         return f"{self.arm.name} seed {self.seed}"
 
     @property
+    def ended(self) -> bool:
+        """Whether it has given what it can give: a result, or the knowledge that it diverges."""
+        return self.state in (State.FINISHED, State.DIVERGED)
+
+    @property
     def log(self) -> Path:
         """What its process prints."""
         return self.path.with_suffix(".log")
@@ -102,7 +108,8 @@ class Cell:
             self.state, self.reason = State.STALE, _why(was, self.identity)
             return
         status = state_of(self.path)
-        self.state = State.FINISHED if status == "finished" else State.UNFINISHED
+        # What diverged would diverge again: that is its result.
+        self.state = {"finished": State.FINISHED, "diverged": State.DIVERGED}.get(status, State.UNFINISHED)
         self.reason = "being trained by another process" if status == "running" else ""
 
     def clear(self, keep: bool) -> None:
@@ -126,6 +133,12 @@ class Cell:
         if not values:
             return math.nan
         return values[-1] if at == "last" else (max if better == "max" else min)(values)
+
+    def logged(self, metric: str) -> bool:
+        """Whether a finished cell has a value of this metric, be it a number or not."""
+        if metric.startswith("test/"):
+            return metric in (read_state(self.path).get("test") or {})
+        return bool(MetricsTable(self.path / "metrics.csv").series(metric)[1])
 
     def cost(self) -> dict[str, float]:
         """`params` and `macs` as the run measured them, `seconds` of training and images per second (`throughput`).

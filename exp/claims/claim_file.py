@@ -142,6 +142,14 @@ class Claim:
         is_share = not metric.split("/")[-1].startswith("loss") and not counts_compute(metric)
         return 100.0 if self.percent and is_share else 1.0
 
+    def worst(self, metric: str) -> float:
+        """What counts for the metric of a run that diverged: worse than any number; for compute, nothing is known."""
+        name = metric.split("/")[-1]
+        if "/" not in metric or counts_compute(metric) or "compute" in name:
+            return math.nan
+        less = self.better == "min" if metric == self.metric else "loss" in name
+        return math.inf if less else -math.inf
+
     def metrics(self) -> dict[str, set[str]]:
         """Every metric that must be measured -> the arms that it is needed of."""
         needed: dict[str, set[str]] = {self.metric: set(self.arms)}

@@ -27,6 +27,7 @@ from exp.claims.cells import Cell, State, missing_metric, plan, trial
 from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
+from exp.claims.history import History, earlier, still_valid
 from exp.claims.pictures import draw
 from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
@@ -35,6 +36,7 @@ from exp.claims.statistics import Verdict
 from exp.claims.summary import SummaryError, summarise
 from exp.processes import die_with_parent
 from exp.quiet import silence
+from exp.run_directory import state_of
 from exp.tracking import new_wandb_id, wandb_logger
 
 CODES = {Verdict.HOLDS: 0, Verdict.DOES_NOT_HOLD: 3, Verdict.INCONCLUSIVE: 4, Verdict.NONE: 5}
@@ -48,11 +50,12 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     try:
         claim = read_claim(options.config)
-        cells = plan(claim, _chosen(claim, options.arms), options.seeds or claim.seeds.listed, options.runs, extra)
+        folder = options.runs / "claims" / claim.name
+        history, looks = _looks(claim, options, extra, folder)
+        cells = plan(claim, _chosen(claim, options.arms), history.seeds, options.runs, extra)
         if options.dry_run:
             _print_plan(claim, cells, extra, console)
             return 0
-        folder = options.runs / "claims" / claim.name
         with _alone(folder):
             if options.fresh:
                 for cell in cells:
@@ -66,11 +69,42 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
                 executor = Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
             else:
                 executor = Local(options.jobs or 1, environment)
-            _execute(claim, cells, executor, console)
-            return _conclude(claim, cells, extra, folder, options, console)
+            if done := sum(cell.ended for cell in cells):
+                _say(console, f"{done} of {len(cells)} cells were finished before")
+            result = {}
+            for count in looks:
+                block = [cell for cell in cells if cell.seed in history.seeds[:count]]
+                _execute(claim, block, executor, console)
+                result = collect(claim, block, extra, history)
+                write(folder, RESULTS, result)
+                settled = sum(answer["settled"] is not None for answer in result["expectations"])
+                if result["failed"] or settled == len(result["expectations"]):
+                    break
+                if count < looks[-1]:
+                    _say(console, f"{count} seeds settle {settled} of {len(result['expectations'])} expectations")
+            return _conclude(claim, block, result, folder, options, console)
     except (ClaimError, SlurmError, SummaryError) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
+
+
+def _looks(claim: Claim, options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[History, list[int]]:
+    """The looks that were, and after how many seeds to look from now on.
+
+    Seeds that have been looked at count, whichever are asked for today: else one could choose among them.
+    """
+    seeds, counts = options.seeds or claim.seeds.listed, claim.seeds.looks
+    before = earlier(folder / RESULTS)
+    if before is not None:
+        every = [*before.seeds, *(seed for seed in seeds if seed not in before.seeds)]
+        before = still_valid(before, plan(claim, _chosen(claim, options.arms), every, options.runs, extra))
+    if before is None:
+        return History(list(seeds), len(seeds)), [len(seeds)] if options.seeds else counts
+    every = [*before.seeds, *(seed for seed in seeds if seed not in before.seeds)]
+    # What has been seen is looked at again, and costs nothing.
+    more = [len(every)] if options.seeds else [count for count in counts if before.seen < count < len(every)]
+    counts = sorted({before.seen, *more, *([len(every)] if len(every) > before.seen else [])})
+    return History(every, before.planned, before.looks), counts
 
 
 def _chosen(claim: Claim, names: list[str] | None) -> Collection[str]:
@@ -116,8 +150,9 @@ def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Cons
         _say(console, f"    {shlex.join(changes) or 'changes nothing'}")
         for cell in own:
             _say(console, f"    seed {cell.seed}: {cell.state}" + (f" ({cell.reason})" if cell.reason else ""))
-    to_run = sum(cell.state is not State.FINISHED for cell in cells)
-    _say(console, f"{len(cells)} cells, {to_run} to run")
+    to_run = sum(not cell.ended for cell in cells)
+    most = "at most " if len(claim.seeds.looks) > 1 else ""
+    _say(console, f"{most}{len(cells)} cells, {to_run} to run")
 
 
 def _say(console: Console, line: str) -> None:
@@ -198,20 +233,24 @@ class _Said:
 
 def _execute(claim: Claim, cells: list[Cell], executor: Executor, console: Console) -> None:
     """Runs the cells that need it; a failed one does not stop the others."""
-    waiting = [cell for cell in cells if cell.state is not State.FINISHED]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} cells were finished before", highlight=False)
+    waiting = [cell for cell in cells if not cell.ended]
     running = 0
     with Display(claim, cells, console) as display:
         try:
             while waiting or running:
                 for cell, problem in executor.ended():
                     running -= 1
-                    cell.state, cell.reason = (State.FAILED, problem) if problem else (State.FINISHED, "")
+                    cell.state, cell.reason = State.FINISHED, ""
+                    if problem:
+                        cell.state, cell.reason = State.FAILED, problem
+                        if state_of(cell.path) == "diverged":
+                            cell.state, cell.reason = State.DIVERGED, f"its loss ceased to be finite; see {cell.log}"
                     display.ended(cell)
                 for cell in list(waiting):
-                    if cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED):
-                        cell.state, cell.reason = State.BLOCKED, f"{cell.parent.name} has no checkpoint"
+                    if cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED, State.DIVERGED):
+                        lost = cell.parent.state is State.DIVERGED
+                        cell.state = State.DIVERGED if lost else State.BLOCKED
+                        cell.reason = f"{cell.parent.name} {'diverged' if lost else 'has no checkpoint'}"
                         waiting.remove(cell)
                     elif executor.room() > 0 and (cell.parent is None or cell.parent.state is State.FINISHED):
                         _start(cell, executor, display)
@@ -243,11 +282,15 @@ def _start(cell: Cell, executor: Executor, display: Display) -> None:
 
 
 def _conclude(
-    claim: Claim, cells: list[Cell], extra: list[str], folder: Path, options: argparse.Namespace, console: Console
+    claim: Claim,
+    cells: list[Cell],
+    result: dict[str, Any],
+    folder: Path,
+    options: argparse.Namespace,
+    console: Console,
 ) -> int:
-    """Writes and prints the result; returns the exit code."""
-    result, around = collect(claim, cells, extra), circumstances(cells)
-    write(folder, RESULTS, result)
+    """Writes what belongs to a result, and prints it; returns the exit code."""
+    around = circumstances(cells)
     write(folder, CIRCUMSTANCES, around)
     pictures = draw(claim, cells, result, folder)
     write_whole(folder / REPORT, markdown(result, around, pictures))

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             if options.executor == "slurm":
                 executor = Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
             else:
-                executor = Local(options.jobs or 1, environment)
+                executor = Local(options.jobs or 1, environment, options.wandb != "disabled")
             _execute(claim, cells, executor, console)
             return _conclude(claim, cells, extra, folder, options, console)
     except (ClaimError, SlurmError, SummaryError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.library.runner import PATIENCE, Ended, fork_cells, run
+from tests.library.runner import PATIENCE, Ended, run
 
 ROOT = Path(__file__).parents[3]
 CLAIM = f"""\
@@ -45,7 +45,7 @@ COMMAND = [sys.executable, "-m", "exp", "compare", "--config", "claim.yaml", "--
 
 
 def compare(folder: Path, *options: str) -> Ended:
-    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder, fork_cells)
+    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder)
 
 
 def results(folder: Path) -> dict:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -91,6 +92,28 @@ class Cell:
     def note(self, **values: Any) -> None:
         """Adds to the record, whole or not at all."""
         write_whole(self.record, json.dumps(self.recorded() | values, indent=1) + "\n")
+
+    def begins(self) -> None:
+        """Notes that its process starts."""
+        self.note(wall=self.wall(), started=time.time())
+
+    def ends(self) -> None:
+        """Notes that its process has ended."""
+        self.note(wall=self._wall(time.time()), started=None)
+
+    def wall(self) -> float:
+        """Seconds of its processes from start to end, over all resumptions.
+
+        Of one that was killed together with what started it, until it last wrote something.
+        """
+        files = (self.log, self.path / "metrics.csv", self.path / "checkpoints")
+        return self._wall(max((file.stat().st_mtime for file in files if file.exists()), default=0.0))
+
+    def _wall(self, end: float) -> float:
+        record = {"of": self.recorded()}
+        before, started = (_number(record, "of", name) for name in ("wall", "started"))
+        running = max(0.0, end - started) if math.isfinite(started) else 0.0
+        return (before if math.isfinite(before) else 0.0) + running
 
     def look(self) -> None:
         """Finds out how far the cell has come."""

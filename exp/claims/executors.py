@@ -93,6 +93,7 @@ class Local(Executor):
         environment = {**given, **os.environ, **self.environment}
         threads = None if "OMP_NUM_THREADS" in os.environ else share.threads
         fit = Start(cell.command, str(cell.log), environment, threads, share.cores)
+        cell.begins()
         with _server_at_work():
             self._running[slot] = (cell, self._server.start(fit))
 
@@ -104,21 +105,24 @@ class Local(Executor):
         for slot, (cell, process) in list(self._running.items()):
             if process in codes:
                 del self._running[slot]
+                cell.ends()
                 found.append((cell, problem(codes[process], cell.log)))
         return found
 
     def stop(self) -> None:
         """Lets every cell save and end; ends those that do not."""
-        waiting = {process for _, process in self._running.values()}
+        waiting = {process: cell for cell, process in self._running.values()}
         for process in waiting:
             os.kill(process, signal.SIGTERM)
         end = time.monotonic() + PATIENCE
         # Without the server there are no cells either.
         with suppress(ServerLost):
             while waiting and time.monotonic() < end:
-                waiting -= {process for process, _ in self._server.ended()}
+                for process, _ in self._server.ended():
+                    waiting.pop(process).ends()
                 time.sleep(0.05)
-        for process in waiting:
+        for process, cell in waiting.items():
+            cell.ends()
             with suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGKILL)
         self._server.close()

@@ -172,6 +172,8 @@ def _say(requests: socket.socket, pid: int, code: int | None) -> None:
 def _fit(fit: Start, requests: socket.socket) -> NoReturn:
     """What `python -m exp fit` does, from its environment to its exit code."""
     requests.close()
+    # What was to be cleared away when the process ended that this is a copy of is still in use.
+    atexit._clear()
     _print_to(fit.log)
     os.environ.clear()
     os.environ.update(fit.environment)

@@ -28,6 +28,7 @@ from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
 from exp.claims.pictures import draw
+from exp.claims.remaining import Remaining
 from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
 from exp.claims.slurm import Slurm, SlurmError
@@ -49,8 +50,10 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     try:
         claim = read_claim(options.config)
         cells = plan(claim, _chosen(claim, options.arms), options.seeds or claim.seeds.listed, options.runs, extra)
+        # A cluster takes all cells at a time.
+        jobs = options.jobs if options.executor == "slurm" else options.jobs or 1
         if options.dry_run:
-            _print_plan(claim, cells, extra, console)
+            _print_plan(claim, cells, extra, jobs, console)
             return 0
         folder = options.runs / "claims" / claim.name
         with _alone(folder):
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
                 executor = Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
             else:
                 executor = Local(options.jobs or 1, environment, options.wandb != "disabled")
-            _execute(claim, cells, executor, console)
+            _execute(claim, cells, executor, jobs, console)
             return _conclude(claim, cells, extra, folder, options, console)
     except (ClaimError, SlurmError, SummaryError) as error:
         print(f"exp: {error}", file=sys.stderr)
@@ -99,7 +102,7 @@ def _pairs(options: list[str]) -> dict[str, Any]:
     return pairs
 
 
-def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Console) -> None:
+def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], jobs: int | None, console: Console) -> None:
     """The command that all cells share, and what each arm and seed adds to it."""
     configs = [f"--config {config}" for config in claim.configs]
     first, *others = (arm.arguments() for arm in claim.arms.values())
@@ -117,7 +120,7 @@ def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Cons
         for cell in own:
             _say(console, f"    seed {cell.seed}: {cell.state}" + (f" ({cell.reason})" if cell.reason else ""))
     to_run = sum(cell.state is not State.FINISHED for cell in cells)
-    _say(console, f"{len(cells)} cells, {to_run} to run")
+    _say(console, f"{len(cells)} cells, {to_run} to run{Remaining(claim.name, jobs).sentence(cells)}")
 
 
 def _say(console: Console, line: str) -> None:
@@ -196,13 +199,13 @@ class _Said:
         """Nothing waits."""
 
 
-def _execute(claim: Claim, cells: list[Cell], executor: Executor, console: Console) -> None:
+def _execute(claim: Claim, cells: list[Cell], executor: Executor, jobs: int | None, console: Console) -> None:
     """Runs the cells that need it; a failed one does not stop the others."""
     waiting = [cell for cell in cells if cell.state is not State.FINISHED]
     if len(waiting) < len(cells):
         console.print(f"{len(cells) - len(waiting)} of {len(cells)} cells were finished before", highlight=False)
     running = 0
-    with Display(claim, cells, console) as display:
+    with Display(claim, cells, console, jobs) as display:
         try:
             while waiting or running:
                 for cell, problem in executor.ended():
@@ -246,7 +249,7 @@ def _conclude(
     claim: Claim, cells: list[Cell], extra: list[str], folder: Path, options: argparse.Namespace, console: Console
 ) -> int:
     """Writes and prints the result; returns the exit code."""
-    result, around = collect(claim, cells, extra), circumstances(cells)
+    result, around = collect(claim, cells, extra), circumstances(cells, options.jobs or 1)
     write(folder, RESULTS, result)
     write(folder, CIRCUMSTANCES, around)
     pictures = draw(claim, cells, result, folder)

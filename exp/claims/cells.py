@@ -6,7 +6,6 @@ import difflib
 import json
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
-from exp.cli import Cli, resolve
+from exp.cli import resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import differences, essence, fingerprint, read_state, state_of
 from exp.usage import ConfigError
@@ -283,29 +280,6 @@ def _place(claim: Claim, arm: Arm, key: str) -> tuple[str | int, ...]:
         if place in claim.lines:
             return place
     return arm.place
-
-
-def trial(cell: Cell) -> set[str]:
-    """The names of the metrics that a cell logs, from one batch of each split; nothing is written.
-
-    Any device will do, and one process.
-
-    Raises:
-        SystemExit: the config names classes that refuse their arguments.
-        Exception: whatever the first batch runs into.
-    """
-    here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
-    quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
-    cli = Cli([*cell.command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        cli.checkpoints.folder = Path(folder)
-        cli.trainer.fit(cli.model, cli.datamodule)
-        names = set(cli.trainer.callback_metrics) | set(cli.trainer.logged_metrics)
-        if cli.config.test and cli.datamodule.has("test"):
-            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-            names |= set(cli.trainer.callback_metrics)
-    return names
 
 
 def missing_metric(claim: Claim, metric: str, arm: str, known: Collection[str]) -> ClaimError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -13,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from callbacks.whole_files import write_whole
-from exp.claims.cells import Cell, State, missing_metric, plan, trial
+from exp.claims.cells import Cell, State, plan
 from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
@@ -34,7 +32,7 @@ from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, w
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
 from exp.claims.summary import SummaryError, summarise
-from exp.processes import die_with_parent
+from exp.claims.trials import try_out
 from exp.quiet import silence
 from exp.tracking import new_wandb_id, wandb_logger
 
@@ -60,7 +58,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             if options.fresh:
                 for cell in cells:
                     cell.clear(keep=False)
-            _try_out(claim, cells, options.jobs or 1, console)
+            try_out(claim, cells, options.jobs or 1, folder, console)
             environment = {"WANDB_RUN_GROUP": f"claims/{claim.name}"}
             for cell in cells:
                 cell.command.append(f"--wandb={options.wandb}")
@@ -137,66 +135,6 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:
             raise ClaimError(f"{folder}: another compare is working on this claim") from None
         yield
-
-
-def _try_out(claim: Claim, cells: list[Cell], jobs: int, console: Console) -> None:
-    """One batch of every arm that has something to run: what would fail, or miss its metric, is known in seconds.
-
-    Arms that need the checkpoint of another one for more than weights cannot be tried before that has run.
-
-    Raises:
-        ClaimError: an arm does not run, or does not log a metric that it is compared by.
-    """
-    finished = {cell.arm.name for cell in cells if cell.state is State.FINISHED}
-    todo = [
-        cell
-        for cell in cells
-        if cell.seed == cells[0].seed
-        and cell.arm.name not in finished
-        and (cell.arm.after is None or cell.arm.after.key == "weights")
-    ]
-    if not todo:
-        return
-    with console.status(f"trying one batch of {len(todo)} arms"), _pool(jobs) as pool:
-        outcomes = list(pool.map(_outcome, todo))
-    for cell, (problem, metrics) in zip(todo, outcomes, strict=True):
-        if problem:
-            raise claim.error(f"arm '{cell.arm.name}' does not run: {problem}", *cell.arm.place)
-        for metric, arms in claim.metrics().items():
-            if cell.arm.name in arms and metric not in metrics:
-                raise missing_metric(claim, metric, cell.arm.name, metrics)
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Forked, a trial starts at once; nothing here has touched a GPU or started threads that would not survive it.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), initializer=die_with_parent)
-
-
-def _outcome(cell: Cell) -> tuple[str, set[str]]:
-    """What stopped a cell's trial, or the metrics that it logged; what it prints is kept apart."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        said = _Said()
-        try:
-            with contextlib.redirect_stderr(said):
-                return "", trial(cell)
-        except SystemExit:
-            return said.text.strip().removeprefix("exp: ") or "it ended at once", set()
-        except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}", set()
-
-
-class _Said:
-    """Keeps what is written to it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 def _execute(claim: Claim, cells: list[Cell], executor: Executor, jobs: int | None, console: Console) -> None:

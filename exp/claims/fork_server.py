@@ -192,7 +192,7 @@ def _fit(fit: Start, requests: socket.socket) -> NoReturn:
         if isinstance(code, str):
             print(code, file=sys.stderr)
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()

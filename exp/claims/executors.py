@@ -113,16 +113,19 @@ class Local(Executor):
         """Lets every cell save and end; ends those that do not."""
         waiting = {process: cell for cell, process in self._running.values()}
         for process in waiting:
-            os.kill(process, signal.SIGTERM)
+            # It may have ended since it was asked for.
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
         end = time.monotonic() + PATIENCE
         # Without the server there are no cells either.
         with suppress(ServerLost):
             while waiting and time.monotonic() < end:
                 for process, _ in self._server.ended():
-                    waiting.pop(process).ends()
+                    if cell := waiting.pop(process, None):
+                        cell.ends()
                 time.sleep(0.05)
-        for process, cell in waiting.items():
-            cell.ends()
+        for process, left in waiting.items():
+            left.ends()
             with suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGKILL)
         self._server.close()

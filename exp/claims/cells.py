@@ -6,19 +6,17 @@ import difflib
 import json
 import math
 import shutil
-import tempfile
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
-from exp.cli import Cli, resolve
+from exp.cli import resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import differences, essence, fingerprint, read_state, state_of
 from exp.usage import ConfigError
@@ -97,6 +95,28 @@ class Cell:
     def note(self, **values: Any) -> None:
         """Adds to the record, whole or not at all."""
         write_whole(self.record, json.dumps(self.recorded() | values, indent=1) + "\n")
+
+    def begins(self) -> None:
+        """Notes that its process starts."""
+        self.note(wall=self.wall(), started=time.time())
+
+    def ends(self) -> None:
+        """Notes that its process has ended."""
+        self.note(wall=self._wall(time.time()), started=None)
+
+    def wall(self) -> float:
+        """Seconds of its processes from start to end, over all resumptions.
+
+        Of one that was killed together with what started it, until it last wrote something.
+        """
+        files = (self.log, self.path / "metrics.csv", self.path / "checkpoints")
+        return self._wall(max((file.stat().st_mtime for file in files if file.exists()), default=0.0))
+
+    def _wall(self, end: float) -> float:
+        record = {"of": self.recorded()}
+        before, started = (_number(record, "of", name) for name in ("wall", "started"))
+        running = max(0.0, end - started) if math.isfinite(started) else 0.0
+        return (before if math.isfinite(before) else 0.0) + running
 
     def look(self) -> None:
         """Finds out how far the cell has come."""
@@ -273,29 +293,6 @@ def _place(claim: Claim, arm: Arm, key: str) -> tuple[str | int, ...]:
         if place in claim.lines:
             return place
     return arm.place
-
-
-def trial(cell: Cell) -> set[str]:
-    """The names of the metrics that a cell logs, from one batch of each split; nothing is written.
-
-    Any device will do, and one process.
-
-    Raises:
-        SystemExit: the config names classes that refuse their arguments.
-        Exception: whatever the first batch runs into.
-    """
-    here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
-    quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
-    cli = Cli([*cell.command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        cli.checkpoints.folder = Path(folder)
-        cli.trainer.fit(cli.model, cli.datamodule)
-        names = set(cli.trainer.callback_metrics) | set(cli.trainer.logged_metrics)
-        if cli.config.test and cli.datamodule.has("test"):
-            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-            names |= set(cli.trainer.callback_metrics)
-    return names
 
 
 def missing_metric(claim: Claim, metric: str, arm: str, known: Collection[str]) -> ClaimError:

@@ -172,21 +172,31 @@ def _answer(
     return answer | {"remarks": remarks(found, seeds, lost), "would_settle": would_settle(found)}
 
 
-def circumstances(cells: Sequence[Cell]) -> dict[str, Any]:
-    """When, where and how fast: what another run of the same cells would not repeat."""
+def circumstances(cells: Sequence[Cell], jobs: int) -> dict[str, Any]:
+    """When, where and how fast: what another run of the same cells would not repeat.
+
+    Args:
+        cells: those of the result.
+        jobs: how many ran at a time.
+    """
+    spent = 0.0
     times: dict[str, dict[str, Any]] = {}
     for cell in cells:
         if cell.state is State.FINISHED:
-            cost = cell.cost()
+            cost = cell.cost() | {"wall": cell.wall() or math.nan}
             times.setdefault(cell.arm.name, {})[str(cell.seed)] = {
-                name: round(cost[name], 2) if math.isfinite(cost[name]) else None for name in ("seconds", "throughput")
+                name: round(cost[name], 2) if math.isfinite(cost[name]) else None
+                for name in ("seconds", "throughput", "wall")
             }
+            spent += next((cost[name] for name in ("wall", "seconds") if math.isfinite(cost[name])), 0.0)
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
         "machine": _machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "minutes": round(spent / jobs / 60, 1),
+        "jobs": jobs,
         "arms": times,
     }
 

@@ -18,7 +18,7 @@ import pytest
 import exp.fit
 from exp.cli import Cli
 from exp.run_directory import Run
-from tests.library.runner import PATIENCE, Ended, fork_cells, run
+from tests.library.runner import PATIENCE, Ended, run
 
 ROOT = Path(__file__).parents[3]
 CLAIM = f"""\
@@ -48,7 +48,7 @@ COMMAND = [sys.executable, "-m", "exp", "compare", "--config", "claim.yaml", "--
 
 
 def compare(folder: Path, *options: str) -> Ended:
-    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder, fork_cells)
+    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder)
 
 
 def results(folder: Path) -> dict:
@@ -186,7 +186,6 @@ def test_a_cell_that_diverges_is_an_outcome(tmp_path: Path) -> None:
 
 def break_fast() -> None:
     """Sabotage of `compare`: its fits of one arm fail."""
-    fork_cells()
     train = exp.fit._train
 
     def broken(cli: Cli, run: Run, leads: bool) -> None:

@@ -25,6 +25,7 @@ from rich.markup import escape
 from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, State, missing_metric, plan, trial
 from exp.claims.claim_file import Claim, ClaimError, read_claim
+from exp.claims.committed import SummaryError
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
 from exp.claims.pictures import draw
@@ -32,7 +33,7 @@ from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
-from exp.claims.summary import SummaryError, summarise
+from exp.claims.summary import summarise
 from exp.processes import die_with_parent
 from exp.quiet import silence
 from exp.tracking import new_wandb_id, wandb_logger
@@ -260,7 +261,7 @@ def _conclude(
         target.mkdir(parents=True, exist_ok=True)
         for path in [folder / RESULTS, folder / CIRCUMSTANCES, folder / REPORT, *pictures]:
             shutil.copy(path, target)
-        _say(console, f"{target} written; {summarise(Path('docs/claims.md'), target.parent)}")
+        _say(console, f"{target} written; {summarise()[0]}")
     return CODES[Verdict(result["verdict"])]
 
 

@@ -64,6 +64,10 @@ class Found:
         sides = ("above", "below") if self.strict else ("at\u00a0least", "at\u00a0most")
         return f"{said}; expected: {sides[0] if self.above else sides[1]}{boundary}"
 
+    def size(self, value: float) -> str:
+        """A difference without its sign."""
+        return self._number(abs(value)).removeprefix("+") + (f" {self.unit}" if self.unit else "")
+
     def mark(self, value: float) -> str:
         """A boundary, with no more digits than it has."""
         if self.counts:
@@ -71,14 +75,17 @@ class Found:
         return _signed(f"{value:.6g}", self.difference)
 
     def _number(self, value: float) -> str:
+        if abs(value) < 1e-9:
+            # Sums of decimal fractions miss zero by so much.
+            value = 0.0
         if self.counts:
             size = readable(abs(value)) if abs(value) >= 1000 else f"{abs(value):.3g}"
             return _signed(("-" if value < 0 else "") + size, self.difference)
         # Two digits of the interval's half width, or three of the mean.
         half = 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
         scale = half if half > 1e-4 * abs(self.mean) else self.mean / 10
-        decimals = min(4, max(int(abs(scale) < 100), 1 - math.floor(math.log10(abs(scale))))) if scale else 0
-        return _signed(f"{value:.{decimals}f}", self.difference)
+        decimals = max(int(abs(scale) < 100), 1 - math.floor(math.log10(abs(scale)))) if scale else 0
+        return _signed(f"{value:.{decimals}f}" if decimals <= 6 else f"{value:.3g}", self.difference)
 
 
 def found(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Found | None:
@@ -96,8 +103,8 @@ def found(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Found | None:
         return None
     arms = result["arms"]
     expectation = parse(answer["expect"], list(arms))[0]
-    ends = [None, None] if estimate["interval"] is None else [_finite(end) for end in estimate["interval"]]
-    values = [_finite(estimate["mean"]), *ends]
+    ends = [None, None] if estimate["interval"] is None else [number(end) for end in estimate["interval"]]
+    values = [number(estimate["mean"]), *ends]
     above = expectation.sign in (">", ">=")
     boundaries: tuple[float, ...]
     if expectation.absolute:
@@ -118,7 +125,12 @@ def found(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Found | None:
     return Found(mean, low, high, boundaries, above, expectation.sign in "<>", difference, unit, counts)
 
 
-def _finite(value: Any) -> float:
+def number(value: Any) -> float:
+    """What a result gives as a number.
+
+    Raises:
+        ValueError: it is none, or none that can be drawn.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
         raise ValueError(f"{value!r} is no number")
     return float(value)
@@ -127,7 +139,7 @@ def _finite(value: Any) -> float:
 def _recorded(arms: Mapping[str, Any], quantity: str, arm: str) -> float:
     """The mean of a quantity that results hold for each arm; NaN for others."""
     value = arms[arm].get({"": "mean"}.get(quantity, quantity)) if quantity in ("", "macs", "params") else None
-    return math.nan if value is None else _finite(value)
+    return math.nan if value is None else number(value)
 
 
 def _constant(term: Term) -> float:

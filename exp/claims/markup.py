@@ -25,7 +25,12 @@ def text(content: str) -> Markup:
         return content
     if not isinstance(content, str):
         raise ValueError(f"{content!r} is no text")
-    return Markup(html.escape(_CONTROL.sub("\ufffd", content)))
+    return Markup(html.escape(visible(content)))
+
+
+def visible(content: str) -> str:
+    """A text without signs that a terminal or a browser would obey."""
+    return _CONTROL.sub("\ufffd", content)
 
 
 def element(tag: str, *children: str, **attributes: str | float | bool) -> Markup:

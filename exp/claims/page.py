@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from drawing.figures import readable
 from exp.claims.committed import Committed, reading
-from exp.claims.intervals import draw, found
+from exp.claims.intervals import Found, draw, found, number
 from exp.claims.markup import Markup, element, joined, text
 from exp.claims.page_frame import controls, document
 from exp.claims.report import COLUMNS, rows
@@ -109,7 +109,7 @@ def _article(committed: Committed, changed: list[str]) -> Markup:
         _details("Setting", _facts(committed, changed), *([element("p", result["notes"])] if result["notes"] else [])),
         _details(f"Arms ({len(result['arms'])}): what each changes, reaches and costs", _arms(result, around)),
         element("p", *_between(" · ", [element("a", n, href=f"{place}/{file}") for n, file in links.items()])),
-        id=folder.name,
+        id=f"claim-{place}",
         class_=_class(verdict),
         data_verdict=verdict,
         data_date=around["date"],
@@ -127,8 +127,8 @@ def _expectation(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Markup
     if answer.get("settled"):
         remarks.append(f"settled with {answer['settled']} seeds")
     remarks += answer.get("remarks", [])
-    if needed := answer.get("would_settle"):
-        remarks.append(_would_settle(needed))
+    if (needed := answer.get("would_settle")) and shown:
+        remarks.append(_would_settle(needed, shown))
     if remarks:
         said.append(element("ul", *(element("li", remark) for remark in remarks), class_="remarks"))
     return element(
@@ -139,9 +139,10 @@ def _expectation(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Markup
     )
 
 
-def _would_settle(needed: Mapping[str, Any]) -> str:
+def _would_settle(needed: Mapping[str, Any], shown: Found) -> str:
     seeds = f"about {needed['seeds']:d}" if needed["seeds"] is not None else "more than 1,000"
-    return f"these seeds would have settled a difference of {needed['difference']:.3g}; the one seen asks for {seeds}"
+    seen = shown.size(number(needed["difference"]))
+    return f"these seeds would have settled a difference of {seen}; the one seen asks for {seeds} seeds"
 
 
 def _brief(committed: Committed) -> list[str]:
@@ -181,9 +182,9 @@ def _time(around: Mapping[str, Any]) -> str:
     """Of the whole claim, or of the training steps where that was not recorded."""
     if around.get("minutes") is not None:
         jobs = around["jobs"]
-        return f"{_minutes(around['minutes'])}, {_several(f'{jobs:d}', 'cell')} at a time"
+        return f"{_minutes(number(around['minutes']))}, {_several(f'{jobs:d}', 'cell')} at a time"
     seconds = [cell["seconds"] for arm in around["arms"].values() for cell in arm.values()]
-    spent = sum(value for value in seconds if value is not None)
+    spent = sum(number(value) for value in seconds if value is not None)
     return f"{_minutes(spent / 60)} of training steps" if spent else ""
 
 

@@ -13,6 +13,7 @@ import yaml
 from exp.claims.claim_file import ClaimError, read_claim
 from exp.claims.code_version import changes, version_now
 from exp.claims.committed import Committed, reading
+from exp.claims.markup import visible
 from exp.trust import read_yaml
 
 
@@ -42,7 +43,7 @@ def changed_since(results: Iterable[Committed]) -> dict[str, list[str]]:
 
 def freshness(changed: Mapping[str, list[str]]) -> list[str]:
     """Which published results the code and the configs of today would give again, a line each."""
-    lines = [f"{name}: {'; '.join(reasons) or 'as published'}" for name, reasons in changed.items()]
+    lines = [visible(f"{name}: {'; '.join(reasons) or 'as published'}") for name, reasons in changed.items()]
     return [*lines, f"{sum(map(bool, changed.values()))} of {len(changed)} results would be measured again"]
 
 

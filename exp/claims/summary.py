@@ -9,6 +9,7 @@ from typing import Any
 
 from callbacks.whole_files import whole
 from exp.claims.committed import FOLDER, Committed, SummaryError, read_results, reading
+from exp.claims.markup import visible
 from exp.claims.page import FORMER, FORMER_MEANS, count, page
 from exp.claims.published import changed_since, freshness
 from exp.claims.statistics import Verdict
@@ -101,9 +102,10 @@ def _cell(text: Any) -> str:
     Raises:
         ValueError: it is none, or would be more than a cell.
     """
-    for sign, written in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("[", "\\["), ("]", "\\]")):
-        text = _line(text).replace(sign, written)
-    return text.replace("|", "\\|")
+    line = _line(text)
+    for sign, written in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("[", "\\["), ("]", "\\]"), ("|", "\\|")):
+        line = line.replace(sign, written)
+    return line
 
 
 def _code(text: Any) -> str:
@@ -112,12 +114,13 @@ def _code(text: Any) -> str:
     Raises:
         ValueError: it is none, or would end the code.
     """
-    if "`" in _line(text):
+    line = _line(text)
+    if "`" in line:
         raise ValueError(f"{text!r} has a backtick")
-    return text.replace("|", "\\|")
+    return line.replace("|", "\\|")
 
 
 def _line(text: Any) -> str:
     if not isinstance(text, str) or len(text.splitlines()) > 1 or "<!--" in text:
         raise ValueError(f"{text!r} is no line of text")
-    return text
+    return visible(text)

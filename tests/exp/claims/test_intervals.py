@@ -48,6 +48,8 @@ def places(markup: str, shape: str) -> list[float]:
         ("'val/box_ap'(new) < old", -0.2, [-0.3, -0.1], "−0.20 [−0.30, −0.10] points; expected: below 0"),
         ("seconds(new) < seconds(old)", -20.0, [-30.0, -10.0], "−20.0 [−30.0, −10.0] s; expected: below 0"),
         ("new > old", 123.4, [-100.0, 346.8], "+123 [−100, +347] points; expected: above 0"),
+        ("new > old", -3e-7, [-5e-7, -1e-7], "−3e-07 [−5e-07, −1e-07] points; expected: above 0"),
+        ("new > old", 1e-16, [0.0, 2e-16], "0 points, all seeds alike; expected: above 0"),
         ("new > old", 3.0, None, "+3.00 points; expected: above 0"),
         ("|new - old| < seconds(old)", 0.0, [-0.1, 0.1], "0.00 [−0.10, +0.10]"),
     ],

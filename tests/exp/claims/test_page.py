@@ -119,7 +119,7 @@ def test_what_a_claim_shows() -> None:
         "settled with 8 seeds",
         "without seed 3 it would be inconclusive",
         "+3.0 [+1.0, +5.0] points; expected: above +2",
-        "these seeds would have settled a difference of 1.3; the one seen asks for about 24",
+        "these seeds would have settled a difference of 1.3 points; the one seen asks for about 24 seeds",
         "0, 1; looked at after 1, 2",
         "2026-01-02, commit abc1234, 2 CPU cores",
         "changed since: the code of exp.fit",
@@ -214,6 +214,7 @@ def test_a_result_is_a_strangers_text() -> None:
         {"expectations": [OPEN | {"would_settle": {"seeds": "<b>", "difference": 1}}]},
         {"expectations": [HOLDS | {"difference": {"mean": 1e308, "interval": [-1e308, 1e308]}}]},
         {"verdict": None},
+        {"expectations": [OPEN | {"would_settle": {"seeds": 3, "difference": "<b>"}}]},
         {"arms": {}},
         {"arms": {"old": arm(80.0), "new": {}}},
         {"configs": {"../config.yaml": "x"}},
@@ -222,6 +223,12 @@ def test_a_result_is_a_strangers_text() -> None:
 def test_what_is_no_result_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(SummaryError, match="docs/claims/claim0: not a result of compare"):
         written(made_up(**change))
+
+
+@pytest.mark.parametrize("minutes", ["3", float("nan"), -float("inf")])
+def test_circumstances_of_another_kind_are_refused(minutes: Any) -> None:
+    with pytest.raises(SummaryError, match="is no number"):
+        written(made_up(), around=AROUND | {"minutes": minutes})
 
 
 def test_setting_is_of_the_configs_that_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,10 @@ def test_each_result_has_its_line(result: dict[str, Any]) -> None:
     ]
 
 
+def test_a_terminal_obeys_no_result() -> None:
+    assert freshness({"one": ["the code of \x1b[31mexp"]})[0] == "one: the code of \ufffd[31mexp"
+
+
 @pytest.mark.parametrize(
     "change",
     [

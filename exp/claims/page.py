@@ -22,7 +22,8 @@ FORMER_MEANS = "one look at seeds that were chosen beforehand, judged by the t i
 _HOW_TO_READ = (
     "Each bar is the interval of a mean over seeds, its dot the mean: of a comparison the left side less the right "
     "one, seed by seed. The upright line is the boundary that the expectation names, the dashed one is zero, and the "
-    "tinted side is where the expectation is met. To hold it, a bar must lie wholly there; to fail it, wholly outside."
+    "tinted side is where the expectation is met. To hold it, a bar must lie wholly there; to fail it, wholly outside. "
+    "Whether code, configs and arms are as published is said of the day on which this page was written."
 )
 
 
@@ -98,7 +99,7 @@ def _article(committed: Committed, changed: list[str]) -> Markup:
     judged = element("span", verdict.capitalize(), class_="verdict")
     source = element("span", result["source"], class_="quiet")
     line = [judged, *([" ", _former()] if committed.former else []), *([" · ", source] if result["source"] else [])]
-    place, today = quote(folder.name), "code changed since" if changed else "code as published"
+    place, today = quote(folder.name), "code changed" if changed else "code as published"
     links = {"report": "report.md", "results": "results.json", "circumstances": "circumstances.json"}
     return element(
         "article",
@@ -158,7 +159,7 @@ def _brief(committed: Committed) -> list[str]:
         _several(str(len(result["seeds"])), "seed") + (f" in {_several(str(looks), 'look')}" if looks else ""),
         *([f"{least} multiply-adds" if least == most else f"{least} to {most} multiply-adds"] if costs else []),
         *filter(None, [_time(around)]),
-        around["date"],
+        f"{around['date']}, {around['commit'] or 'unknown commit'}",
     ]
 
 
@@ -192,8 +193,8 @@ def _minutes(minutes: float) -> str:
     return f"{minutes:.0f} min" if minutes >= 1 else "under a minute"
 
 
-def _several(number: str, what: str) -> str:
-    return f"{number} {what}" if number == "1" else f"{number} {what}s"
+def _several(many: str, what: str) -> str:
+    return f"{many} {what}" if many == "1" else f"{many} {what}s"
 
 
 def _details(title: str, *content: Markup) -> Markup:
@@ -206,8 +207,8 @@ def _arms(result: Mapping[str, Any], around: Mapping[str, Any]) -> Markup:
     head = [*COLUMNS, *(["diverged seeds"] if diverged else [])]
     body = []
     for row, arm in zip(rows(dict(result), dict(around)), result["arms"].values(), strict=True):
-        name, *numbers = row
-        cells = [name, *(number.replace("-", "−") for number in numbers)]
+        name, *figures = row
+        cells = [name, *(figure.replace("-", "−") for figure in figures)]
         cells += [", ".join(f"{seed:d}" for seed in arm.get("diverged", []))] if diverged else []
         body.append(element("tr", *(element("td", cell) for cell in cells)))
     table = element(

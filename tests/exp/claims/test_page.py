@@ -113,8 +113,8 @@ def test_what_a_claim_shows() -> None:
     for part in (
         "New beats old.",
         "Holds · a paper, table 3",
-        "2 seeds in 2 looks · 2.00 M to 4.00 M multiply-adds · 42 min, 2 cells at a time · 2026-01-02",
-        "· code changed since",
+        "2 seeds in 2 looks · 2.00 M to 4.00 M multiply-adds · 42 min, 2 cells at a time · 2026-01-02, abc1234",
+        "· code changed",
         "+3.0 [+1.0, +5.0] points; expected: above 0",
         "settled with 8 seeds",
         "without seed 3 it would be inconclusive",
@@ -153,7 +153,7 @@ def test_a_result_of_the_former_rule_is_marked() -> None:
     text = shown(older, around=around)
     assert "former rule: one look" in text
     assert "Holds former rule · a paper" in text
-    assert "2 seeds · 4.00 M multiply-adds · 2 min of training steps · 2026-01-02 · code as published" in text
+    assert "2 seeds · 4.00 M multiply-adds · 2 min of training steps · 2026-01-02, abc1234 · code as published" in text
 
 
 @pytest.mark.parametrize("needed", [{"difference": 1.3, "seeds": None}])

@@ -27,12 +27,11 @@ def main(argv: list[str]) -> int:
         print(f"exp: '{wrong[0]}' is no option of compare; a config key is changed by --key=value", file=sys.stderr)
         return 2
     if options.summary:
-        from exp.claims.published import freshness
-        from exp.claims.summary import SummaryError, summarise
+        from exp.claims.committed import SummaryError
+        from exp.claims.summary import summarise
 
         try:
-            print(summarise(Path("docs/claims.md"), Path("docs/claims")))
-            print(freshness(Path("docs/claims")))
+            print(*summarise(), sep="\n")
         except SummaryError as error:
             print(f"exp: {error}", file=sys.stderr)
             return 2
@@ -72,12 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         help="as for fit; runs are grouped",
     )
     parser.add_argument(
-        "--publish", action="store_true", help="copy the result to docs/claims/NAME and rewrite docs/claims.md"
+        "--publish", action="store_true", help="copy the result to docs/claims/NAME and rewrite the summary"
     )
     parser.add_argument(
         "--summary",
         action="store_true",
-        help="rewrite docs/claims.md from docs/claims/*, and say what has changed since each result; run nothing",
+        help="rewrite docs/claims.md, docs/claims/index.html and README's count from docs/claims/*, and say what has "
+        "changed since each result; run nothing",
     )
     return parser
 

@@ -139,8 +139,7 @@ class Claim:
 
     def scale(self, metric: str) -> float:
         """What a metric's values are multiplied by: with `unit: percent` 100, but for what is no share."""
-        is_share = not metric.split("/")[-1].startswith("loss") and not counts_compute(metric)
-        return 100.0 if self.percent and is_share else 1.0
+        return 100.0 if self.percent and is_share(metric) else 1.0
 
     def worst(self, metric: str) -> float:
         """What counts for the metric of a run that diverged: worse than any number; for compute, nothing is known."""
@@ -169,6 +168,11 @@ def counts_compute(metric: str) -> bool:
     """Whether a metric is a number of multiply-adds, which is counted exactly."""
     name = metric.split("/")[-1]
     return "macs" in name and not name.endswith("_saved")
+
+
+def is_share(metric: str) -> bool:
+    """Whether `unit: percent` is a metric's: all but losses and multiply-adds."""
+    return not metric.split("/")[-1].startswith("loss") and not counts_compute(metric)
 
 
 def read_claim(path: Path) -> Claim:

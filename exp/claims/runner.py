@@ -23,6 +23,7 @@ from rich.markup import escape
 from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, State, plan
 from exp.claims.claim_file import Claim, ClaimError, read_claim
+from exp.claims.committed import SummaryError
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
 from exp.claims.history import History, earlier, still_valid
@@ -32,7 +33,7 @@ from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
-from exp.claims.summary import SummaryError, summarise
+from exp.claims.summary import summarise
 from exp.claims.trials import try_out
 from exp.quiet import silence
 from exp.run_directory import state_of
@@ -247,7 +248,7 @@ def _conclude(
         target.mkdir(parents=True, exist_ok=True)
         for path in [folder / RESULTS, folder / CIRCUMSTANCES, folder / REPORT, *pictures]:
             shutil.copy(path, target)
-        _say(console, f"{target} written; {summarise(Path('docs/claims.md'), target.parent)}")
+        _say(console, f"{target} written; {summarise()[0]}")
     return CODES[Verdict(result["verdict"])]
 
 

@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="sbatch options, such as time=240 partition=gpu"
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="run two pilot seeds, which do not count, and say what the claim could settle and how long it would take",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the cells and what each changes; run nothing")
     parser.add_argument("--fresh", action="store_true", help="remove what has been run, and run it again")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of all runs")

@@ -49,7 +49,7 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str], history: 
     planned = {cell.seed for cell in cells}
     seeds = [seed for seed in history.seeds if seed in planned]
     arms = [name for name in claim.arms if any(cell.arm.name == name for cell in cells)]
-    values = _Values(claim, cells)
+    values = Values(claim, cells)
     complete = [arm for arm in arms if all(cell.ended for cell in cells if cell.arm.name == arm)]
     history.add(cells, len(seeds), complete)
     answers = [_answer(claim, expectation, seeds, arms, values, history) for expectation in claim.expectations]
@@ -76,8 +76,13 @@ def collect(claim: Claim, cells: Sequence[Cell], extra: Sequence[str], history: 
     }
 
 
-class _Values:
-    """What was measured of the cells, in the claim's unit."""
+class Values:
+    """What was measured of the cells, in the claim's unit: `values(quantity, arm, seed)`.
+
+    Args:
+        claim: the claim.
+        cells: of which those count that have ended.
+    """
 
     def __init__(self, claim: Claim, cells: Sequence[Cell]) -> None:
         self.claim = claim
@@ -113,6 +118,7 @@ class _Values:
             self.measured[metric, arm, seed] = value * self.claim.scale(metric)
 
     def __call__(self, quantity: str, arm: str, seed: int) -> float:
+        """Infinite where the arm diverged, not a number where nothing is known."""
         return self.measured.get((quantity or self.claim.metric, arm, seed), math.nan)
 
     def step(self, metric: str) -> float:
@@ -120,7 +126,7 @@ class _Values:
         return self.steps.get(metric or self.claim.metric, 0.0)
 
 
-def _arm(claim: Claim, arm: str, seeds: list[int], values: _Values) -> dict[str, Any]:
+def _arm(claim: Claim, arm: str, seeds: list[int], values: Values) -> dict[str, Any]:
     own = {seed: values("", arm, seed) for seed in seeds}
     finite = {seed: value for seed, value in own.items() if math.isfinite(value)}
     pairs = [(value, values("", claim.reference, seed)) for seed, value in finite.items()]
@@ -151,7 +157,7 @@ def _numbers(found: Estimate | None) -> dict[str, Any]:
 
 
 def _answer(
-    claim: Claim, expectation: Expectation, seeds: list[int], arms: list[str], values: _Values, history: History
+    claim: Claim, expectation: Expectation, seeds: list[int], arms: list[str], values: Values, history: History
 ) -> dict[str, Any]:
     """The verdict on one expectation, or the reason why there is none."""
     answer: dict[str, Any] = {"expect": expectation.text, "verdict": Verdict.NONE, "reason": ""}

@@ -28,6 +28,7 @@ from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
 from exp.claims.history import History, earlier, still_valid
 from exp.claims.pictures import draw
+from exp.claims.pilot import pilot_seeds, tell
 from exp.claims.remaining import Remaining
 from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
@@ -59,18 +60,13 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             _print_plan(claim, cells, extra, jobs, console)
             return 0
         with _alone(folder):
-            if options.fresh:
-                for cell in cells:
-                    cell.clear(keep=False)
-            try_out(claim, cells, options.jobs or 1, folder, console)
-            environment = {"WANDB_RUN_GROUP": f"claims/{claim.name}"}
-            for cell in cells:
-                cell.command.append(f"--wandb={options.wandb}")
-            executor: Executor
-            if options.executor == "slurm":
-                executor = Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
-            else:
-                executor = Local(options.jobs or 1, environment, options.wandb != "disabled")
+            if options.plan:
+                pilots = plan(claim, _chosen(claim, options.arms), pilot_seeds(claim), options.runs, extra)
+                executor = _ready(claim, pilots, options, folder, console)
+                _execute(claim, pilots, [], executor, jobs, console)
+                tell(claim, pilots, cells, jobs, console)
+                return 0 if all(cell.ended for cell in pilots) else 1
+            executor = _ready(claim, cells, options, folder, console)
             if done := sum(cell.ended for cell in cells):
                 _say(console, f"{done} of {len(cells)} cells were finished before")
             result = {}
@@ -89,6 +85,24 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     except (ClaimError, SlurmError, SummaryError) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
+
+
+def _ready(claim: Claim, cells: list[Cell], options: argparse.Namespace, folder: Path, console: Console) -> Executor:
+    """Tries the cells, makes them ready to run, and says what runs them.
+
+    Raises:
+        ClaimError: an arm does not run, or does not log what it is compared by.
+    """
+    if options.fresh:
+        for cell in cells:
+            cell.clear(keep=False)
+    try_out(claim, cells, options.jobs or 1, folder, console)
+    environment = {"WANDB_RUN_GROUP": f"claims/{claim.name}"}
+    for cell in cells:
+        cell.command.append(f"--wandb={options.wandb}")
+    if options.executor == "slurm":
+        return Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
+    return Local(options.jobs or 1, environment, options.wandb != "disabled")
 
 
 def _looks(claim: Claim, options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[History, list[int]]:

@@ -107,8 +107,19 @@ def estimate(values: Sequence[float], step: float = 0.0, error: float = ERROR) -
     mean = float(array.mean())
     if array.size < 2:
         return Estimate(mean, None, None, 1)
-    half = _quantile(error, array.size - 1) * spread(values, step) / math.sqrt(array.size)
+    half = half_width(spread(values, step), array.size, error)
     return Estimate(mean, mean - half, mean + half, int(array.size))
+
+
+def half_width(deviation: float, count: int, error: float = ERROR) -> float:
+    """Half of a t interval, t(n - 1) s / sqrt(n).
+
+    Args:
+        deviation: s.
+        count: n.
+        error: on either side.
+    """
+    return _quantile(error, count - 1) * deviation / math.sqrt(count)
 
 
 def smallest_step(values: Sequence[float]) -> float:
@@ -152,8 +163,9 @@ def judge(margins: Sequence[float], strict: bool, step: float = 0.0, looks: Look
     finite = [value for value, margin in zip(values, margins, strict=True) if math.isfinite(margin)]
     last = len(looks.counts) - 1
     found = estimate(finite, step, level(looks, last)) if finite else Estimate(math.nan, None, None, 0)
+    deviation = spread(finite, step) if len(finite) > 1 else 0.0
     if len(margins) < FEWEST_SEEDS:
-        return Judgement(Verdict.NONE, found)
+        return Judgement(Verdict.NONE, found, deviation=deviation)
     if len(finite) == len(margins) and found.low == found.high:
         yes = found.mean > 0 or (found.mean == 0 and not strict)
         verdict = Verdict.HOLDS if yes else Verdict.DOES_NOT_HOLD
@@ -170,7 +182,6 @@ def judge(margins: Sequence[float], strict: bool, step: float = 0.0, looks: Look
                 verdict, settled = answer, count
     by_interval = _by_interval(finite, step, level(looks, last))
     lone = _lone(values, by_interval, step, level(looks, last)) if settled else None
-    deviation = spread(finite, step) if len(finite) > 1 else 0.0
     return Judgement(verdict, found, settled, by_interval, sides, deviation, lone)
 
 

@@ -59,7 +59,8 @@ def _differences(base: Any, other: Any, said: Any, place: Place = ()) -> Iterato
         if not place and name in OWN_KEYS:
             continue
         before, after = base.get(name), other[name]
-        if before == after:
+        # Where text will do, too, the command line takes a number for text.
+        if before == after or (isinstance(before, str) and before == str(after)):
             continue
         word = said.get(name, _NOTHING) if isinstance(said, dict) else _NOTHING
         here = (*place, name)

@@ -150,7 +150,9 @@ def _resolved(layers: Sequence[Path]) -> dict[str, Any]:
     try:
         return resolve([f"--config={layer}" for layer in layers])
     except ConfigError as error:
-        raise ClaimError(f"{layers[-1]}: {error}") from error
+        # A file that names no model is read as a change of the first one.
+        where = f"{layers[-1]}, on top of {layers[0]}" if len(layers) > 1 else str(layers[0])
+        raise ClaimError(f"{where}: {error}") from error
 
 
 def _merged(base: Any, over: Any) -> Any:

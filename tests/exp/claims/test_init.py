@@ -80,6 +80,11 @@ def test_what_an_arm_says_is_as_short_as_its_config_says_it(tmp_path: Path) -> N
         assert lines[place - 1].startswith("#"), key
 
 
+def test_where_a_run_computes_can_be_what_differs(tmp_path: Path) -> None:
+    claim = read_claim(drafted(tmp_path, QUICKSTART, "configs/hardware/cpu_ddp.yaml"))
+    assert claim.arms["cpu_ddp"].overrides == {"trainer.strategy": "ddp", "trainer.devices": 2}
+
+
 def test_a_class_in_place_of_another_is_said_whole_and_keeps_nothing_of_it(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(TINY.replace("options:", "drop_path_rate: 0.3\n        options:"))
     kernels = TINY.replace("timm_classifier", "dynamic_kernels").replace(
@@ -168,6 +173,10 @@ def test_one_line_says_what_comes_next(
         (["a.yaml", "binary.yaml"], "binary.yaml: no text in UTF-8"),
         (["a.yaml", "typo.yaml"], "has no argument 'label_smoothin'; did you mean 'label_smoothing'?"),
         (["a.yaml", "wrong.yaml"], "wrong.yaml: num_classes=1: a classifier tells two classes or more apart"),
+        (
+            ["a.yaml", "under.yaml"],
+            "under.yaml, on top of a.yaml: model: lightning_modules.Classification has no argument",
+        ),
         (["over.yaml", "a.yaml"], "over.yaml names no model: a config that changes another goes after"),
         (["a.yaml", "boxes.yaml"], "each is judged by another one (a.yaml by val/top1, boxes.yaml by val/box_ap)"),
         (["a.yaml", "claim.yaml"], "claim.yaml is a claim already: python -m exp compare --config claim.yaml"),
@@ -194,6 +203,7 @@ def test_mistakes_are_one_line(
         "typo": TINY.replace("    network:", "    label_smoothin: 0.1\n    network:"),
         "wrong": TINY.replace("num_classes: 10", "num_classes: 1"),
         "over": "trainer: {max_epochs: 2}\n",
+        "under": "model: {init_args: {smoothing: 0.1}}\n",
         "boxes": (root / DETECTION / "detr_digits.yaml").read_text(),
         "claim": (root / "configs/claims/smca.yaml").read_text(),
     }.items():

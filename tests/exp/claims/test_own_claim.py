@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from exp.claims.claim_file import read_claim
-from tests.library.runner import fork_cells, run
+from tests.library.runner import run
 
 ROOT = Path(__file__).parents[3]
 # As short as it gets; one seed settles nothing, but runs all of it.
@@ -31,19 +31,15 @@ def pieces() -> list[str]:
 def test_the_page_pastes_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
-    def installed() -> None:
-        """What `pip install` does, which would change the environment of the tests."""
-        sys.path.append(str(tmp_path))
-        fork_cells()
-
     printed = {}
     for piece in pieces():
         if piece.startswith("python -m exp "):
             command, *arguments = shlex.split(piece)[3:]
-            ended = run(command, [*arguments, *SHORT[command] * ("--init" not in arguments)], tmp_path, installed)
+            ended = run(command, [*arguments, *SHORT[command] * ("--init" not in arguments)], tmp_path)
             assert ended.code == (5 if "--jobs" in arguments else 0), ended.output
             printed[piece] = ended.output
         else:
+            # To install the package would change the environment of the tests; it is found beside the configs, too.
             shell = re.sub(r"^python -m pip .*$", "", piece, flags=re.MULTILINE)
             subprocess.run(["bash", "-e", "-c", shell], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
     assert [shlex.split(piece)[3] for piece in printed] == ["fit", "compare", "compare", "compare", "fit"]

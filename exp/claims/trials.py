@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
-import os
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, missing_metric
 from exp.claims.claim_file import Claim
-from exp.cli import Cli
+from exp.claims.first_batch import try_first_batch
 from exp.processes import die_with_parent
 from exp.run_directory import fingerprint
 
@@ -50,11 +46,11 @@ def try_out(claim: Claim, cells: list[Cell], jobs: int, folder: Path, console: C
     new = [cell for cell in todo if _same(cell) not in logged]
     if new:
         with console.status(f"trying one batch of {len(new)} arms"), _pool(jobs) as pool:
-            outcomes = list(pool.map(_outcome, new))
-        for cell, (problem, metrics) in zip(new, outcomes, strict=True):
-            if problem:
-                raise claim.error(f"arm '{cell.arm.name}' does not run: {problem}", *cell.arm.place)
-            logged[_same(cell)] = metrics
+            tried = list(pool.map(try_first_batch, [cell.command for cell in new]))
+        for cell, trial in zip(new, tried, strict=True):
+            if trial.problem:
+                raise claim.error(f"arm '{cell.arm.name}' does not run: {trial.problem}", *cell.arm.place)
+            logged[_same(cell)] = set(trial.metrics)
         kept = {same: sorted(metrics) for same, metrics in logged.items()}
         write_whole(record, json.dumps(kept, indent=1) + "\n")
     for cell in todo:
@@ -85,53 +81,3 @@ def _logged(record: Path) -> dict[str, set[str]]:
 def _pool(jobs: int) -> ProcessPoolExecutor:
     # Forked, a trial starts at once; nothing here has touched a GPU or started threads that would not survive it.
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), initializer=die_with_parent)
-
-
-def trial(cell: Cell) -> set[str]:
-    """The names of the metrics that a cell logs, from one batch of each split; nothing is written.
-
-    Any device will do, and one process.
-
-    Raises:
-        SystemExit: the config names classes that refuse their arguments.
-        Exception: whatever the first batch runs into.
-    """
-    here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
-    quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
-    cli = Cli([*cell.command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        cli.checkpoints.folder = Path(folder)
-        cli.trainer.fit(cli.model, cli.datamodule)
-        names = set(cli.trainer.callback_metrics) | set(cli.trainer.logged_metrics)
-        if cli.config.test and cli.datamodule.has("test"):
-            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-            names |= set(cli.trainer.callback_metrics)
-    return names
-
-
-def _outcome(cell: Cell) -> tuple[str, set[str]]:
-    """What stopped a cell's trial, or the metrics that it logged; what it prints is kept apart."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        said = _Said()
-        try:
-            with contextlib.redirect_stderr(said):
-                return "", trial(cell)
-        except SystemExit:
-            return said.text.strip().removeprefix("exp: ") or "it ended at once", set()
-        except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}", set()
-
-
-class _Said:
-    """Keeps what is written to it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from exp.claims import trials
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Arm, Claim, ClaimError, read_claim
+from exp.claims.first_batch import Trial
 from exp.claims.trials import try_out
 
 CLAIM = """\
@@ -31,15 +32,15 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of cells that are tried, in this process, each of which logs an accuracy."""
     names: list[str] = []
 
-    def outcome(cell: Cell) -> tuple[str, set[str]]:
-        names.append(cell.name)
-        return ("it is broken" if cell.config.get("broken") else ""), {"val/top1", "val/loss"}
+    def first_batch(command: list[str]) -> Trial:
+        names.append(command[0])
+        return Trial("it is broken" if "broken" in command else "", {"val/top1": 0.5, "val/loss": 1.0})
 
     def pool(jobs: int) -> Any:
         apply: Callable[..., Any] = map
         return contextlib.nullcontext(SimpleNamespace(map=apply))
 
-    monkeypatch.setattr(trials, "_outcome", outcome)
+    monkeypatch.setattr(trials, "try_first_batch", first_batch)
     monkeypatch.setattr(trials, "_pool", pool)
     return names
 
@@ -55,7 +56,8 @@ def cells(folder: Path, seed: int = 0, **config: Any) -> list[Cell]:
     for name in ("one", "other"):
         settings = config | {"name": name, "seed_everything": seed}
         identity = {"config": settings, "arm": {}, "code": {}, "after": None}
-        made.append(Cell(Arm(name, {}, (), None), seed, folder / name / f"seed{seed}", [], settings, identity))
+        command = [f"{name} seed {seed}", *config]
+        made.append(Cell(Arm(name, {}, (), None), seed, folder / name / f"seed{seed}", command, settings, identity))
     return made
 
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell
 from exp.claims.sequential import Looks
 from exp.run_directory import fingerprint
+
+LOOKS = "looks.json"
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ class History:
         counts = tuple(look.count for look in self.looks if set(arms) <= look.marks.keys())
         return Looks(counts, self.planned) if counts else None
 
+    def marks(self) -> set[str]:
+        """All that has been looked at."""
+        return {mark for look in self.looks for mark in look.marks.values()}
+
     def written(self) -> dict[str, Any]:
-        """As `results.json` holds it."""
+        """As files hold it."""
         return {
             "planned": self.planned,
             "looks": [look.count for look in self.looks],
@@ -68,23 +75,37 @@ class History:
         }
 
 
-def earlier(file: Path) -> History | None:
-    """The looks that a result holds; None if it holds none, or cannot be read."""
+def recall(folder: Path) -> list[History]:
+    """The looks that a folder remembers, at cells of today's and of other configs and code; none that cannot be read."""
     try:
-        content = json.loads(file.read_bytes())
-        seeds, planned = content["seeds"], content["planned"]
-        looks = [Look(count, marks) for count, marks in zip(content["looks"], content["marks"], strict=True)]
-        whole = [planned, *seeds, *(look.count for look in looks)]
-        if not all(type(number) is int and number >= 0 for number in whole):
-            return None
-        counts = [look.count for look in looks]
-        if counts != sorted(set(counts)) or not counts or counts[-1] > len(seeds) or counts[0] < 1:
-            return None
-        if not all(isinstance(look.marks, dict) for look in looks):
-            return None
+        content = json.loads((folder / LOOKS).read_bytes())
+        return [_read(each) for each in content]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return History(seeds, planned, looks)
+        return []
+
+
+def remember(folder: Path, history: History) -> None:
+    """Keeps the looks so far, beside those at cells of another config or code, whole or not at all."""
+    marks = history.marks()
+    others = [each for each in recall(folder) if marks.isdisjoint(each.marks())]
+    content = [{"seeds": each.seeds} | each.written() for each in (*others, history)]
+    write_whole(folder / LOOKS, json.dumps(content, indent=1) + "\n")
+
+
+def _read(content: Any) -> History:
+    """A history as it was written.
+
+    Raises:
+        ValueError, LookupError, TypeError: it was not.
+    """
+    looks = [Look(count, dict(marks)) for count, marks in zip(content["looks"], content["marks"], strict=True)]
+    found = History(content["seeds"], content["planned"], looks)
+    counts = [look.count for look in looks]
+    if not all(type(number) is int and number >= 0 for number in (found.planned, *found.seeds, *counts)):
+        raise ValueError("seeds and numbers of seeds are whole numbers")
+    if not counts or counts != sorted(set(counts)) or counts[0] < 1 or counts[-1] > len(found.seeds):
+        raise ValueError("looks are at more and more of the seeds")
+    return found
 
 
 def still_valid(history: History, cells: Sequence[Cell]) -> History | None:

@@ -26,7 +26,7 @@ from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.committed import SummaryError
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
-from exp.claims.history import History, earlier, still_valid
+from exp.claims.history import History, recall, remember, still_valid
 from exp.claims.pictures import draw
 from exp.claims.pilot import pilot_seeds, tell
 from exp.claims.remaining import Remaining
@@ -76,6 +76,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
                 _execute(claim, block, later, executor, jobs, console)
                 result = collect(claim, block, extra, history)
                 write(folder, RESULTS, result)
+                remember(folder, history)
                 settled = sum(answer["settled"] is not None for answer in result["expectations"])
                 if result["failed"] or settled == len(result["expectations"]):
                     break
@@ -111,10 +112,10 @@ def _looks(claim: Claim, options: argparse.Namespace, extra: list[str], folder: 
     Seeds that have been looked at count, whichever are asked for today: else one could choose among them.
     """
     seeds, counts = options.seeds or claim.seeds.listed, claim.seeds.looks
-    before = earlier(folder / RESULTS)
-    if before is not None:
-        every = [*before.seeds, *(seed for seed in seeds if seed not in before.seeds)]
-        before = still_valid(before, plan(claim, _chosen(claim, options.arms), every, options.runs, extra))
+    remembered = recall(folder)
+    every = sorted({*seeds, *(seed for history in remembered for seed in history.seeds)})
+    today = plan(claim, _chosen(claim, options.arms), every, options.runs, extra) if remembered else []
+    before = next((valid for history in remembered if (valid := still_valid(history, today))), None)
     if before is None:
         return History(list(seeds), len(seeds)), [len(seeds)] if options.seeds else counts
     every = [*before.seeds, *(seed for seed in seeds if seed not in before.seeds)]

@@ -10,7 +10,7 @@ import pytest
 
 from exp.claims.cells import Cell
 from exp.claims.claim_file import Arm
-from exp.claims.history import History, earlier, still_valid
+from exp.claims.history import History, recall, remember, still_valid
 from exp.claims.sequential import Looks
 
 
@@ -34,8 +34,8 @@ def looked() -> History:
 
 
 def read_back(history: History, folder: Path) -> History | None:
-    (folder / "results.json").write_text(json.dumps({"seeds": history.seeds} | history.written()))
-    return earlier(folder / "results.json")
+    remember(folder, history)
+    return next(iter(recall(folder)), None)
 
 
 def test_it_reads_back(looked: History, tmp_path: Path) -> None:
@@ -43,6 +43,17 @@ def test_it_reads_back(looked: History, tmp_path: Path) -> None:
     assert looked.of(["a"]) == Looks((3, 4, 5), 4)
     assert looked.of(["a", "b"]) == looked.of(["b"]) == Looks((3, 4), 4)
     assert looked.of(["a", "c"]) is None
+
+
+def test_looks_at_other_cells_are_not_forgotten_for_these(looked: History, tmp_path: Path) -> None:
+    other = History([0, 1, 2], 2)
+    other.add(cells(0, 1, code="new"), 2, ["a", "b"])
+    for history in (looked, other, looked, other):
+        remember(tmp_path, history)
+    assert recall(tmp_path) == [looked, other]
+    other.add(cells(0, 1, 2, code="new"), 3, ["a"])
+    remember(tmp_path, other)
+    assert recall(tmp_path) == [looked, other]
 
 
 def test_to_look_twice_at_the_same_is_to_look_once(looked: History) -> None:
@@ -86,12 +97,12 @@ def test_looks_at_other_cells_are_none(looked: History) -> None:
     ],
 )
 def test_what_is_no_history_is_none(change: dict[str, Any], looked: History, tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps({"seeds": looked.seeds} | looked.written() | change))
-    assert earlier(tmp_path / "results.json") is None
+    (tmp_path / "looks.json").write_text(json.dumps([{"seeds": looked.seeds} | looked.written() | change]))
+    assert recall(tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "{}", "3", "[" * 100_000, "\x00"], ids=range(7))
 def test_a_file_that_is_no_result(text: str, tmp_path: Path) -> None:
-    assert earlier(tmp_path / "results.json") is None
-    (tmp_path / "results.json").write_text(text)
-    assert earlier(tmp_path / "results.json") is None
+    assert recall(tmp_path) == []
+    (tmp_path / "looks.json").write_text(text)
+    assert recall(tmp_path) == []

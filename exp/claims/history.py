@@ -76,7 +76,7 @@ class History:
 
 
 def recall(folder: Path) -> list[History]:
-    """The looks that a folder remembers, at cells of today's and of other configs and code; none that cannot be read."""
+    """The looks that a folder remembers, at cells of today and of other configs; none that cannot be read."""
     try:
         content = json.loads((folder / LOOKS).read_bytes())
         return [_read(each) for each in content]

@@ -16,7 +16,6 @@ from torch import nn
 
 from exp.weight_files import WeightFileError
 from models.official import LayoutError, State, some
-from models.official.layout import COUNTER
 from models.pixels import Stated, of_timm
 
 # What stands for a file where weights are asked for.
@@ -83,16 +82,15 @@ def in_timms_names(network: str, state: State) -> State:
     """
     with torch.device("meta"):
         own = timm.create_model(network).state_dict()
-    names, theirs = _without_counters(own), _without_counters(state)
     wrong = [
         f"{name} {tuple(state[name].shape)}, in the place of {mine} {tuple(own[mine].shape)}"
-        for mine, name in zip(names, theirs, strict=False)
+        for mine, name in zip(own, state, strict=False)
         if state[name].shape != own[mine].shape or name.split(".")[-1] != mine.split(".")[-1]
     ]
-    if wrong or len(names) != len(theirs):
-        what = some(wrong, 2) or f"{len(theirs)} tensors, where it has {len(names)}"
+    if wrong or len(own) != len(state):
+        what = some(wrong, 2) or f"{len(state)} tensors, where it has {len(own)}"
         raise LayoutError(f"not the weights of {network}: {what}")
-    return {mine: state[name] for mine, name in zip(names, theirs, strict=True)}
+    return dict(zip(own, state.values(), strict=True))
 
 
 def pixels_of(network: str) -> Stated:
@@ -123,7 +121,3 @@ def _files(distribution: str) -> Iterator[Path]:
     for file in package.files or ():
         if file.suffix == ".pth":
             yield Path(str(file.locate()))
-
-
-def _without_counters(state: State) -> list[str]:
-    return [name for name in state if not name.endswith(COUNTER)]

@@ -159,7 +159,7 @@ def to_evaluate(cli: Cli) -> Path:
     checkpoint, files = cli.config.ckpt_path, weight_files(cli)
     if (checkpoint is None) == (not files):
         raise UsageError(
-            f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights, a file of `convert` or "
+            f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights: of `convert`, or "
             f"`{PACKAGE}`"
         )
     leads = cli.trainer.is_global_zero

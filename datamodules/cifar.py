@@ -16,7 +16,7 @@ from datamodules.arrays import ImageArrays
 from datamodules.base import DataModule
 from datamodules.cache import unpack_once
 from datamodules.errors import DataError
-from datamodules.splits import Source, Subset, hold_out
+from datamodules.splits import Source, Subset, hold_out, in_proportion
 from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_at, small_image_augmentation
 
@@ -47,6 +47,7 @@ class CIFAR10(DataModule):
         root: Folder that holds ``cifar-10-batches-py`` (``cifar-100-python`` for CIFAR-100).
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
+        num_train: Images to train on, of those that are left, each class in proportion; all by default.
         options: Further options of ``DataModule``. By default images to train on are shifted by up to 4 pixels and
             flipped, and others resized to 32x32.
     """
@@ -62,10 +63,11 @@ class CIFAR10(DataModule):
         root: Path | str,
         batch_size: int = 128,
         holdout: int | float = 5000,
+        num_train: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
-        self.root, self.holdout = Path(root), holdout
+        self.root, self.holdout, self.num_train = Path(root), holdout, num_train
 
     @override
     def default_train_transforms(self) -> list[Transform]:
@@ -80,6 +82,7 @@ class CIFAR10(DataModule):
         self.class_names = self._read(self.official.meta["filename"], self.official.meta["md5"])[self.names_key]
         train = self._part("train", self.official.train_list)
         kept, held = hold_out(train.labels, self.holdout)
+        kept = in_proportion(train.labels, kept, self.num_train)
         return {
             "train": Subset(train, kept),
             "val": Subset(train, held) if len(held) else None,

@@ -16,7 +16,7 @@ from datamodules.decoding import Encoded
 from datamodules.errors import DataError
 from datamodules.mapped_array import MappedArray
 from datamodules.pixels import Pixels
-from datamodules.splits import Source, Subset, hold_out
+from datamodules.splits import Source, Subset, hold_out, in_proportion
 from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_at, small_image_augmentation
 
@@ -36,6 +36,7 @@ class PackedImages(DataModule):
         root: Folder of the archives, such as ``../shared/data/cifar10``.
         batch_size: Samples of one batch over all processes.
         holdout: Validation images taken from the training part: a number, or a fraction below 1.
+        num_train: Images to train on, of those that are left, each class in proportion; all by default.
         mean: Mean of the RGB channels in [0, 1]; CIFAR's, or what weights expect, by default.
         std: Their standard deviation. With a mean it is short for ``pixels: {mean: ..., std: ...}``.
         options: Further options of ``DataModule``. By default images to train on are shifted by up to 4 pixels and
@@ -50,12 +51,13 @@ class PackedImages(DataModule):
         root: Path | str,
         batch_size: int = 128,
         holdout: int | float = 0.1,
+        num_train: int | None = None,
         mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
         std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
-        self.root, self.holdout = Path(root), holdout
+        self.root, self.holdout, self.num_train = Path(root), holdout, num_train
         if self.told_pixels is None and (mean, std) != (self.mean, self.std):
             self.told_pixels = Pixels(mean, std)
 
@@ -76,6 +78,7 @@ class PackedImages(DataModule):
             )
         self.class_names = train.class_names
         kept, held = hold_out(train.labels, self.holdout)
+        kept = in_proportion(train.labels, kept, self.num_train)
         return {"train": Subset(train, kept), "val": Subset(train, held) if len(held) else None, "test": test}
 
 

@@ -103,3 +103,21 @@ def hold_out(labels: np.ndarray, amount: int | float) -> tuple[np.ndarray, np.nd
     mask = np.zeros(n, bool)
     mask[chosen] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def in_proportion(labels: np.ndarray, indices: np.ndarray, number: int | None) -> np.ndarray:
+    """Some samples of each class in proportion, always the same ones.
+
+    Args:
+        labels: Class index of each sample, int64 [n].
+        indices: Those to choose from, ascending.
+        number: How many; None takes all of them.
+
+    Raises:
+        DataError: If there are not so many.
+    """
+    if number is None or number == len(indices):
+        return indices
+    if not 0 < number < len(indices):
+        raise DataError(f"num_train={number}: there are {len(indices)} samples to train on. Give a number up to that.")
+    return indices[hold_out(labels[indices], number)[1]]

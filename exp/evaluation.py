@@ -13,6 +13,7 @@ from callbacks.reports import Place, Report
 from callbacks.whole_files import write_whole
 from exp.cli import Cli
 from exp.errors import exit_code
+from exp.packaged_weights import network_of
 from exp.quiet import silence
 from exp.trainers import place_reports
 from exp.usage import UsageError
@@ -30,7 +31,7 @@ def evaluate(argv: list[str], command: str) -> int:
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
         checkpoint = to_evaluate(cli)
-        folder = output_folder(checkpoint, command)
+        folder = output_folder(cli, checkpoint, command)
         place_reports(cli.trainer, Place(folder, folder))
         before = _times(folder)
         run = getattr(cli.trainer, command)
@@ -65,10 +66,12 @@ def _times(folder: Path) -> dict[Path, int]:
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def output_folder(checkpoint: Path, name: str) -> Path:
-    """Where a command puts what it makes of a checkpoint: in the checkpoint's run, else beside the checkpoint."""
+def output_folder(cli: Cli, checkpoint: Path, name: str) -> Path:
+    """Where a command puts what it makes of a checkpoint: in its run, else beside it; of a package, among the runs."""
     folder = checkpoint.resolve().parent
     run = folder.parent if folder.name == "checkpoints" else folder
+    if network := network_of(checkpoint):
+        run = Path(cli.config.runs).resolve() / network
     path = run / name
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -18,6 +18,7 @@ from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli
 from exp.errors import exit_code
 from exp.evaluation import output_folder
+from exp.packaged_weights import class_names
 from exp.quiet import silence
 from exp.trainers import place_reports
 from exp.usage import UsageError
@@ -41,12 +42,12 @@ def main(argv: list[str]) -> int:
         content = read_checkpoint(checkpoint) if cli.config.ckpt_path else {}
         check_contents(checkpoint, content)
         data.setup("predict")
-        names = list(content.get("class_names") or data.class_names)
-        folder = output_folder(checkpoint, "predict")
+        names = list(content.get("class_names") or class_names(checkpoint) or data.class_names)
+        folder = output_folder(cli, checkpoint, "predict")
         cost = Cost()
         try:
             predictions = cli.predictions.build(cli.config, cli.model)
-            source = Source(checkpoint, content, names, output_folder(checkpoint, "validate"))
+            source = Source(checkpoint, content, names, output_folder(cli, checkpoint, "validate"))
             predictions.prepare(cli.trainer, cli.model, source)
         except Mistake as error:
             raise UsageError(str(error)) from error

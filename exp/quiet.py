@@ -24,6 +24,8 @@ MESSAGES = (
     r"The number of training batches .* is smaller than the logging interval",
     # With `overfit_batches` the order of our loaders is that of the first epoch; Lightning can but warn.
     r"You requested to overfit but enabled .* dataloader shuffling",
+    # What a network keeps in evaluation mode while it trains, such as a frozen backbone, is meant to be.
+    r"Found \d+ module\(s\) in eval mode at the start of training",
     # A 1x1 convolution's gradient has two equivalent strides; DDP remarks on the one it did not choose.
     r"(?s)Grad strides do not match bucket view strides",
     # wandb and timm use names that their own dependencies deprecate.

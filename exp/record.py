@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks import Preempted
+from callbacks import NonFiniteLoss, Preempted
 from callbacks.checkpoints import training_samples
 from callbacks.whole_files import write_whole
 from exp.cli import Cli
@@ -57,7 +57,8 @@ class Record(Callback):
             self.run.remove()
         elif (self.begun or stopped) and self.run.still_there():
             try:
-                self.run.update(status="stopped" if stopped else "failed", step=self.trainer.global_step)
+                status = "stopped" if stopped else "diverged" if isinstance(error, NonFiniteLoss) else "failed"
+                self.run.update(status=status, step=self.trainer.global_step)
             except OSError as problem:
                 print(f"exp: {self.run.state_file} could not be written: {problem.strerror}", file=sys.stderr)
 

@@ -124,7 +124,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def state_of(path: Path) -> str:
-    """How a run stands: `running`, `finished`, `stopped` (by a signal, and saved), `failed` or `interrupted`.
+    """How a run stands: `running`, `finished`, `stopped` (by a signal), `diverged`, `failed` or `interrupted`.
 
     Whether it runs is asked of the process, by the lock that it holds as long as it lives: who is killed cannot leave
     word of it.
@@ -140,7 +140,7 @@ def state_of(path: Path) -> str:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return "running"
-    return status if status in ("stopped", "failed") else "interrupted"
+    return status if status in ("stopped", "diverged", "failed") else "interrupted"
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class _Heard:
     first: signal.Signals | None = None
     at = 0.0
     thread: threading.Thread | None = None
+    sockets: tuple[socket.socket, ...] = ()
 
 
 _heard = _Heard()
@@ -102,7 +103,7 @@ def listening(again: bool) -> Iterator[None]:
     # at once.
     ear, bell = socket.socketpair()
     bell.setblocking(False)
-    _heard.first = None
+    _heard.first, _heard.sockets = None, (ear, bell)
     _heard.thread = threading.Thread(target=_listen, args=(ear, again), name="signals", daemon=True)
     _heard.thread.start()
     former = signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
@@ -112,7 +113,7 @@ def listening(again: bool) -> Iterator[None]:
         signal.set_wakeup_fd(former)
         bell.close()
         _heard.thread.join()
-        _heard.thread = None
+        _heard.thread, _heard.sockets = None, ()
         ear.close()
         for number, handler in before.items():
             if signal.getsignal(number) is signal.SIG_IGN:
@@ -157,7 +158,10 @@ def _forget() -> None:
     """A forked copy of a command has no ear, and ends by a signal as processes do."""
     if _heard.thread is not None:
         signal.set_wakeup_fd(-1)
-        _heard.thread, _heard.first = None, None
+        # Whoever outlives the command would keep its thread waiting.
+        for each in _heard.sockets:
+            each.close()
+        _heard.thread, _heard.first, _heard.sockets = None, None, ()
         for number in STOPS:
             if signal.getsignal(number) is _stop:
                 signal.signal(number, signal.SIG_DFL)

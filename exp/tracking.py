@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import netrc
 import os
 import re
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +161,12 @@ def wandb_logger(mode: Mode, folder: Path, experiment: str, run_id: str, config:
     project = os.environ.get("WANDB_PROJECT", "exp")
     run_id = run_id if isinstance(run_id, str) and _ID.fullmatch(run_id) else new_wandb_id()
     return Tracker(mode, folder, name=f"{experiment}/{folder.name}", project=project, id=run_id, config=config)
+
+
+def preload() -> None:
+    """Imports what W&B otherwise imports as a run begins, which takes a second."""
+    with suppress(ImportError):
+        importlib.import_module("wandb.sdk.launch.inputs.internal")
 
 
 def new_wandb_id() -> str:

@@ -1,4 +1,4 @@
-"""Weights without a run: of a converted official checkpoint, or of another run; for the whole network or a part."""
+"""Weights without a run: converted official ones, those of another run or of a package; for a network or a part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import nn
 from exp.checkpoint_io import read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.cli import WHOLE, Cli
-from exp.pixels import Statement, hand_over, hand_over_checkpoint, statement_of
+from exp.packaged_weights import PACKAGE, file_of, in_timms_names, network_of, networks_in, pixels_of
+from exp.pixels import Statement, hand_over, hand_over_checkpoint, stated_by, statement_of
 from exp.usage import UsageError
 from exp.weight_files import WeightFileError, read
 from models import official
@@ -55,19 +56,26 @@ class Start:
 def weight_files(cli: Cli) -> dict[str, Path]:
     """The files that a command's weights come from, by the part that each is for; a part follows what it is a part of.
 
+    `package` stands for the files in installed packages that fit the networks of timm's in a part, and is for these.
+
     Raises:
-        UsageError: no such file, or no such part.
+        UsageError: no such file or package, or no such part.
     """
     given = cli.config.weights
     named = {WHOLE: given} if isinstance(given, str) else dict(given or {})
-    files = {}
-    for part in sorted(named):
-        part_of(cli, part)
+    files, packaged = {}, dict[str, Path]()
+    for part in named:
+        module = part_of(cli, part)
         try:
-            files[part] = find_checkpoint(named[part], Path(cli.config.runs))
+            if named[part] == PACKAGE:
+                packaged |= _packaged(part, module)
+            else:
+                files[part] = find_checkpoint(named[part], Path(cli.config.runs))
         except NoCheckpoint as error:
             raise UsageError(f"{_option(part)} {error}") from None
-    return files
+        except WeightFileError as error:
+            raise UsageError(f"{_option(part)} {PACKAGE}: {error}") from None
+    return dict(sorted((packaged | files).items()))
 
 
 def check_weights(cli: Cli) -> None:
@@ -91,8 +99,8 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
 
     Args:
         cli: the command.
-        path: an exp checkpoint, what `convert` wrote, or the weights of a network of timm's. For a part of a network it
-            may hold that part alone, or a whole network with a part of the same name.
+        path: an exp checkpoint, what `convert` wrote, or the weights of a network of timm's, or a package's. For a part
+            of a network it may hold that part alone, or a whole network with a part of the same name.
         part: attribute of the module, dotted: `network`, `teacher`, `network.backbone`.
 
     Returns:
@@ -112,7 +120,11 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             state = official.unwrap(checkpoint, averaged)
-        pixels = statement_of(path, checkpoint, part_of(cli, part))
+        if packaged := network_of(path):
+            state = in_timms_names(packaged, state)
+            pixels = Statement(stated_by(pixels_of(packaged)))
+        else:
+            pixels = statement_of(path, checkpoint, part_of(cli, part))
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     behind: list[str] = []
@@ -147,7 +159,8 @@ def to_evaluate(cli: Cli) -> Path:
     checkpoint, files = cli.config.ckpt_path, weight_files(cli)
     if (checkpoint is None) == (not files):
         raise UsageError(
-            f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights of `convert`"
+            f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights: of `convert`, or "
+            f"`{PACKAGE}`"
         )
     leads = cli.trainer.is_global_zero
     if checkpoint is not None:
@@ -174,6 +187,18 @@ def to_evaluate(cli: Cli) -> Path:
         print(f"--weights {path}: {note}")
     hand_over(cli, {WHOLE: (path, start.pixels)}, leads)
     return path
+
+
+def _packaged(part: str, module: nn.Module) -> dict[str, Path]:
+    """The files in installed packages for the networks of timm's in a part, by where these are.
+
+    Raises:
+        WeightFileError: there is none for one of them, or it is not installed.
+    """
+    networks = networks_in(module)
+    if not networks:
+        raise WeightFileError(f"{type(module).__name__} has no network of timm's, which packages have weights of")
+    return {f"{part}.{name}".rstrip("."): file_of(network) for name, network in networks.items()}
 
 
 def _option(part: str) -> str:

@@ -4,7 +4,7 @@ from lightning_modules.classification import Classification, Mix
 from lightning_modules.detection import Detection
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.pose_estimation import PoseEstimation
-from lightning_modules.schedules import AverageWarmup, Constant, MultiStep, Poly, Staircase, WarmupCosine
+from lightning_modules.schedules import AverageWarmup, Constant, MultiStep, OneCycle, Poly, Staircase, WarmupCosine
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Task
 
@@ -16,6 +16,7 @@ __all__ = [
     "Findings",
     "Mix",
     "MultiStep",
+    "OneCycle",
     "Poly",
     "PoseEstimation",
     "Segmentation",

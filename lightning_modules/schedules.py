@@ -179,6 +179,47 @@ class Poly(Schedule):
 
 
 @dataclass
+class OneCycle(Schedule):
+    """Half a cosine up to the base value, and half a cosine down to nearly nothing, over the whole training.
+
+    Turning where the value is smallest serves for a momentum that falls while the learning rate rises: `div_factor`
+    below 1, and `final_div_factor` 1.
+
+    Reference: "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", arXiv 1708.07120;
+    values are those of `torch.optim.lr_scheduler.OneCycleLR`, which has these names.
+
+    Args:
+        pct_start: Share of the training that leads to the base value.
+        div_factor: The first step has the base value over this.
+        final_div_factor: The last step has the first one's value over this.
+    """
+
+    pct_start: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        if not 0 < self.pct_start < 1 or self.div_factor <= 0 or self.final_div_factor <= 0:
+            raise Mistake(
+                "a cycle turns after a share of the training between 0 and 1 and divides by factors above 0, not "
+                f"pct_start {self.pct_start}, div_factor {self.div_factor} and final_div_factor {self.final_div_factor}"
+            )
+        last, turn = total_steps - 1, self.pct_start * total_steps - 1
+        if turn <= 0:
+            raise Mistake(
+                f"a cycle that turns after {self.pct_start:g} of {total_steps} steps has no step to rise in: raise "
+                "pct_start, or train longer"
+            )
+        first = base / self.div_factor
+        steps = np.arange(total_steps)
+        rising = base + 0.5 * (first - base) * (1 + np.cos(np.pi * steps / turn))
+        end = first / self.final_div_factor
+        falling = end + 0.5 * (base - end) * (1 + np.cos(np.pi * (steps - turn) / (last - turn)))
+        return np.where(steps <= turn, rising, falling)
+
+
+@dataclass
 class Constant(Schedule):
     """Linear warm-up from 0, then one value.
 

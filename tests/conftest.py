@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 
+from exp.claims.fork_server import ForkServer
 from tests.library import runner
 
 
@@ -20,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def forks(module: ModuleType) -> bool:
     """Whether a module of the tests runs commands by forking, itself or through a module of tests/library."""
     for value in vars(module).values():
-        if value is runner.run:
+        if value is runner.run or value is ForkServer:
             return True
         home = sys.modules.get(getattr(value, "__module__", None) or "")
         if home is not None and home is not module and home.__name__.startswith("tests.library.") and forks(home):

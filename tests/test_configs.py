@@ -318,6 +318,8 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         else:
             write_cifar(root, CIFAR100 if "CIFAR100" in data["class_path"] else CIFAR10, monkeypatch)
         argv = [*argv, "--data.init_args.batch_size=10", "--data.init_args.holdout=10"]
+        if data["init_args"].get("num_train"):
+            argv = [*argv, "--data.init_args.num_train=20"]
     ended = run("fit", [*argv, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], tmp_path)
     assert ended.code == 0, ended.output
     assert "Traceback" not in ended.output

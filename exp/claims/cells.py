@@ -6,19 +6,17 @@ import difflib
 import json
 import math
 import shutil
-import tempfile
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
-from exp.cli import Cli, resolve
+from exp.cli import resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import differences, essence, fingerprint, read_state, state_of
 from exp.usage import ConfigError
@@ -36,6 +34,7 @@ class State(StrEnum):
     STALE = "to run again"
     RUNNING = "running"
     FAILED = "failed"
+    DIVERGED = "diverged"
     BLOCKED = "not run"
 
 
@@ -71,6 +70,11 @@ class Cell:
         return f"{self.arm.name} seed {self.seed}"
 
     @property
+    def ended(self) -> bool:
+        """Whether it has given what it can give: a result, or the knowledge that it diverges."""
+        return self.state in (State.FINISHED, State.DIVERGED)
+
+    @property
     def log(self) -> Path:
         """What its process prints."""
         return self.path.with_suffix(".log")
@@ -92,6 +96,28 @@ class Cell:
         """Adds to the record, whole or not at all."""
         write_whole(self.record, json.dumps(self.recorded() | values, indent=1) + "\n")
 
+    def begins(self) -> None:
+        """Notes that its process starts."""
+        self.note(wall=self.wall(), started=time.time())
+
+    def ends(self) -> None:
+        """Notes that its process has ended."""
+        self.note(wall=self._wall(time.time()), started=None)
+
+    def wall(self) -> float:
+        """Seconds of its processes from start to end, over all resumptions.
+
+        Of one that was killed together with what started it, until it last wrote something.
+        """
+        files = (self.log, self.path / "metrics.csv", self.path / "checkpoints")
+        return self._wall(max((file.stat().st_mtime for file in files if file.exists()), default=0.0))
+
+    def _wall(self, end: float) -> float:
+        record = {"of": self.recorded()}
+        before, started = (_number(record, "of", name) for name in ("wall", "started"))
+        running = max(0.0, end - started) if math.isfinite(started) else 0.0
+        return (before if math.isfinite(before) else 0.0) + running
+
     def look(self) -> None:
         """Finds out how far the cell has come."""
         self.state, self.reason = State.NEW, ""
@@ -102,7 +128,8 @@ class Cell:
             self.state, self.reason = State.STALE, _why(was, self.identity)
             return
         status = state_of(self.path)
-        self.state = State.FINISHED if status == "finished" else State.UNFINISHED
+        # What diverged would diverge again: that is its result.
+        self.state = {"finished": State.FINISHED, "diverged": State.DIVERGED}.get(status, State.UNFINISHED)
         self.reason = "being trained by another process" if status == "running" else ""
 
     def clear(self, keep: bool) -> None:
@@ -126,6 +153,12 @@ class Cell:
         if not values:
             return math.nan
         return values[-1] if at == "last" else (max if better == "max" else min)(values)
+
+    def logged(self, metric: str) -> bool:
+        """Whether a finished cell has a value of this metric, be it a number or not."""
+        if metric.startswith("test/"):
+            return metric in (read_state(self.path).get("test") or {})
+        return bool(MetricsTable(self.path / "metrics.csv").series(metric)[1])
 
     def cost(self) -> dict[str, float]:
         """`params` and `macs` as the run measured them, `seconds` of training and images per second (`throughput`).
@@ -260,29 +293,6 @@ def _place(claim: Claim, arm: Arm, key: str) -> tuple[str | int, ...]:
         if place in claim.lines:
             return place
     return arm.place
-
-
-def trial(cell: Cell) -> set[str]:
-    """The names of the metrics that a cell logs, from one batch of each split; nothing is written.
-
-    Any device will do, and one process.
-
-    Raises:
-        SystemExit: the config names classes that refuse their arguments.
-        Exception: whatever the first batch runs into.
-    """
-    here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
-    quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
-    cli = Cli([*cell.command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        cli.checkpoints.folder = Path(folder)
-        cli.trainer.fit(cli.model, cli.datamodule)
-        names = set(cli.trainer.callback_metrics) | set(cli.trainer.logged_metrics)
-        if cli.config.test and cli.datamodule.has("test"):
-            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-            names |= set(cli.trainer.callback_metrics)
-    return names
 
 
 def missing_metric(claim: Claim, metric: str, arm: str, known: Collection[str]) -> ClaimError:

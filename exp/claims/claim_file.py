@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from exp.claims.expectations import Expectation, ExpectationError, nearest, parse
+from exp.claims.seeds import Seeds, SeedsError, read_seeds
 from exp.trust import read_yaml
 
 KEYS = {
@@ -23,7 +25,8 @@ KEYS = {
     "at": "which validation counts: last (default) or best",
     "better": "max (default) or min",
     "unit": "percent: values (but losses and multiply-adds) are multiplied by 100, margins are in points",
-    "seeds": "at least three",
+    "seeds": "a list, or {first: 6, most: 16}: as many as settle it, looking at the first ones and after every `block`",
+    "minutes": "how long it may take on two CPU cores",
     "overrides": "what every arm changes in the config",
     "arms": "name -> what this arm changes in the config",
     "expect": "one inequality or several",
@@ -86,7 +89,7 @@ class Claim:
         claim: the sentence.
         configs: config files of every arm, in order.
         metric: the compared metric.
-        seeds: in the order of the file.
+        seeds: those that it may use, and its looks.
         arms: by name; those that start from another come after it.
         expectations: what `expect:` says.
         reference: the arm that differences are taken from.
@@ -95,6 +98,7 @@ class Claim:
         better: whether more of the metric is better.
         percent: whether values are shown times 100.
         notes: for the reader of the report.
+        minutes: how long it may take on two CPU cores; None where the file says nothing.
         lines: where in the file what stands.
     """
 
@@ -102,7 +106,7 @@ class Claim:
     claim: str
     configs: list[str]
     metric: str
-    seeds: list[int]
+    seeds: Seeds
     arms: dict[str, Arm]
     expectations: list[Expectation]
     reference: str
@@ -111,6 +115,7 @@ class Claim:
     better: Literal["max", "min"] = "max"
     percent: bool = False
     notes: str = ""
+    minutes: float | None = None
     lines: dict[Place, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -134,8 +139,15 @@ class Claim:
 
     def scale(self, metric: str) -> float:
         """What a metric's values are multiplied by: with `unit: percent` 100, but for what is no share."""
-        is_share = not metric.split("/")[-1].startswith("loss") and not counts_compute(metric)
-        return 100.0 if self.percent and is_share else 1.0
+        return 100.0 if self.percent and is_share(metric) else 1.0
+
+    def worst(self, metric: str) -> float:
+        """What counts for the metric of a run that diverged: worse than any number; for compute, nothing is known."""
+        name = metric.split("/")[-1]
+        if "/" not in metric or counts_compute(metric) or "compute" in name:
+            return math.nan
+        less = self.better == "min" if metric == self.metric else "loss" in name
+        return math.inf if less else -math.inf
 
     def metrics(self) -> dict[str, set[str]]:
         """Every metric that must be measured -> the arms that it is needed of."""
@@ -156,6 +168,11 @@ def counts_compute(metric: str) -> bool:
     """Whether a metric is a number of multiply-adds, which is counted exactly."""
     name = metric.split("/")[-1]
     return "macs" in name and not name.endswith("_saved")
+
+
+def is_share(metric: str) -> bool:
+    """Whether `unit: percent` is a metric's: all but losses and multiply-adds."""
+    return not metric.split("/")[-1].startswith("loss") and not counts_compute(metric)
 
 
 def read_claim(path: Path) -> Claim:
@@ -243,6 +260,7 @@ class _Reader:
             better=self._choice("better", ("max", "min")),  # type: ignore[arg-type]
             percent=self._choice("unit", ("", "percent")) == "percent",
             notes=self._text("notes"),
+            minutes=self._minutes(),
             lines=self.lines,
         )
 
@@ -264,13 +282,17 @@ class _Reader:
             raise self.error(f"a metric is train/..., val/... or test/..., not '{metric}'", "metric")
         return metric
 
-    def _seeds(self) -> list[int]:
-        seeds = self.content["seeds"]
-        if not isinstance(seeds, list) or not all(type(s) is int and s >= 0 for s in seeds):
-            raise self.error("'seeds' is a list of whole numbers, such as [0, 1, 2]", "seeds")
-        if len(set(seeds)) < len(seeds):
-            raise self.error("a seed is listed twice", "seeds")
-        return seeds
+    def _seeds(self) -> Seeds:
+        try:
+            return read_seeds(self.content["seeds"])
+        except SeedsError as error:
+            raise self.error(str(error), "seeds", error.key) from error
+
+    def _minutes(self) -> float | None:
+        minutes = self.content.get("minutes")
+        if minutes is not None and (type(minutes) not in (int, float) or not 0 < minutes < math.inf):
+            raise self.error(f"'minutes' is a number of minutes, not '{minutes}'", "minutes")
+        return minutes
 
     def _mapping(self, value: Any, what: str, *place: str | int) -> dict[str, Any]:
         value = {} if value is None else value

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim
+from exp.claims.remaining import Remaining
 from exp.loggers import MetricsTable
 from exp.run_directory import read_state
 
@@ -70,23 +73,31 @@ class Display:
 
     Args:
         claim: the claim.
-        cells: all of its cells.
+        cells: those to run, and those that have been run.
         console: where to draw.
+        jobs: how many cells run at a time; None: all of them.
+        later: cells that may have to run when these are finished.
     """
 
-    def __init__(self, claim: Claim, cells: list[Cell], console: Console) -> None:
+    def __init__(
+        self, claim: Claim, cells: list[Cell], console: Console, jobs: int | None = 1, later: Sequence[Cell] = ()
+    ) -> None:
+        self.later = later
+        self._remaining = Remaining(claim.name, jobs)
         self.claim = claim
         self.cells = cells
         self.console = console
         self.metric = claim.curve_metric
         self.scale = claim.scale(claim.metric)
-        self._begun: dict[int, float] = {}
+        self._begun: dict[Path, float] = {}
         self._first: dict[int, tuple[float, float]] = {}
         # Of finished cells, whose files need not be read again for each drawing.
         self._values: dict[int, float] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Display:
+        if any(not cell.ended for cell in self.cells):
+            self.say(self._foot())
         if self._live:
             self._live.start()
         return self
@@ -101,20 +112,20 @@ class Display:
 
     def started(self, cell: Cell) -> None:
         """A cell has been started."""
-        self._begun[id(cell)] = time.monotonic()
+        self._begun[cell.path] = time.monotonic()
         if self._live is None:
             self.say(f"{self._count()} {escape(cell.name)}: started")
 
     def ended(self, cell: Cell) -> None:
         """A cell has ended."""
-        seconds = time.monotonic() - self._begun[id(cell)]
+        seconds = cell.wall() or time.monotonic() - self._begun[cell.path]
         if cell.state is State.FINISHED:
             value = self._value(cell)
             result = escape(f"{self.claim.metric} {value:.4g}{self.claim.unit}")
         else:
             result = f"[red]{cell.state}: {escape(cell.reason)}[/]"
         if self._live is None or cell.state is not State.FINISHED:
-            self.say(f"{self._count()} {escape(cell.name)}: {result} ({_clock(seconds)})")
+            self.say(f"{self._count()} {escape(cell.name)}: {result} ({_clock(seconds)}){self._left()}")
 
     def refresh(self) -> None:
         """Draws the table again."""
@@ -122,8 +133,8 @@ class Display:
             self._live.update(self._table(), refresh=True)
 
     def _count(self) -> str:
-        done = sum(cell.state is State.FINISHED for cell in self.cells)
-        return f"[{done}/{len(self.cells)}]".replace("[", "\\[")
+        done = sum(cell.ended for cell in self.cells)
+        return f"[{done}/{self._most()}]".replace("[", "\\[")
 
     def _table(self) -> RenderableType:
         table = Table("arm", "seed", "", "epoch", escape(self.metric), "left", box=None, pad_edge=False)
@@ -132,10 +143,19 @@ class Display:
             shown = [c for c in self.cells if c.state in (State.RUNNING, State.FAILED, State.BLOCKED)][:MOST_ROWS]
         for cell in shown:
             table.add_row(*self._row(cell))
-        done = sum(cell.state is State.FINISHED for cell in self.cells)
-        waiting = sum(cell.state in (State.NEW, State.UNFINISHED, State.STALE) for cell in self.cells)
-        foot = Text(f"{done} of {len(self.cells)} cells finished, {waiting} waiting", style="dim")
-        return Group(table, foot)
+        return Group(table, Text(self._foot(), style="dim"))
+
+    def _foot(self) -> str:
+        done = sum(cell.ended for cell in self.cells)
+        return f"{done} of {self._most()} cells{self._left()}"
+
+    def _most(self) -> str:
+        return f"at most {len(self.cells) + len(self.later)}" if self.later else str(len(self.cells))
+
+    def _left(self) -> str:
+        now = time.monotonic()
+        spent = {cell.path: now - self._begun[cell.path] for cell in self.cells if cell.state is State.RUNNING}
+        return self._remaining.sentence([*self.cells, *self.later], spent)
 
     def _value(self, cell: Cell) -> float:
         if id(cell) not in self._values:
@@ -154,9 +174,9 @@ class Display:
         epoch = f"{min(math.floor(now.share * now.epochs) + 1, now.epochs)}/{now.epochs}" if now.epochs else ""
         metric = "" if math.isnan(now.metric) else f"{now.metric * self.scale:.4g}{self.claim.unit}"
         bar = ProgressBar(total=1.0, completed=now.share, width=20)
-        return [*name, bar, epoch or f"{now.step}/{now.total or '?'}", metric, self._left(cell, now)]
+        return [*name, bar, epoch or f"{now.step}/{now.total or '?'}", metric, self._cell_left(cell, now)]
 
-    def _left(self, cell: Cell, now: Progress) -> str:
+    def _cell_left(self, cell: Cell, now: Progress) -> str:
         """The time that the rest will take, at the rate since the first step seen."""
         if not now.step or not now.total:
             return ""

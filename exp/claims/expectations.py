@@ -13,11 +13,14 @@ An arm stands for its value at one seed; the seeds are paired.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from exp.claims.statistics import Estimate, Verdict, all_of, any_of, estimate, judge
+from exp.claims.sequential import Looks, once
+from exp.claims.statistics import Estimate, Judgement, Verdict, all_of, any_of, estimate, judge, level
 
 COSTS = ("macs", "params", "seconds", "throughput")
 _TOKEN = re.compile(
@@ -112,41 +115,65 @@ class Expectation(NamedTuple):
         return self.left.quantities() | self.right.quantities()
 
     def answer(
-        self, seeds: Collection[int], value: Callable[[str, str, int], float], step: float = 0.0
-    ) -> tuple[Verdict, Estimate]:
+        self,
+        seeds: Collection[int],
+        value: Callable[[str, str, int], float],
+        step: float = 0.0,
+        looks: Looks | None = None,
+    ) -> Answer:
         """The verdict over seeds, and the estimate of left minus right (for an absolute one: of left).
 
         `|e| < c` means -c < e < c of the mean, which is tested as two inequalities: the spread over seeds of a
         difference around zero makes the mean of its size positive even where the mean difference is zero.
 
         Args:
-            seeds: the seeds; each pairs the arms.
-            value: (quantity, arm, seed) -> what was measured.
-            step: what the quantities move by, 0 for continuous ones (see `statistics.estimate`).
+            seeds: the seeds, in the order in which they were looked at; each pairs the arms.
+            value: (quantity, arm, seed) -> what was measured; infinite where the arm diverged.
+            step: what the quantities move by, 0 for continuous ones (see `statistics.spread`).
+            looks: the looks at these seeds; one at all of them if it is left out.
         """
         # Seen from the side of whoever hopes: positive means that the expectation is met.
         direction = 1 if self.sign in (">", ">=") else -1
         strict = self.sign in ("<", ">")
         at: list[Values] = [_at(value, seed) for seed in seeds]
         lefts, rights = [self.left.at(v) for v in at], [self.right.at(v) for v in at]
-        verdict, found = judge([direction * (a - b) for a, b in zip(lefts, rights, strict=True)], strict, step)
+        looks = looks or once(len(lefts))
+        margins = [direction * (a - b) for a, b in zip(lefts, rights, strict=True)]
+        sides = [judge(margins, strict, step, looks)]
         if not self.absolute:
-            return verdict, _turned(found, direction)
-        mirrored, _ = judge([direction * (-a - b) for a, b in zip(lefts, rights, strict=True)], strict, step)
-        combine = all_of if direction < 0 else any_of
-        return combine([verdict, mirrored]), estimate(lefts, step)
+            found = sides[0].found if direction > 0 else sides[0].found.turned()
+            return Answer(sides[0].verdict, sides[0].settled, found, sides)
+        sides.append(judge([direction * (-a - b) for a, b in zip(lefts, rights, strict=True)], strict, step, looks))
+        verdict = (all_of if direction < 0 else any_of)([side.verdict for side in sides])
+        at_looks = [side.settled for side in sides if side.verdict is verdict and side.settled is not None]
+        # Lying within a margin is settled once both of its ends are; lying outside of it, once one is.
+        both = direction < 0 if verdict is Verdict.HOLDS else direction > 0
+        settled = (max if both else min)(at_looks) if at_looks else None
+        finite = [left for left in lefts if math.isfinite(left)]
+        error = level(looks, len(looks.counts) - 1)
+        found = estimate(finite, step, error) if finite else Estimate(math.nan, None, None, 0)
+        return Answer(verdict, settled, found, sides)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the seeds say to an expectation.
+
+    Args:
+        verdict: the answer.
+        settled: number of seeds at the look that settled it; None while it is open.
+        found: the estimate of left minus right; of an absolute expectation, of what stands between the bars.
+        sides: the inequalities that were tested: one, or of an absolute expectation two.
+    """
+
+    verdict: Verdict
+    settled: int | None
+    found: Estimate
+    sides: list[Judgement]
 
 
 def _at(value: Callable[[str, str, int], float], seed: int) -> Values:
     return lambda quantity, arm: value(quantity, arm, seed)
-
-
-def _turned(found: Estimate, direction: int) -> Estimate:
-    if direction > 0:
-        return found
-    low = None if found.high is None else -found.high
-    high = None if found.low is None else -found.low
-    return Estimate(-found.mean, low, high, found.count)
 
 
 def parse(text: str, arms: Collection[str]) -> list[Expectation]:

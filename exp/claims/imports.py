@@ -13,6 +13,7 @@ from exp.claims.module_text import EVERYTHING, NAME, Module, Target, joined, rea
 
 # Sources wherever they are installed; what else lies outside of the folders of libraries is the user's own.
 OURS = ("callbacks", "datamodules", "drawing", "exp", "lightning_modules", "models")
+LIBRARIES = {"site-packages", "dist-packages"}
 # Where a command goes through all tasks, it lists what there is; a run has what its config names.
 COMMANDS = "exp"
 # What only watches a run cannot change what it computes, so neither its text nor its imports count ...
@@ -35,7 +36,9 @@ def find_sources(name: str) -> Path | None:
     if not places:
         return None
     path = Path(places[0])
-    is_library = any(path.is_relative_to(folder) for folder in _library_folders())
+    # An environment on top of another one has libraries in both.
+    below = not LIBRARIES.isdisjoint(path.parts)
+    is_library = below or any(path.is_relative_to(folder) for folder in _library_folders())
     return path if name in OURS or not is_library else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import yaml
 
 from exp.claims.claim_file import ClaimError, read_claim
 from exp.claims.code_version import changes, version_now
-from exp.claims.summary import SummaryError
+from exp.claims.committed import Committed, reading
+from exp.claims.markup import visible
 from exp.trust import read_yaml
 
 
@@ -26,30 +28,26 @@ def config_digest(path: Path) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def freshness(folder: Path) -> str:
-    """Which published results the code and the configs of today would give again, a line each.
-
-    Args:
-        folder: `<claim>/results.json` below it.
+def changed_since(results: Iterable[Committed]) -> dict[str, list[str]]:
+    """What has changed since each result, by its name, in words; nothing where all is as published.
 
     Raises:
         SummaryError: a file is no result of compare.
     """
-    files = sorted(folder.glob("*/results.json"))
-    changed = {file.parent.name: _outdated(file) for file in files}
-    lines = [f"{name}: {'; '.join(reasons) or 'as published'}" for name, reasons in changed.items()]
-    stale = sum(map(bool, changed.values()))
-    return "\n".join([*lines, f"{stale} of {len(changed)} results would be measured again"])
+    changed = {}
+    for folder, result, _ in results:
+        with reading(folder):
+            changed[folder.name] = outdated(result)
+    return changed
 
 
-def _outdated(file: Path) -> list[str]:
-    try:
-        return outdated(json.loads(file.read_bytes()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise SummaryError(f"{file}: not a result of compare ({error!r}); run its claim with --publish") from error
+def freshness(changed: Mapping[str, list[str]]) -> list[str]:
+    """Which published results the code and the configs of today would give again, a line each."""
+    lines = [visible(f"{name}: {'; '.join(reasons) or 'as published'}") for name, reasons in changed.items()]
+    return [*lines, f"{sum(map(bool, changed.values()))} of {len(changed)} results would be measured again"]
 
 
-def _inside(path: str) -> Path:
+def inside(path: str) -> Path:
     """A path that a result names, if it is one of this repository's.
 
     Raises:
@@ -68,9 +66,9 @@ def outdated(result: dict[str, Any]) -> list[str]:
     """
     reasons = []
     try:
-        arms = {name: arm.overrides for name, arm in read_claim(_inside(result["file"])).arms.items()}
+        arms = {name: arm.overrides for name, arm in read_claim(inside(result["file"])).arms.items()}
         reasons += [f"the arm {name}" for name, arm in result["arms"].items() if arms.get(name) != arm["overrides"]]
     except ClaimError as error:
         reasons.append(str(error))
-    reasons += [path for path, digest in result.get("configs", {}).items() if config_digest(_inside(path)) != digest]
+    reasons += [path for path, digest in result.get("configs", {}).items() if config_digest(inside(path)) != digest]
     return reasons + changes(result["code"], version_now(result["code"]))

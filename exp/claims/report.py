@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from drawing.figures import readable
-from exp.claims.statistics import Verdict
+from exp.claims.remarks import advice, unseen
+from exp.claims.statistics import FEWEST_SEEDS, Verdict
 
 STYLES = {
     Verdict.HOLDS: "bold green",
@@ -59,6 +60,10 @@ def print_result(result: dict[str, Any], circumstances: dict[str, Any], folder: 
         console.print(
             f"[{STYLES[verdict]}]{verdict:>13}[/]  {escape(_account(answer))}", highlight=False, soft_wrap=True
         )
+        for sentence in sentences(answer, result["unit"]):
+            console.print(f"{'':15}{escape(sentence)}", highlight=False, soft_wrap=True, style="dim")
+    for sentence in _outcomes(result):
+        console.print(escape(sentence), highlight=False, soft_wrap=True)
     for failed in result["failed"]:
         console.print(f"[red]{escape(failed['cell'])}: {escape(failed['reason'])}[/]", highlight=False, soft_wrap=True)
     verdict = Verdict(result["verdict"])
@@ -79,12 +84,21 @@ def markdown(result: dict[str, Any], circumstances: dict[str, Any], pictures: li
         "",
         f"**{result['verdict'].capitalize()}**" + (f" ({result['source']})." if result["source"] else "."),
         "",
-        *(f"- **{a['verdict']}**: {_account(a, code=True)}" for a in result["expectations"]),
+        *(
+            line
+            for answer in result["expectations"]
+            for line in (
+                f"- **{answer['verdict']}**: {_account(answer, code=True)}",
+                *(f"    - {sentence}" for sentence in sentences(answer, result["unit"])),
+            )
+        ),
         *(f"- {failed['cell']}: {failed['reason']}" for failed in result["failed"]),
         "",
-        f"{metric}, seeds {seeds}; intervals are paired Student-t at 95 %. Multiply-adds are those that an inference "
-        "executed, for one image; train seconds are those of training steps.",
+        f"{metric}, seeds {seeds}; it was looked at {_looks(result)}. The intervals of the verdicts allow for all "
+        "looks, those of the table are paired Student-t at 95 %. Multiply-adds are those that an inference executed, "
+        "for one image; train seconds are those of training steps.",
         "",
+        *(line for sentence in _outcomes(result) for line in (sentence, "")),
         *_table([COLUMNS, *rows(result, circumstances)]),
         "",
         "Each seed:",
@@ -105,10 +119,36 @@ def markdown(result: dict[str, Any], circumstances: dict[str, Any], pictures: li
     return "\n".join(lines) + "\n"
 
 
+def sentences(answer: dict[str, Any], unit: str) -> list[str]:
+    """What is to be known of an expectation's verdict, and what would settle an open one."""
+    settle = answer["would_settle"]
+    return [*answer["remarks"], *([advice(settle, f" {unit}" if unit else "")] if settle else [])]
+
+
+def _looks(result: dict[str, Any]) -> str:
+    counts = [str(count) for count in result["looks"]]
+    if not counts:
+        return "never, for no arm is complete"
+    return f"after {' and '.join([', '.join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)} of them"
+
+
+def _outcomes(result: dict[str, Any]) -> list[str]:
+    """Runs that fell apart, or how many may do so unseen."""
+    said = []
+    for name, arm in result["arms"].items():
+        for how, seeds in (("diverged", arm["diverged"]), ("fell far behind the others", arm["apart"])):
+            if seeds:
+                said.append(f"Of {name}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {how}.")
+    count = len(result["seeds"])
+    if not said and count >= FEWEST_SEEDS:
+        said.append(f"No run diverged; of {count} seeds that is likely as long as fewer than {unseen(count):.0%} do.")
+    return said
+
+
 def _account(answer: dict[str, Any], code: bool = False) -> str:
     """The expectation, what was found, and why there is no verdict if there is none."""
     text = f"`{answer['expect']}`" if code else answer["expect"]
-    if found := answer.get("difference"):
+    if (found := answer.get("difference")) and found["mean"] is not None:
         what = "between the bars" if "|" in answer["expect"] else "left - right"
         text += f"  ({what} {_estimate(found, signed=True)})"
     return text + (f": {answer['reason']}" if answer["reason"] else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -13,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,18 +21,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from callbacks.whole_files import write_whole
-from exp.claims.cells import Cell, State, missing_metric, plan, trial
+from exp.claims.cells import Cell, State, plan
 from exp.claims.claim_file import Claim, ClaimError, read_claim
+from exp.claims.committed import SummaryError
 from exp.claims.display import Display
 from exp.claims.executors import Executor, Local
+from exp.claims.history import History, recall, remember, still_valid
 from exp.claims.pictures import draw
+from exp.claims.pilot import pilot_seeds, tell
+from exp.claims.remaining import Remaining
 from exp.claims.report import COLUMNS, markdown, print_result, rows
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
-from exp.claims.summary import SummaryError, summarise
-from exp.processes import die_with_parent
+from exp.claims.summary import summarise
+from exp.claims.trials import try_out
 from exp.quiet import silence
+from exp.run_directory import state_of
 from exp.tracking import new_wandb_id, wandb_logger
 
 CODES = {Verdict.HOLDS: 0, Verdict.DOES_NOT_HOLD: 3, Verdict.INCONCLUSIVE: 4, Verdict.NONE: 5}
@@ -48,29 +51,78 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     try:
         claim = read_claim(options.config)
-        cells = plan(claim, _chosen(claim, options.arms), options.seeds or claim.seeds, options.runs, extra)
-        if options.dry_run:
-            _print_plan(claim, cells, extra, console)
-            return 0
         folder = options.runs / "claims" / claim.name
+        history, looks = _looks(claim, options, extra, folder)
+        cells = plan(claim, _chosen(claim, options.arms), history.seeds, options.runs, extra)
+        # A cluster takes all cells at a time.
+        jobs = options.jobs if options.executor == "slurm" else options.jobs or 1
+        if options.dry_run:
+            _print_plan(claim, cells, extra, jobs, console)
+            return 0
         with _alone(folder):
-            if options.fresh:
-                for cell in cells:
-                    cell.clear(keep=False)
-            _try_out(claim, cells, options.jobs or 1, console)
-            environment = {"WANDB_RUN_GROUP": f"claims/{claim.name}"}
-            for cell in cells:
-                cell.command.append(f"--wandb={options.wandb}")
-            executor: Executor
-            if options.executor == "slurm":
-                executor = Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
-            else:
-                executor = Local(options.jobs or 1, environment)
-            _execute(claim, cells, executor, console)
-            return _conclude(claim, cells, extra, folder, options, console)
+            if options.plan:
+                pilots = plan(claim, _chosen(claim, options.arms), pilot_seeds(claim), options.runs, extra)
+                executor = _ready(claim, pilots, options, folder, console)
+                _execute(claim, pilots, [], executor, jobs, console)
+                tell(claim, pilots, cells, jobs, console)
+                return 0 if all(cell.ended for cell in pilots) else 1
+            executor = _ready(claim, cells, options, folder, console)
+            if done := sum(cell.ended for cell in cells):
+                _say(console, f"{done} of {len(cells)} cells were finished before")
+            result = {}
+            for count in looks:
+                block = [cell for cell in cells if cell.seed in history.seeds[:count]]
+                later = [cell for cell in cells if cell not in block and not cell.ended]
+                _execute(claim, block, later, executor, jobs, console)
+                result = collect(claim, block, extra, history)
+                write(folder, RESULTS, result)
+                remember(folder, history)
+                settled = sum(answer["settled"] is not None for answer in result["expectations"])
+                if result["failed"] or settled == len(result["expectations"]):
+                    break
+                if count < looks[-1]:
+                    _say(console, f"{count} seeds settle {settled} of {len(result['expectations'])} expectations")
+            return _conclude(claim, block, result, folder, options, console)
     except (ClaimError, SlurmError, SummaryError) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
+
+
+def _ready(claim: Claim, cells: list[Cell], options: argparse.Namespace, folder: Path, console: Console) -> Executor:
+    """Tries the cells, makes them ready to run, and says what runs them.
+
+    Raises:
+        ClaimError: an arm does not run, or does not log what it is compared by.
+    """
+    if options.fresh:
+        for cell in cells:
+            cell.clear(keep=False)
+    try_out(claim, cells, options.jobs or 1, folder, console)
+    environment = {"WANDB_RUN_GROUP": f"claims/{claim.name}"}
+    for cell in cells:
+        cell.command.append(f"--wandb={options.wandb}")
+    if options.executor == "slurm":
+        return Slurm(folder / "slurm", options.jobs, _pairs(options.slurm), environment)
+    return Local(options.jobs or 1, environment, options.wandb != "disabled")
+
+
+def _looks(claim: Claim, options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[History, list[int]]:
+    """The looks that were, and after how many seeds to look from now on.
+
+    Seeds that have been looked at count, whichever are asked for today: else one could choose among them.
+    """
+    seeds, counts = options.seeds or claim.seeds.listed, claim.seeds.looks
+    remembered = recall(folder)
+    every = sorted({*seeds, *(seed for history in remembered for seed in history.seeds)})
+    today = plan(claim, _chosen(claim, options.arms), every, options.runs, extra) if remembered else []
+    before = next((valid for history in remembered if (valid := still_valid(history, today))), None)
+    if before is None:
+        return History(list(seeds), len(seeds)), [len(seeds)] if options.seeds else counts
+    every = [*before.seeds, *(seed for seed in seeds if seed not in before.seeds)]
+    # What has been seen is looked at again, and costs nothing.
+    more = [len(every)] if options.seeds else [count for count in counts if before.seen < count < len(every)]
+    counts = sorted({before.seen, *more, *([len(every)] if len(every) > before.seen else [])})
+    return History(every, before.planned, before.looks), counts
 
 
 def _chosen(claim: Claim, names: list[str] | None) -> Collection[str]:
@@ -99,7 +151,7 @@ def _pairs(options: list[str]) -> dict[str, Any]:
     return pairs
 
 
-def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Console) -> None:
+def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], jobs: int | None, console: Console) -> None:
     """The command that all cells share, and what each arm and seed adds to it."""
     configs = [f"--config {config}" for config in claim.configs]
     first, *others = (arm.arguments() for arm in claim.arms.values())
@@ -116,8 +168,9 @@ def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], console: Cons
         _say(console, f"    {shlex.join(changes) or 'changes nothing'}")
         for cell in own:
             _say(console, f"    seed {cell.seed}: {cell.state}" + (f" ({cell.reason})" if cell.reason else ""))
-    to_run = sum(cell.state is not State.FINISHED for cell in cells)
-    _say(console, f"{len(cells)} cells, {to_run} to run")
+    to_run = sum(not cell.ended for cell in cells)
+    most = "at most " if len(claim.seeds.looks) > 1 else ""
+    _say(console, f"{most}{len(cells)} cells, {to_run} to run{Remaining(claim.name, jobs).sentence(cells)}")
 
 
 def _say(console: Console, line: str) -> None:
@@ -136,82 +189,28 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _try_out(claim: Claim, cells: list[Cell], jobs: int, console: Console) -> None:
-    """One batch of every arm that has something to run: what would fail, or miss its metric, is known in seconds.
-
-    Arms that need the checkpoint of another one for more than weights cannot be tried before that has run.
-
-    Raises:
-        ClaimError: an arm does not run, or does not log a metric that it is compared by.
-    """
-    finished = {cell.arm.name for cell in cells if cell.state is State.FINISHED}
-    todo = [
-        cell
-        for cell in cells
-        if cell.seed == cells[0].seed
-        and cell.arm.name not in finished
-        and (cell.arm.after is None or cell.arm.after.key == "weights")
-    ]
-    if not todo:
-        return
-    with console.status(f"trying one batch of {len(todo)} arms"), _pool(jobs) as pool:
-        outcomes = list(pool.map(_outcome, todo))
-    for cell, (problem, metrics) in zip(todo, outcomes, strict=True):
-        if problem:
-            raise claim.error(f"arm '{cell.arm.name}' does not run: {problem}", *cell.arm.place)
-        for metric, arms in claim.metrics().items():
-            if cell.arm.name in arms and metric not in metrics:
-                raise missing_metric(claim, metric, cell.arm.name, metrics)
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Forked, a trial starts at once; nothing here has touched a GPU or started threads that would not survive it.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), initializer=die_with_parent)
-
-
-def _outcome(cell: Cell) -> tuple[str, set[str]]:
-    """What stopped a cell's trial, or the metrics that it logged; what it prints is kept apart."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        said = _Said()
-        try:
-            with contextlib.redirect_stderr(said):
-                return "", trial(cell)
-        except SystemExit:
-            return said.text.strip().removeprefix("exp: ") or "it ended at once", set()
-        except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}", set()
-
-
-class _Said:
-    """Keeps what is written to it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
-
-
-def _execute(claim: Claim, cells: list[Cell], executor: Executor, console: Console) -> None:
+def _execute(
+    claim: Claim, cells: list[Cell], later: list[Cell], executor: Executor, jobs: int | None, console: Console
+) -> None:
     """Runs the cells that need it; a failed one does not stop the others."""
-    waiting = [cell for cell in cells if cell.state is not State.FINISHED]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} cells were finished before", highlight=False)
+    waiting = [cell for cell in cells if not cell.ended]
     running = 0
-    with Display(claim, cells, console) as display:
+    with Display(claim, cells, console, jobs, later) as display:
         try:
             while waiting or running:
                 for cell, problem in executor.ended():
                     running -= 1
-                    cell.state, cell.reason = (State.FAILED, problem) if problem else (State.FINISHED, "")
+                    cell.state, cell.reason = State.FINISHED, ""
+                    if problem:
+                        cell.state, cell.reason = State.FAILED, problem
+                        if state_of(cell.path) == "diverged":
+                            cell.state, cell.reason = State.DIVERGED, f"its loss ceased to be finite; see {cell.log}"
                     display.ended(cell)
                 for cell in list(waiting):
-                    if cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED):
-                        cell.state, cell.reason = State.BLOCKED, f"{cell.parent.name} has no checkpoint"
+                    if cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED, State.DIVERGED):
+                        lost = cell.parent.state is State.DIVERGED
+                        cell.state = State.DIVERGED if lost else State.BLOCKED
+                        cell.reason = f"{cell.parent.name} {'diverged' if lost else 'has no checkpoint'}"
                         waiting.remove(cell)
                     elif executor.room() > 0 and (cell.parent is None or cell.parent.state is State.FINISHED):
                         _start(cell, executor, display)
@@ -243,11 +242,15 @@ def _start(cell: Cell, executor: Executor, display: Display) -> None:
 
 
 def _conclude(
-    claim: Claim, cells: list[Cell], extra: list[str], folder: Path, options: argparse.Namespace, console: Console
+    claim: Claim,
+    cells: list[Cell],
+    result: dict[str, Any],
+    folder: Path,
+    options: argparse.Namespace,
+    console: Console,
 ) -> int:
-    """Writes and prints the result; returns the exit code."""
-    result, around = collect(claim, cells, extra), circumstances(cells)
-    write(folder, RESULTS, result)
+    """Writes what belongs to a result, and prints it; returns the exit code."""
+    around = circumstances(cells, options.jobs or 1)
     write(folder, CIRCUMSTANCES, around)
     pictures = draw(claim, cells, result, folder)
     write_whole(folder / REPORT, markdown(result, around, pictures))
@@ -260,7 +263,7 @@ def _conclude(
         target.mkdir(parents=True, exist_ok=True)
         for path in [folder / RESULTS, folder / CIRCUMSTANCES, folder / REPORT, *pictures]:
             shutil.copy(path, target)
-        _say(console, f"{target} written; {summarise(Path('docs/claims.md'), target.parent)}")
+        _say(console, f"{target} written; {summarise()[0]}")
     return CODES[Verdict(result["verdict"])]
 
 

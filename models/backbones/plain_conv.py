@@ -1,10 +1,12 @@
-"""The small convolutional network of the experiments on digit canvases: two 3x3 convolutions a stage.
+"""The small convolutional network of the experiments on digits and their canvases: two 3x3 convolutions a stage.
 
 It learns from scratch in minutes on a laptop, which no ResNet does. Reference: none; it is ours.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
+from operator import mul
+from typing import Any, Literal
 
 from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
@@ -17,41 +19,55 @@ class PlainConv(nn.Module):
     """Stages of half the resolution each: twice (3x3 convolution, GroupNorm of 8 groups, ReLU), the first strided.
 
     Args:
-        widths: Channels of each stage, multiples of 8.
+        widths: Channels of each stage, multiples of 8 for norms of groups.
+        strides: Stride of each stage; 2 for all by default.
+        depth: Convolutions of a stage.
+        norm: `group` norms, which small batches of large images want, or `batch` norms.
         in_chans: Channels of the images.
         num_classes: Classes; 0 for pooled features.
         global_pool: timm's name of a pooling; empty for none.
         drop_rate: Dropout before the classifier.
 
     Raises:
-        Mistake: No stages, or a width that 8 groups do not divide.
+        Mistake: No stages, another number of strides, or a width that 8 groups do not divide.
     """
 
     def __init__(
         self,
         widths: Sequence[int] = (24, 48, 64),
+        strides: Sequence[int] | None = None,
+        depth: int = 2,
+        norm: Literal["group", "batch"] = "group",
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if not widths or any(width < 8 or width % 8 for width in widths):
+        strides = [2] * len(widths) if strides is None else strides
+        if not widths or min(widths) < 1 or (norm == "group" and any(width % 8 for width in widths)):
             raise Mistake(f"widths of a plain_conv are one or more multiples of 8, not {list(widths)}")
+        if len(strides) != len(widths) or depth < 1:
+            raise Mistake(
+                f"every stage has a width, a stride and a convolution or more, not {list(widths)}, {list(strides)} and "
+                f"{depth}"
+            )
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.grad_checkpointing = False
         stages, self.feature_info = [], []
-        for i, (before, width) in enumerate(zip([in_chans, *widths[:-1]], widths, strict=True)):
+        reductions = accumulate(strides, mul)
+        for i, (width, stride, reduction) in enumerate(zip(widths, strides, reductions, strict=True)):
             layers: list[nn.Module] = []
-            for channels, stride in ((before, 2), (width, 1)):
+            for j in range(depth):
+                before = width if j else [in_chans, *widths][i]
                 layers += [
-                    nn.Conv2d(channels, width, 3, stride, 1, bias=False),
-                    nn.GroupNorm(8, width),
+                    nn.Conv2d(before, width, 3, 1 if j else stride, 1, bias=False),
+                    nn.GroupNorm(8, width) if norm == "group" else nn.BatchNorm2d(width),
                     nn.ReLU(inplace=True),
                 ]
             stages.append(nn.Sequential(*layers))
-            self.feature_info.append({"num_chs": width, "reduction": 2 ** (i + 1), "module": f"stages.{i}"})
+            self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = widths[-1]
         self.head = ClassifierHead(widths[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
@@ -100,7 +116,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def plain_conv(pretrained: bool = False, **kwargs: Any) -> PlainConv:
-    """Stages of 24, 48 and 64 channels at strides 2, 4 and 8, or of other `widths`."""
+    """Stages of 24, 48 and 64 channels at strides 2, 4 and 8, or of other `widths` and `strides`."""
     stages = len(kwargs.get("widths", (24, 48, 64)))
     feature_cfg = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
     return build_model_with_cfg(PlainConv, "plain_conv", pretrained, feature_cfg=feature_cfg, **kwargs)

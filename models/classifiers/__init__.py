@@ -4,6 +4,15 @@ from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
 from models.classifiers.dynamic_kernels import dynamic_kernels
 from models.classifiers.ranet import RANet
+from models.classifiers.shallow_deep import ShallowDeepNetwork
 from models.classifiers.timm_classifier import timm_classifier
 
-__all__ = ["DVT", "DRNet", "RANet", "ResolutionPredictor", "dynamic_kernels", "timm_classifier"]
+__all__ = [
+    "DVT",
+    "DRNet",
+    "RANet",
+    "ResolutionPredictor",
+    "ShallowDeepNetwork",
+    "dynamic_kernels",
+    "timm_classifier",
+]

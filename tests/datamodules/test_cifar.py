@@ -18,6 +18,7 @@ def test_official_files(kind: type[CIFAR10], tmp_path: Path, monkeypatch: pytest
     files = 5 if kind is CIFAR10 else 1
     sizes = [len(data.source(split)) for split in ("train", "val", "test")]
     assert sizes == [files * PER_FILE - 10, 10, PER_FILE]
+    assert len(kind(tmp_path, holdout=10, num_train=4).source("train")) == 4
     assert data.num_classes == (10 if kind is CIFAR10 else 100)
     batches = list(data.test_dataloader())
     images = np.concatenate([batch["image"].numpy() for batch in batches]).transpose(0, 2, 3, 1)

@@ -28,6 +28,22 @@ def test_images_and_labels_of_each_split(tmp_path: Path, compressed: bool, worke
     assert data.raw_image("test", 17)[5, 5].tolist() == [102, 102, 102]
 
 
+def test_fewer_images_to_train_on(tmp_path: Path) -> None:
+    """As many of each class, the same each time, none of those held out."""
+    folder = pack(tmp_path / "pack")
+    data, all_of_them = PackedImages(folder, holdout=8, num_train=12), PackedImages(folder, holdout=8, num_train=32)
+    for module in (data, all_of_them):
+        module.setup("fit")
+    assert [len(data.source(split)) for split in ("train", "val", "test")] == [12, 8, 40]
+    assert np.bincount(data.source("train").labels).tolist() == [3, 3, 3, 3]
+    names = {split: {data.sample_name(split, i) for i in range(len(data.source(split)))} for split in ("train", "val")}
+    assert len(names["train"]) == 12
+    assert not names["train"] & names["val"]
+    assert len(all_of_them.source("train")) == 32
+    with pytest.raises(DataError, match=r"num_train=33: there are 32 samples"):
+        PackedImages(folder, holdout=8, num_train=33).setup("fit")
+
+
 def test_unpacked_once_and_anew_when_the_file_changes(tmp_path: Path, cache: Path) -> None:
     folder = pack(tmp_path / "pack")
     PackedImages(folder).setup("fit")

@@ -147,9 +147,7 @@ def test_a_fit_ends_well_without_its_tracker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["../../elsewhere", "a/b", "", "x" * 100, ["a"], {"a": 1}, None, "a b"])
-def test_a_strange_id_of_a_run_is_replaced(
-    run_id: Any, tmp_path: Path, use: Callable[[Service], Service]
-) -> None:
+def test_a_strange_id_of_a_run_is_replaced(run_id: Any, tmp_path: Path, use: Callable[[Service], Service]) -> None:
     service = use(Service({}))
     for each in (run_id, "abc-1_2"):
         wandb_logger("offline", tmp_path, "one", each, {})

@@ -1,6 +1,5 @@
 """What ShuffleNets with DRConv cost."""
 
-
 # Parameters, then millions of multiply-adds at 224 x 224: static convolutions, guided ones, kernels, routing, guide,
 # classifier, all. Measured on the released network, each position counted with its one kernel.
 COSTS = {

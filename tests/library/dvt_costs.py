@@ -1,6 +1,5 @@
 """What the published cascades cost."""
 
-
 # Parameters, trainable ones, and 1e9 multiply-adds of every stage, all measured with the published code.
 TABLE = [
     ("t2t_vit_12", "both", 22_461_516, 22_360_140, (0.4677, 0.9784, 2.0089)),

@@ -76,7 +76,6 @@ class Vector:
         assert not unclaimed, f"no result of ours for {unclaimed}"
         return {name: actual[name].detach() for name in self.expected}
 
-
     def exact(self) -> dict[str, Tensor]:
         """The results in float64, but for what a network decides in float32 whatever its input is, as it was recorded.
 

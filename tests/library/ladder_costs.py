@@ -1,6 +1,5 @@
 """What the rungs of the ladder cost."""
 
-
 # Rung: multiply-adds (G, convolutions and linear layers, 224 x 224) and parameters (M), measured for R50 and R200.
 COSTS = {
     "0_resnet": (4.0892, 25.557, 15.0075, 64.674),

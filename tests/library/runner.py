@@ -6,14 +6,11 @@ import io
 import multiprocessing.forkserver
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO
 
 import torch
 
@@ -21,7 +18,6 @@ import exp.fit
 import exp.predict  # noqa: F401
 from callbacks.reports import reports_of
 from drawing.figures import learning_curve
-from exp.claims import executors
 from lightning_modules import Task
 
 # What every copy would find for itself: the reports that there are, and the fonts of figures.
@@ -108,43 +104,6 @@ def write_to(descriptor: int) -> None:
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-
-
-class ForkedCell:
-    """Stands for `subprocess.Popen` where `compare` starts its cells: a copy of this process has all imported."""
-
-    def __init__(
-        self,
-        command: list[str],
-        stdin: int,
-        stdout: IO[bytes],
-        stderr: int,
-        env: dict[str, str],
-        start_new_session: bool,
-        preexec_fn: Callable[[], None],
-    ) -> None:
-        def prepare() -> None:
-            os.setsid()
-            preexec_fn()
-            # What the command does about signals is its own.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ.update(env)
-            write_to(stdout.fileno())
-
-        assert command[:3] == [sys.executable, "-m", "exp"]
-        self.pid = fork(command[3:], prepare)
-
-    def poll(self) -> int | None:
-        """The exit code, once it has ended."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if pid else None
-
-
-def fork_cells() -> None:
-    """Sabotage of `compare`: cells are copies of its process, for a fresh one takes longer to import than to train."""
-    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "STDOUT", "TimeoutExpired")}
-    executors.subprocess = SimpleNamespace(Popen=ForkedCell, **names)
 
 
 def die() -> None:

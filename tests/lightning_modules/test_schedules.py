@@ -1,7 +1,18 @@
 import numpy as np
 import pytest
+import torch
+from torch.optim.lr_scheduler import OneCycleLR
 
-from lightning_modules.schedules import AverageWarmup, Constant, MultiStep, Poly, Schedule, Staircase, WarmupCosine
+from lightning_modules.schedules import (
+    AverageWarmup,
+    Constant,
+    MultiStep,
+    OneCycle,
+    Poly,
+    Schedule,
+    Staircase,
+    WarmupCosine,
+)
 
 
 def test_cosine_after_warm_up() -> None:
@@ -144,3 +155,27 @@ def test_a_young_average_forgets() -> None:
 def test_a_steady_warm_up_has_the_base_once() -> None:
     table = WarmupCosine(warmup_steps=2, warmup_lr=0.2, steady_warmup=True).table(1.0, 1, 4)
     np.testing.assert_allclose(table, [0.2, 0.6, 1.0, 0.5], rtol=1e-15)
+
+
+@pytest.mark.parametrize("total_steps", [4, 10, 841])
+@pytest.mark.parametrize("options", [{}, {"pct_start": 0.45, "div_factor": 4.0, "final_div_factor": 50.0}])
+def test_one_cycle_is_that_of_torch(options: dict[str, float], total_steps: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], momentum=0.9)
+    scheduler = OneCycleLR(optimizer, 0.3, total_steps=total_steps, base_momentum=0.8, max_momentum=0.95, **options)
+    lr, momentum = [], []
+    for _ in range(total_steps):
+        lr.append(scheduler.get_last_lr()[0])
+        momentum.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        if len(lr) < total_steps:
+            scheduler.step()
+    np.testing.assert_allclose(OneCycle(**options).table(0.3, 5, total_steps), lr, rtol=1e-10)
+    mirrored = OneCycle(options.get("pct_start", 0.3), div_factor=0.8 / 0.95, final_div_factor=1)
+    np.testing.assert_allclose(mirrored.table(0.8, 5, total_steps), momentum, rtol=1e-10)
+
+
+def test_one_cycle_needs_room_to_rise() -> None:
+    with pytest.raises(ValueError, match=r"after 0.3 of 3 steps has no step to rise in"):
+        OneCycle().table(1.0, 3, 3)
+    with pytest.raises(ValueError, match=r"pct_start 1\.5, div_factor 25\.0"):
+        OneCycle(pct_start=1.5).table(1.0, 3, 30)

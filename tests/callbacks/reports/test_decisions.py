@@ -117,9 +117,7 @@ def test_regions_lie_over_the_images_that_have_them(drawn: Any, tmp_path: Path) 
             wanted.append(i)
     with torch.no_grad():
         network.eval()(images)
-    for (shown, regions, num_regions, title), name in zip(
-        drawn["region_overlay"], drawn_layers, strict=True
-    ):
+    for (shown, regions, num_regions, title), name in zip(drawn["region_overlay"], drawn_layers, strict=True):
         assert (num_regions, title) == (3, f"test: regions of {name}")
         assert len(shown) == len(regions) == 6
         maps = noted(network)[name].values

@@ -8,6 +8,7 @@ import pytest
 
 from exp.claims.cells import plan
 from exp.claims.claim_file import After, ClaimError, read_claim
+from exp.claims.seeds import Seeds
 
 CONFIG = "configs/quickstart.yaml"
 GOOD = f"""\
@@ -34,7 +35,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_claim_is_what_it_says(tmp_path: Path) -> None:
     claim = read_claim(write(tmp_path, GOOD))
-    assert (claim.name, claim.reference, claim.seeds, claim.at) == ("width", "narrow", [0, 1, 2], "last")
+    assert (claim.name, claim.reference, claim.at) == ("width", "narrow", "last")
+    assert (claim.seeds, claim.minutes) == (Seeds([0, 1, 2], [3]), None)
     assert claim.arms["wide"].overrides == {
         "trainer.max_epochs": 4,
         "model.init_args.network.init_args.options.dims": [8, 8, 8, 16],
@@ -48,6 +50,20 @@ def test_a_claim_is_what_it_says(tmp_path: Path) -> None:
     assert configs[1]["model"]["init_args"]["network"]["init_args"]["options"]["dims"] == [8, 8, 8, 16]
     # What the arm does not change stays, inside an option too.
     assert configs[1]["model"]["init_args"]["network"]["init_args"]["options"]["depths"] == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "looks"),
+    [
+        ("{first: 6, most: 11}", [6, 8, 10, 11]),
+        ("{first: 4, most: 10, block: 3}", [4, 7, 10]),
+        ("{first: 8, most: 8}", [8]),
+    ],
+)
+def test_seeds_until_it_is_settled(given: str, looks: list[int], tmp_path: Path) -> None:
+    claim = read_claim(write(tmp_path, GOOD.replace("[0, 1, 2]", given) + "minutes: 12.5\n"))
+    assert claim.seeds == Seeds(list(range(looks[-1])), looks)
+    assert claim.minutes == 12.5
 
 
 def test_percent_is_for_shares(tmp_path: Path) -> None:
@@ -87,6 +103,11 @@ def test_an_arm_that_starts_from_another_takes_its_checkpoint(tmp_path: Path) ->
         ("metric: val/top1", "metric: top1", 3, "train/..., val/... or test/..., not 'top1'"),
         ("seeds: [0, 1, 2]", "seeds: 3", 4, "list of whole numbers"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", 4, "listed twice"),
+        ("seeds: [0, 1, 2]", "seeds:\n  first: 6\n  moust: 9", 6, "'seeds' has no 'moust'; did you mean 'most'?"),
+        ("seeds: [0, 1, 2]", "seeds:\n  first: 6\n  most: true", 6, "'most' is a number of seeds, not 'True'"),
+        ("seeds: [0, 1, 2]", "seeds:\n  first: 6", 4, "needs 'first' and 'most'"),
+        ("seeds: [0, 1, 2]", "seeds: {first: 6, most: 4}", 4, "'first' is 6 seeds, and 'most' only 4"),
+        ("seeds: [0, 1, 2]", "seeds: [0]\nminutes: .inf", 5, "'minutes' is a number of minutes, not 'inf'"),
         ("claim:", "clame:", 1, "unknown key 'clame'; did you mean 'claim'?"),
         ("metric: val/top1\n", "", 1, "'metric' is missing"),
         (CONFIG, "configs/quickstrat.yaml", 2, "did you mean 'configs/quickstart.yaml'?"),
@@ -108,7 +129,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, old: str, new: str
     assert old in GOOD
     path = write(tmp_path, GOOD.replace(old, new))
     with pytest.raises(ClaimError) as caught:
-        plan(claim := read_claim(path), claim.arms, claim.seeds, tmp_path, [])
+        plan(claim := read_claim(path), claim.arms, claim.seeds.listed, tmp_path, [])
     assert str(caught.value).startswith(f"{path}, line {line}: ")
     assert message in str(caught.value)
 

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.library.runner import PATIENCE, Ended, fork_cells, run
+import exp.fit
+from exp.cli import Cli
+from exp.run_directory import Run
+from tests.library.runner import PATIENCE, Ended, run
 
 ROOT = Path(__file__).parents[3]
 CLAIM = f"""\
@@ -23,7 +26,7 @@ claim: A network that learns beats one that hardly does.
 config: {ROOT}/configs/quickstart.yaml
 metric: val/top1
 unit: percent
-seeds: [0, 1, 2]
+seeds: {{first: 3, most: 7, block: 3}}
 overrides:
   trainer.max_epochs: 2
   trainer.limit_train_batches: 6
@@ -45,7 +48,7 @@ COMMAND = [sys.executable, "-m", "exp", "compare", "--config", "claim.yaml", "--
 
 
 def compare(folder: Path, *options: str) -> Ended:
-    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder, fork_cells)
+    return run("compare", ["--config", "claim.yaml", "--wandb=disabled", *options], folder)
 
 
 def results(folder: Path) -> dict:
@@ -73,8 +76,13 @@ def test_runs_every_cell_and_answers_every_expectation(
         ("'val/loss'(fast) < 'val/loss'(slow)", "holds"),
     ]
     assert result["verdict"] == "does not hold"
+    # Three seeds settle what is counted, six the rest, and the seventh is not run.
+    assert [a["settled"] for a in result["expectations"]] == [6, 6, 3, 6]
+    assert (result["looks"], result["planned"], result["seeds"]) == ([3, 6], 7, list(range(6)))
+    assert "3 seeds settle 1 of 4 expectations" in done.output
+    assert not (folder / "runs/claims/claim/slow/seed6").exists()
     for arm in ("slow", "fast", "tuned"):
-        for seed in (0, 1, 2):
+        for seed in range(6):
             run = folder / f"runs/claims/claim/{arm}/seed{seed}"
             assert json.loads((run / "run.json").read_text())["status"] == "finished"
             rows = (run / "metrics.csv").read_text().splitlines()
@@ -107,14 +115,12 @@ def test_finished_cells_are_not_run_again(compared: tuple[Path, Ended]) -> None:
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
     again = compare(folder)
     assert again.code == 3
-    assert "9 of 9 cells were finished before" in again.output
+    assert "18 of 21 cells were finished before" in again.output
     assert (folder / "runs/claims/claim/results.json").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")} == times
 
 
-def test_another_config_runs_again_and_the_old_run_is_kept(
-    compared: tuple[Path, Ended], tmp_path: Path
-) -> None:
+def test_another_config_runs_again_and_the_old_run_is_kept(compared: tuple[Path, Ended], tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(compared[0], folder)
     plan = compare(folder, "--dry-run", "--arms=fast", "--model.optimizer.lr=0.02")
@@ -124,14 +130,13 @@ def test_another_config_runs_again_and_the_old_run_is_kept(
     assert "1 seeds; a verdict needs at least 3" not in done.output
     assert "not run: slow" in done.output
     assert (folder / "runs/claims/claim/fast/stale/seed0-0/run.json").exists()
-    assert results(folder)["seeds"] == [0]
+    # Cells of another config are others: nothing has been seen of them.
+    assert (results(folder)["seeds"], results(folder)["looks"]) == ([0], [1])
     assert results(folder)["overrides"] == ["--model.optimizer.lr=0.02"]
 
 
 @pytest.mark.slow
-def test_killed_at_random_it_ends_with_the_same_results(
-    compared: tuple[Path, Ended], tmp_path: Path
-) -> None:
+def test_killed_at_random_it_ends_with_the_same_results(compared: tuple[Path, Ended], tmp_path: Path) -> None:
     folder, _ = compared
     (tmp_path / "claim.yaml").write_text(CLAIM)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -148,11 +153,54 @@ def test_killed_at_random_it_ends_with_the_same_results(
     ).read_bytes()
 
 
-def test_a_failed_cell_stops_no_other_and_takes_its_verdicts(tmp_path: Path) -> None:
+def test_seeds_that_are_added_are_seen_with_those_before(compared: tuple[Path, Ended], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(compared[0], folder)
+    more = compare(folder, "--jobs=2", "--seeds", "6", "--arms", "slow", "fast")
+    assert more.code == 5, more.output
+    result = results(folder)
+    assert (result["seeds"], result["looks"], result["planned"]) == (list(range(7)), [3, 6, 7], 7)
+    assert (result["expectations"][0]["verdict"], result["expectations"][0]["settled"]) == ("holds", 6)
+
+
+def test_a_cell_that_diverges_is_an_outcome(tmp_path: Path) -> None:
     # One batch is well, so the trial is; the loss becomes infinite later.
     text = CLAIM.replace("lr: 0.01}", "lr: 1.0e30}").replace("trainer.max_epochs: 2", "trainer.max_epochs: 1")
     (tmp_path / "claim.yaml").write_text(text)
-    done = compare(tmp_path, "--jobs=2", "--seeds", "1")
+    done = compare(tmp_path, "--jobs=2", "--seeds", *map(str, range(6)))
+    assert done.code == 3, done.output
+    result = results(tmp_path)
+    assert [(a["verdict"], a["settled"]) for a in result["expectations"]] == [
+        ("does not hold", 6),
+        ("holds", 6),
+        ("no verdict", None),
+        ("does not hold", 6),
+    ]
+    assert result["arms"]["fast"]["diverged"] == result["arms"]["tuned"]["diverged"] == list(range(6))
+    assert not result["failed"]
+    assert "Of fast, seeds 0, 1, 2, 3, 4, 5 diverged." in done.output
+    assert "fast seed 0: diverged: its loss ceased to be finite; see runs/claims/claim/fast/seed0.log" in done.output
+    again = compare(tmp_path, "--seeds", *map(str, range(6)))
+    assert "18 of 18 cells were finished before" in again.output
+
+
+def break_fast() -> None:
+    """Sabotage of `compare`: its fits of one arm fail."""
+    train = exp.fit._train
+
+    def broken(cli: Cli, run: Run, leads: bool) -> None:
+        if "fast" in str(run.path):
+            raise RuntimeError("the roof leaks")
+        train(cli, run, leads)
+
+    exp.fit._train = broken
+
+
+def test_a_failed_cell_stops_no_other_and_takes_its_verdicts(tmp_path: Path) -> None:
+    (tmp_path / "claim.yaml").write_text(CLAIM.replace("trainer.max_epochs: 2", "trainer.max_epochs: 1"))
+    done = run(
+        "compare", ["--config", "claim.yaml", "--wandb=disabled", "--jobs=2", "--seeds", "1"], tmp_path, break_fast
+    )
     assert done.code == 1, done.output
     result = results(tmp_path)
     assert [(a["verdict"], a["reason"]) for a in result["expectations"]] == [
@@ -162,7 +210,7 @@ def test_a_failed_cell_stops_no_other_and_takes_its_verdicts(tmp_path: Path) -> 
         ("no verdict", "without a result: fast seed 1"),
     ]
     failed = {failure["cell"]: failure["reason"] for failure in result["failed"]}
-    assert failed["fast seed 1"].startswith("the loss 'ce' is not finite at step")
+    assert failed["fast seed 1"].startswith("RuntimeError: the roof leaks")
     assert failed["tuned seed 1"] == "fast seed 1 has no checkpoint"
     assert result["arms"]["slow"]["values"]["1"] is not None
 

@@ -9,22 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exp.claims.expectations import ExpectationError, parse
+from exp.claims.sequential import Looks
 from exp.claims.statistics import Verdict
 
 ARMS = ["a", "b", "lr_0.1", "dense"]
 MEASURED = {
-    ("", "a"): [1.0, 1.2, 1.1],
-    ("", "b"): [0.5, 0.6, 0.7],
-    ("", "lr_0.1"): [0.6, 0.5, 0.55],
-    ("", "dense"): [2.0, 2.0, 2.0],
-    ("macs", "a"): [50.0] * 3,
-    ("macs", "b"): [100.0] * 3,
-    ("val/loss", "a"): [0.30, 0.31, 0.29],
+    ("", "a"): [1.0, 1.2, 1.1, 1.05, 1.15, 1.1],
+    ("", "b"): [0.5, 0.6, 0.7, 0.65, 0.55, 0.6],
+    ("", "lr_0.1"): [0.6, 0.5, 0.55, 0.65, 0.6, 0.7],
+    ("", "dense"): [2.0] * 6,
+    ("macs", "a"): [50.0] * 6,
+    ("macs", "b"): [100.0] * 6,
+    ("val/loss", "a"): [0.30, 0.31, 0.29, 0.30, 0.28, 0.32],
 }
 
 
 def answer(text: str) -> list[Verdict]:
-    return [e.answer(range(3), lambda q, arm, s: MEASURED[q, arm][s])[0] for e in parse(text, ARMS)]
+    return [e.answer(range(6), lambda q, arm, s: MEASURED[q, arm][s]).verdict for e in parse(text, ARMS)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_answers(text: str, verdicts: list[Verdict]) -> None:
 def test_estimate_is_of_left_minus_right_whatever_the_sign() -> None:
     for text in ("a > b", "a < b"):
         (expectation,) = parse(text, ARMS)
-        _, found = expectation.answer(range(3), lambda q, arm, s: MEASURED[q, arm][s])
+        found = expectation.answer(range(6), lambda q, arm, s: MEASURED[q, arm][s]).found
         assert found.mean == pytest.approx(0.5)
         assert found.low is not None
         assert found.high is not None
@@ -68,11 +69,51 @@ def test_estimate_is_of_left_minus_right_whatever_the_sign() -> None:
 
 def test_a_mean_around_zero_is_not_taken_for_its_size() -> None:
     # Seeds at +1 and -1: the size is 1 at every seed, the mean difference is about 0 and not known to be below 0.9.
-    values: dict[str, list[float]] = {"a": [1.0, -1.0, 1.0, -1.0], "b": [0.0] * 4}
+    values: dict[str, list[float]] = {"a": [1.0, -1.0] * 4, "b": [0.0] * 8}
     (expectation,) = parse("|a - b| > 0.9", ["a", "b"])
-    verdict, found = expectation.answer(range(4), lambda q, arm, s: values[arm][s])
-    assert verdict is Verdict.INCONCLUSIVE
-    assert found.mean == 0
+    answer = expectation.answer(range(8), lambda q, arm, s: values[arm][s])
+    assert (answer.verdict, answer.settled) == (Verdict.INCONCLUSIVE, None)
+    assert answer.found.mean == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "settled"),
+    [
+        ("a > 3", Verdict.HOLDS, 8),
+        ("|a| < 9", Verdict.HOLDS, 8),
+        ("|a| > 3", Verdict.HOLDS, 8),
+        ("|a| > 9", Verdict.DOES_NOT_HOLD, 8),
+        # The lower end is told at once, the nearer upper one later.
+        ("|a| < 5.12", Verdict.HOLDS, 10),
+    ],
+)
+def test_it_is_said_which_look_settled_it(text: str, verdict: Verdict, settled: int) -> None:
+    values = [5.0, 5.1, 4.9, 5.2, 4.8, 5.1, 4.9, 5.05, 4.95, 5.0, 5.1, 4.9]
+    (expectation,) = parse(text, ["a"])
+    answer = expectation.answer(range(12), lambda q, arm, s: values[s], looks=Looks((6, 8, 10, 12), 12))
+    assert (answer.verdict, answer.settled) == (verdict, settled)
+
+
+def test_an_arm_that_diverged_is_worse_than_any() -> None:
+    values = {"a": [5.0, 5.1, 4.9, 5.2, 4.8, 5.1, 4.9, 5.0, 5.1, 4.9, 5.2, 5.05], "b": [4.0] * 12}
+    looks = Looks((12,), 12)
+
+    def ask(text: str) -> Verdict:
+        (expectation,) = parse(text, ["a", "b"])
+        return expectation.answer(range(12), lambda q, arm, s: values[arm][s], looks=looks).verdict
+
+    assert (ask("a > b"), ask("a < b"), ask("|a - b| < 2")) == (Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.HOLDS)
+    values["b"][3] = float("-inf")
+    assert (ask("a > b"), ask("|a - b| < 2")) == (Verdict.HOLDS, Verdict.HOLDS)
+    # Where both diverged, neither is better.
+    values["a"][3] = float("-inf")
+    assert ask("a > b") is Verdict.HOLDS
+    for seed in (5, 7, 9):
+        values["a"][seed] = float("-inf")
+    assert ask("a > b") is Verdict.INCONCLUSIVE
+    values["a"] = [float("-inf")] * 12
+    values["b"] = [4.0] * 12
+    assert ask("a > b") is Verdict.DOES_NOT_HOLD
 
 
 @pytest.mark.parametrize(

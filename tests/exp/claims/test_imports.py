@@ -185,6 +185,12 @@ def test_libraries_are_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(tmp_path)
     assert find_sources("my_networks") == tmp_path / "my_networks.py"
     assert find_sources("models") == Path(sys.modules["models"].__path__[0])
+    # An environment that lies on top of another one finds libraries there, too.
+    below = tmp_path / "lib" / "site-packages"
+    below.mkdir(parents=True)
+    (below / "their_networks.py").write_text("")
+    monkeypatch.syspath_prepend(below)
+    assert find_sources("their_networks") is None
     assert all(find_sources(name) is None for name in ("torch", "json", "sys", "no_such_module"))
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from exp.claims.claim_file import read_claim
 from exp.claims.code_version import code_version
-from exp.claims.published import config_digest, freshness, outdated
-from exp.claims.summary import SummaryError
+from exp.claims.committed import SummaryError, read_results
+from exp.claims.published import changed_since, config_digest, freshness, outdated
 from exp.cli import resolve
+from tests.library.claim_results import lay_down
 from tests.library.recipes import ROOT
 
 CLAIM = """\
@@ -63,13 +64,16 @@ def test_what_has_changed_is_named(result: dict[str, Any]) -> None:
 
 def test_each_result_has_its_line(result: dict[str, Any]) -> None:
     for name, code in (("new", result["code"]), ("old", {"models": "0123"})):
-        Path(f"claims/{name}").mkdir(parents=True)
-        Path(f"claims/{name}/results.json").write_text(json.dumps(result | {"code": code}))
-    assert freshness(Path("claims")).splitlines() == [
+        lay_down(Path(f"claims/{name}"), result | {"code": code})
+    assert freshness(changed_since(read_results(Path("claims")))) == [
         "new: as published",
         "old: its code was recorded by whole packages, as was done once",
         "1 of 2 results would be measured again",
     ]
+
+
+def test_a_terminal_obeys_no_result() -> None:
+    assert freshness({"one": ["the code of \x1b[31mexp"]})[0] == "one: the code of \ufffd[31mexp"
 
 
 @pytest.mark.parametrize(
@@ -87,18 +91,18 @@ def test_each_result_has_its_line(result: dict[str, Any]) -> None:
     ],
 )
 def test_a_strangers_result_is_refused(change: dict[str, Any], result: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "all/one").mkdir(parents=True)
-    (tmp_path / "all/one/results.json").write_text(json.dumps(result | change))
-    with pytest.raises(SummaryError, match=r"one/results.json: not a result of compare .*--publish"):
-        freshness(tmp_path / "all")
+    lay_down(tmp_path / "all/one", result | change)
+    with pytest.raises(SummaryError, match=r"all/one: not a result of compare .*--publish"):
+        changed_since(read_results(tmp_path / "all"))
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "3", "[" * 100_000, "\x00"], ids=range(6))
-def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one/results.json").write_text(text)
-    with pytest.raises(SummaryError, match=r"one/results.json: not a result of compare"):
-        freshness(tmp_path)
+@pytest.mark.parametrize("name", ["results.json", "circumstances.json"])
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", "[" * 100_000, "\x00", '{"a": "\\ud800"}'], ids=range(7))
+def test_what_is_no_result_is_refused(text: str, name: str, tmp_path: Path) -> None:
+    lay_down(tmp_path / "one", {})
+    (tmp_path / "one" / name).write_text(text)
+    with pytest.raises(SummaryError, match=rf"one/{name}: not a result of compare"):
+        read_results(tmp_path)
 
 
 def test_a_config_that_is_none_is_another(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -31,16 +33,16 @@ def test_interval_of_paired_difference_covers_the_truth(seeds: int) -> None:
     assert np.mean([e.high - e.low for e in found]) < 0.5 * np.mean([e.high - e.low for e in map(estimate, a)])
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [6, 9])
 def test_verdicts_err_as_often_as_they_say(seeds: int) -> None:
     generator = np.random.default_rng(10 + seeds)
     a, b = simulate(0.0, seeds, generator)
-    verdicts = [judge(list(d), strict=True)[0] for d in a - b]
-    # With no difference, half of the 5 % fall on either side.
+    verdicts = [judge(list(d), strict=True).verdict for d in a - b]
+    # At most 2.5 % on either side; the signs of few seeds come in steps, those of six in one of 1.6 %.
     for wrong in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD):
-        assert abs(verdicts.count(wrong) / SIMULATIONS - 0.025) < TOLERANCE
+        assert 0.003 < verdicts.count(wrong) / SIMULATIONS < 0.025 + TOLERANCE
     a, b = simulate(-8.0, seeds, generator)
-    clear = [judge(list(d), strict=True)[0] for d in a - b]
+    clear = [judge(list(d), strict=True).verdict for d in a - b]
     assert clear.count(Verdict.DOES_NOT_HOLD) > 0.9 * SIMULATIONS
     assert Verdict.HOLDS not in clear
 
@@ -50,11 +52,12 @@ def test_equality_within_a_margin_is_claimed_wrongly_in_at_most_five_percent() -
     generator = np.random.default_rng(0)
     answers = {}
     for truth in (0.0, 0.5, 3.0):
-        noise = generator.normal(truth, 0.1, (SIMULATIONS, 4))
+        noise = generator.normal(truth, 0.1, (SIMULATIONS // 4, 6))
         verdicts = [
-            expectation.answer(range(4), lambda q, arm, s, row=row: row[s] if arm == "a" else 0.0)[0] for row in noise
+            expectation.answer(range(6), lambda q, arm, s, row=row: row[s] if arm == "a" else 0.0).verdict
+            for row in noise
         ]
-        answers[truth] = {v: verdicts.count(v) / SIMULATIONS for v in Verdict}
+        answers[truth] = {v: verdicts.count(v) / len(verdicts) for v in Verdict}
     assert answers[0.0][Verdict.HOLDS] > 0.99
     # At the margin itself either answer is wrong in 2.5 %.
     assert answers[0.5][Verdict.HOLDS] < 0.025 + TOLERANCE
@@ -110,37 +113,55 @@ def test_values_are_equal_where_only_rounding_tells_them_apart(values: list[floa
     assert (smallest_step(values) == 0) is alike
 
 
-@pytest.mark.parametrize(("margins", "strict"), [([5.0], True), ([5.0, 5.1], True), ([], True)])
-def test_no_verdict_below_three_seeds(margins: list[float], strict: bool) -> None:
-    if not margins:
-        with pytest.raises(ValueError, match="finite values"):
-            judge(margins, strict)
-        return
-    assert judge(margins, strict)[0] is Verdict.NONE
+def test_no_verdict_below_three_seeds() -> None:
+    assert judge([5.0], True).verdict is judge([5.0, 5.1], True).verdict is Verdict.NONE
+    with pytest.raises(ValueError, match="finite values"):
+        estimate([])
+
+
+def test_fewer_than_six_seeds_settle_nothing_that_varies() -> None:
+    # Where one run in ten falls apart, the mean can be zero although 73 % of three seeds show no trace of that.
+    for count in (3, 4, 5):
+        found = judge([5.0 + 0.01 * i for i in range(count)], True)
+        assert (found.verdict, found.by_interval, found.settled) == (Verdict.INCONCLUSIVE, Verdict.HOLDS, None)
+        assert found.signs is not None
+        assert found.signs[0].least == 0.5**count
+    assert judge([5.0 + 0.01 * i for i in range(6)], True).settled == 6
 
 
 def test_equal_seeds_have_no_interval_but_a_verdict() -> None:
-    assert judge([0.3] * 3, True)[0] is Verdict.HOLDS
-    assert judge([-0.3] * 3, False)[0] is Verdict.DOES_NOT_HOLD
-    assert judge([0.0] * 3, True)[0] is Verdict.DOES_NOT_HOLD
-    assert judge([0.0] * 3, False)[0] is Verdict.HOLDS
+    assert judge([0.3] * 3, True).verdict is Verdict.HOLDS
+    assert judge([-0.3] * 3, False).verdict is Verdict.DOES_NOT_HOLD
+    assert judge([0.0] * 3, True).verdict is Verdict.DOES_NOT_HOLD
+    assert judge([0.0] * 3, False).verdict is Verdict.HOLDS
     # 0.1 + 0.2 is not 0.3 in binary; such a spread is none.
-    assert judge([0.1 + 0.2, 0.3, 0.3], True)[1].low == pytest.approx(0.3, abs=1e-15)
+    assert judge([0.1 + 0.2, 0.3, 0.3], True).found.low == pytest.approx(0.3, abs=1e-15)
 
 
 @pytest.mark.parametrize("images", [30, 60])
 def test_counting_on_few_images_gives_no_false_certainty(images: int) -> None:
-    # Two equal arms, tested on a few images: three seeds often differ by the same number of images.
+    # Two equal arms, tested on a few images: six seeds may differ by the same number of images.
     generator = np.random.default_rng(images)
-    a, b = 100 * generator.binomial(images, 0.97, (2, SIMULATIONS, 3)) / images
-    alike = np.ptp(a - b, axis=1) < 1e-9
-    assert alike.mean() > 0.02
-    verdicts = [judge(list(x - y), True, smallest_step([*x, *y]))[0] for x, y in zip(a, b, strict=True)]
-    wrong = sum(v is Verdict.HOLDS for v in verdicts) / SIMULATIONS
-    assert wrong < 0.025 + TOLERANCE
-    # Taken as continuous, equal differences would be certain.
-    bare = [judge(list(x - y), True)[0] for x, y in zip(a, b, strict=True)]
-    assert sum(v is Verdict.HOLDS for v in bare) > sum(v is Verdict.HOLDS for v in verdicts)
+    a, b = 100 * generator.binomial(images, 0.97, (2, SIMULATIONS, 6)) / images
+    verdicts = [judge(list(x - y), True, smallest_step([*x, *y])).verdict for x, y in zip(a, b, strict=True)]
+    assert verdicts.count(Verdict.HOLDS) / SIMULATIONS < 0.025 + TOLERANCE
+    # Taken as continuous, equal differences would be certain; counted, they are as uncertain as a count is.
+    alike = [100 * 1 / images] * 3
+    assert judge(alike, True).verdict is Verdict.HOLDS
+    assert judge(alike, True, 100 / images).verdict is Verdict.INCONCLUSIVE
+
+
+def test_one_seed_that_stands_apart_neither_makes_nor_hides_a_verdict() -> None:
+    alike = [1.0, 1.1, 0.9, 1.2, 0.8, 1.05, 0.95, 1.0, 1.1, 0.9]
+    assert judge(alike, True).verdict is Verdict.HOLDS
+    # Far on the right side: the interval is wide, and the signs alone do not suffice.
+    right = judge([*alike, 60.0], True)
+    assert (right.verdict, right.by_interval) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
+    assert right.signs is not None
+    assert right.signs[0].settled == 0
+    # A run that diverged leaves the mean, and is one bad outcome among twelve.
+    assert judge([*alike, 1.0, -math.inf], True).verdict is Verdict.HOLDS
+    assert judge([*alike[:7], -math.inf, -math.inf], True).verdict is Verdict.INCONCLUSIVE
 
 
 def test_smallest_step() -> None:

@@ -20,6 +20,17 @@ def test_plain_conv_classifies() -> None:
     assert network.get_classifier().out_features == network.num_classes == 7
 
 
+def test_plain_conv_of_other_strides_depth_and_norms() -> None:
+    options = {"widths": [6, 8, 12], "strides": [1, 2, 2], "depth": 1, "norm": "batch"}
+    network = timm.create_model("plain_conv", features_only=True, **options)
+    assert network.feature_info.reduction() == [1, 2, 4]
+    assert [tuple(x.shape) for x in network(torch.rand(2, 3, 16, 16))] == [(2, 6, 16, 16), (2, 8, 8, 8), (2, 12, 4, 4)]
+    kinds = [type(module) for module in network.modules() if not list(module.children())]
+    assert kinds == [torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU] * 3
+    with pytest.raises(ValueError, match=r"a stride and a convolution or more, not \[6, 8, 12\], \[2\] and 1"):
+        timm.create_model("plain_conv", **options | {"strides": [2]})
+
+
 def test_plain_conv_has_groups_of_channels() -> None:
     with pytest.raises(ValueError, match=r"multiples of 8, not \[8, 12\]"):
         timm.create_model("plain_conv", widths=[8, 12])

@@ -189,7 +189,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         small(**options)
 
 
-
 def test_padding_of_the_batch_changes_no_reference() -> None:
     network: DeformableDETR = small().eval()
     alone: Tensor = network.queries(network.encode(*pad(images()[1:])))[0].references

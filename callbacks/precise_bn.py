@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
 from lightning_modules.internals import Clock
@@ -108,7 +109,7 @@ class Recalibration:
                 for batch in islice(loader, self.batches):
                     inputs = task.inputs(trainer.strategy.batch_to_device(batch))
                     for network in networks:
-                        network(*inputs)
+                        network(*_as_precise(inputs, network))
         finally:
             for each in kept:
                 each.settle()
@@ -147,6 +148,12 @@ class _Statistics:
 def _given(buffer: Tensor | None) -> Tensor:
     assert buffer is not None
     return buffer
+
+
+def _as_precise(inputs: tuple[Any, ...], network: nn.Module) -> Any:
+    """Inputs in the precision of a network, which that of averaged weights may differ from."""
+    precision = next((each.dtype for each in network.parameters()), torch.get_default_dtype())
+    return tree_map_only(Tensor, lambda each: each.to(precision) if each.is_floating_point() else each, inputs)
 
 
 def _network(pl_module: LightningModule) -> nn.Module:

@@ -91,8 +91,9 @@ class Smoother:
             seed: of the draws: a function of the step, the same on all processes.
         """
         keeps = [keep if own is None else own for own in self._keep_of]
+        student = self._in_its_precision(self.student, self.teacher)
         if not any(keeps):
-            moving_average(self.teacher, self.student, momentum)
+            moving_average(self.teacher, student, momentum)
             self.renewed.fill_(momentum < 1.0)
         elif momentum == 1.0:
             self.renewed.fill_(False)
@@ -100,12 +101,18 @@ class Smoother:
             seen = []
             for choice in self.units.choices(keeps, seed):
                 those = choice.tensors
-                spatial_temporal(self.teacher[those], self.student[those], choice.chosen, momentum)
+                spatial_temporal(self.teacher[those], student[those], choice.chosen, momentum)
                 seen.append(choice.watched)
             self.renewed = torch.cat(seen)
         self.ages.add_(1).masked_fill_(self.renewed, 0)
         for buffers, rate in ((self._averaged, effective_momentum(keep, momentum)), (self._copied, 0.0)):
-            moving_average([its for its, _ in buffers], [theirs for _, theirs in buffers], rate)
+            its, theirs = ([pair[i] for pair in buffers] for i in range(2))
+            moving_average(its, self._in_its_precision(theirs, its), rate)
+
+    @staticmethod
+    def _in_its_precision(student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
+        """A teacher may be finer than its student, such as an average in float32 of weights in bfloat16."""
+        return [theirs.to(its.dtype) for theirs, its in zip(student, teacher, strict=True)]
 
     @property
     def layers(self) -> list[str]:
@@ -126,8 +133,9 @@ class Smoother:
     @torch.no_grad()
     def distance(self) -> Tensor:
         """Norm of what the weights of teachers and students differ by, as a share of the students' norm."""
-        differences = torch._foreach_sub(self.teacher, self.student)
-        norms = [torch.stack(torch._foreach_norm(each)).norm() for each in (list(differences), self.student)]
+        student = self._in_its_precision(self.student, self.teacher)
+        differences = torch._foreach_sub(self.teacher, student)
+        norms = [torch.stack(torch._foreach_norm(each)).norm() for each in (list(differences), student)]
         return norms[0] / norms[1]
 
 

@@ -106,6 +106,18 @@ def test_statistics_may_be_those_of_the_averaged_weights(tmp_path: Path) -> None
         torch.testing.assert_close(state["network.1.running_var"], torch.stack([x.var(0) for x in maps]).mean(0))
 
 
+def test_averages_are_finer_than_weights_of_half_precision(tmp_path: Path) -> None:
+    class Halves(Numbers):
+        def batches(self) -> list[Any]:
+            return [batch | {"image": batch["image"].bfloat16()} for batch in super().batches()]
+
+    module, average = Sums(normed()), AveragedWeights(Rule(0.5, 0.5), "recalibrate")
+    fit(module, tmp_path, average, data=Halves(), precision="bf16-true")
+    assert module.network[0].weight.dtype == torch.bfloat16  # type: ignore[index]
+    assert average.following is not None
+    assert average.following.smoother.teacher[0].dtype == torch.float32
+
+
 def test_an_average_that_comes_late_warms_up_then(tmp_path: Path) -> None:
     trainer = fit(seeded(), tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "kept.ckpt")

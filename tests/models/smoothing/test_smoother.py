@@ -58,6 +58,19 @@ def test_several_pairs_move_together() -> None:
         assert torch.equal(student[0].weight, teacher[0].weight)
 
 
+@pytest.mark.parametrize("unit", ["tensor", "channel"])
+def test_an_average_may_be_finer_than_what_it_is_of(unit: str) -> None:
+    student, teacher = network(1).bfloat16(), network(2)
+    before = copy.deepcopy(teacher.state_dict())
+    smoother = Smoother({"teacher": (student, teacher)}, unit, "ema")  # type: ignore[arg-type]
+    smoother.update(0.9, 0.0, 0)
+    for name in ("0.weight", "1.running_mean"):
+        expected = 0.9 * before[name] + 0.1 * student.state_dict()[name].float()
+        torch.testing.assert_close(teacher.state_dict()[name], expected)
+    smoother.update(0.0, 0.5, 0)
+    assert 0 < smoother.distance() < 2
+
+
 def test_distance_is_a_share_of_the_students_norm() -> None:
     student, teacher = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
     student.weight.data, teacher.weight.data = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]])

@@ -121,6 +121,9 @@ class Cell:
     def look(self) -> None:
         """Finds out how far the cell has come."""
         self.state, self.reason = State.NEW, ""
+        if self.parent is not None and self.parent.state is State.DIVERGED:
+            self.state, self.reason = State.DIVERGED, f"{self.parent.name} diverged"
+            return
         if not self.path.exists():
             return
         was = self.recorded().get("identity")

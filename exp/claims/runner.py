@@ -207,10 +207,11 @@ def _execute(
                             cell.state, cell.reason = State.DIVERGED, f"its loss ceased to be finite; see {cell.log}"
                     display.ended(cell)
                 for cell in list(waiting):
-                    if cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED, State.DIVERGED):
-                        lost = cell.parent.state is State.DIVERGED
-                        cell.state = State.DIVERGED if lost else State.BLOCKED
-                        cell.reason = f"{cell.parent.name} {'diverged' if lost else 'has no checkpoint'}"
+                    if cell.parent and cell.parent.state is State.DIVERGED:
+                        cell.look()
+                        waiting.remove(cell)
+                    elif cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED):
+                        cell.state, cell.reason = State.BLOCKED, f"{cell.parent.name} has no checkpoint"
                         waiting.remove(cell)
                     elif executor.room() > 0 and (cell.parent is None or cell.parent.state is State.FINISHED):
                         _start(cell, executor, display)

@@ -141,7 +141,8 @@ def _outcomes(result: dict[str, Any]) -> list[str]:
                 said.append(f"Of {name}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {how}.")
     count = len(result["seeds"])
     if not said and count >= FEWEST_SEEDS:
-        said.append(f"No run diverged; of {count} seeds that is likely as long as fewer than {100 * unseen(count):.0f} % do.")
+        share = f"{100 * unseen(count):.0f} %"
+        said.append(f"No run diverged; of {count} seeds that is likely as long as fewer than {share} do.")
     return said
 
 

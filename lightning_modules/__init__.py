@@ -3,15 +3,27 @@
 from lightning_modules.classification import Classification, Mix
 from lightning_modules.detection import Detection
 from lightning_modules.findings import Findings, gathered
+from lightning_modules.lars import LARS
 from lightning_modules.pose_estimation import PoseEstimation
-from lightning_modules.schedules import AverageWarmup, Constant, MultiStep, OneCycle, Poly, Staircase, WarmupCosine
+from lightning_modules.schedules import (
+    AverageWarmup,
+    Constant,
+    CosineArc,
+    MultiStep,
+    OneCycle,
+    Poly,
+    Staircase,
+    WarmupCosine,
+)
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.task import Task
 
 __all__ = [
+    "LARS",
     "AverageWarmup",
     "Classification",
     "Constant",
+    "CosineArc",
     "Detection",
     "Findings",
     "Mix",

@@ -220,6 +220,30 @@ class OneCycle(Schedule):
 
 
 @dataclass
+class CosineArc(Schedule):
+    """The beginning of a cosine, which ends above 0: `base * cos(arc * pi * step / steps)`.
+
+    Reference: "FixMatch", arXiv 2001.07685, section 2.4.
+
+    Args:
+        arc: Share of half a turn; 7/16 as published.
+        warmup_epochs: Length of a warm-up from 0 in epochs, before the cosine begins.
+        warmup_steps: Length in optimiser steps instead of epochs.
+    """
+
+    arc: float = 7 / 16
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        warmup = len(_warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps))
+        steps = total_steps - warmup
+        falling = base * np.cos(self.arc * np.pi * np.arange(steps) / steps)
+        return np.concatenate([np.linspace(0.0, base, warmup, endpoint=False), falling])
+
+
+@dataclass
 class Constant(Schedule):
     """Linear warm-up from 0, then one value.
 

@@ -12,6 +12,7 @@ from models.backbones import (
     separable,
     shufflenet_drconv,
     swin_dense,
+    vit_dino,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "separable",
     "shufflenet_drconv",
     "swin_dense",
+    "vit_dino",
 ]

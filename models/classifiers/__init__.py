@@ -6,6 +6,7 @@ from models.classifiers.dynamic_kernels import dynamic_kernels
 from models.classifiers.ranet import RANet
 from models.classifiers.shallow_deep import ShallowDeepNetwork
 from models.classifiers.timm_classifier import timm_classifier
+from models.classifiers.wide_resnet import WideResNet
 
 __all__ = [
     "DVT",
@@ -13,6 +14,7 @@ __all__ = [
     "RANet",
     "ResolutionPredictor",
     "ShallowDeepNetwork",
+    "WideResNet",
     "dynamic_kernels",
     "timm_classifier",
 ]

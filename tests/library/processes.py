@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -22,6 +24,19 @@ def on_two_processes(function: Callable[[int], Values], folder: Path) -> list[Va
     # Forked, since starting an interpreter takes longer than all else here.
     start_processes(_process, (function, str(folder)), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def on_two_fresh_processes(function: Callable[..., Values], arguments: tuple[Any, ...], folder: Path) -> list[Values]:
+    """The same for a function of a module, called with its rank and arguments, which takes backward passes.
+
+    PyTorch refuses these in a fork of a process that has taken one itself.
+    """
+    start_processes(_process, (partial(_called, function, arguments), str(folder)), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _called(function: Callable[..., Values], arguments: tuple[Any, ...], rank: int) -> Values:
+    return function(rank, *arguments)
 
 
 def averaged(processes: list[Values]) -> Values:

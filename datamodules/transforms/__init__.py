@@ -1,6 +1,7 @@
 """Augmentation: the pipeline that makes it reproducible, and transforms that albumentations lacks."""
 
 from datamodules.transforms.detection import MultiScaleCrop, RandomSizeCrop, ResizeShortestEdge, ScaleJitter
+from datamodules.transforms.fixmatch import RandAugmentMC
 from datamodules.transforms.photometric import PhotometricDistortion
 from datamodules.transforms.pipeline import Pipeline, Transform
 from datamodules.transforms.randaugment import AutoAugment, RandAugment
@@ -17,6 +18,7 @@ __all__ = [
     "PhotometricDistortion",
     "Pipeline",
     "RandAugment",
+    "RandAugmentMC",
     "RandomBox",
     "RandomLongSide",
     "RandomSizeCrop",

@@ -7,6 +7,7 @@ makes a step of it where a gradient is zero.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from models.self_supervised.encoder import DINOHead
 from models.semi_supervised.fixmatch import fixmatch_loss
 from tests.library.golden import default_dtype, section
 from tests.library.moco_steps import moco_steps
-from tests.library.processes import on_two_fresh_processes
+from tests.library.processes import on_two_processes
 
 if TYPE_CHECKING:
     from tests.library.golden import Case
@@ -180,9 +181,8 @@ def moco_single(case: Case) -> dict[str, Tensor]:
 
 def moco_ddp2(case: Case) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
-        first, second = on_two_fresh_processes(
-            moco_steps, (case.config, doubled(case.state), doubled(case.inputs)), Path(folder)
-        )
+        steps = partial(moco_steps, config=case.config, state=doubled(case.state), inputs=doubled(case.inputs))
+        first, second = on_two_processes(steps, Path(folder), picklable=True)
     beside = {name: torch.cat([first[name], second[name]], 1) for name in ("out.logits", "out.loss")}
     return first | second | beside
 

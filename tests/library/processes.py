@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -14,29 +12,19 @@ from torch.multiprocessing.spawn import start_processes
 Values = dict[str, Tensor]
 
 
-def on_two_processes(function: Callable[[int], Values], folder: Path) -> list[Values]:
+def on_two_processes(function: Callable[[int], Values], folder: Path, picklable: bool = False) -> list[Values]:
     """What a function of its rank returns on each of two processes connected by gloo.
 
     Args:
         function: Called on both; what it returns is detached.
         folder: Empty, for what they exchange.
+        picklable: Whether the function can be given to a fresh interpreter.
     """
-    # Forked, since starting an interpreter takes longer than all else here.
-    start_processes(_process, (function, str(folder)), nprocs=2, start_method="fork")
+    # Forked, since starting an interpreter takes longer than all else here. Where there is an accelerator, PyTorch takes
+    # no backward pass in a fork of a process that has taken one.
+    fresh = picklable and torch.accelerator.is_available()
+    start_processes(_process, (function, str(folder)), nprocs=2, start_method="spawn" if fresh else "fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def on_two_fresh_processes(function: Callable[..., Values], arguments: tuple[Any, ...], folder: Path) -> list[Values]:
-    """The same for a function of a module, called with its rank and arguments, which takes backward passes.
-
-    PyTorch refuses these in a fork of a process that has taken one itself.
-    """
-    start_processes(_process, (partial(_called, function, arguments), str(folder)), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def _called(function: Callable[..., Values], arguments: tuple[Any, ...], rank: int) -> Values:
-    return function(rank, *arguments)
 
 
 def averaged(processes: list[Values]) -> Values:

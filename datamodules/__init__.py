@@ -21,6 +21,7 @@ from datamodules.pixels import Pixels
 from datamodules.scenes import DigitScenes
 from datamodules.segmentation_folder import SegmentationFolder
 from datamodules.stick_figures import StickFigures
+from datamodules.views import FewLabels, MultiView, View
 
 __all__ = [
     "ADE20K",
@@ -35,10 +36,13 @@ __all__ = [
     "DigitScenes",
     "DigitStreets",
     "Digits",
+    "FewLabels",
     "ImageFolder",
     "ImageNet",
+    "MultiView",
     "PackedImages",
     "Pixels",
     "SegmentationFolder",
     "StickFigures",
+    "View",
 ]

@@ -16,6 +16,7 @@ from lightning_modules.schedules import (
     WarmupCosine,
 )
 from lightning_modules.segmentation import Segmentation
+from lightning_modules.self_supervised import SelfSupervised
 from lightning_modules.task import Task
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Poly",
     "PoseEstimation",
     "Segmentation",
+    "SelfSupervised",
     "Staircase",
     "Task",
     "WarmupCosine",

@@ -1,6 +1,217 @@
-"""stub"""
+"""Learning without labels: a student and its teacher, evaluated by the nearest neighbours of their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
 import torch
-def clip_each(parameters, limit):
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    torch._foreach_mul_(gradients, [(limit / (n + 1e-6)).clamp(max=1.0) for n in norms])
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_modules.findings import Findings, gathered
+from lightning_modules.internals import Clock, step_counts
+from lightning_modules.optimization import Quantity
+from lightning_modules.schedules import Schedule
+from lightning_modules.task import Batch, Task
+from models.mistakes import Mistake
+from models.self_supervised.collapse import effective_rank
+from models.self_supervised.knn import knn_votes
+from models.self_supervised.learner import Learner, Side
+
+# Features whose rank is estimated; a singular value decomposition of more takes long.
+_RANKED = 2048
+
+
+class SelfSupervised(Task):
+    """Trains a learner on views of images, and says how good its features are for telling the data's classes apart.
+
+    Batches to train on have `image`, a list of views [V, B, 3, H, W], one tensor for each size, as
+    `datamodules.MultiView` makes them; others are those of a classification. What moves the teacher is a callback,
+    `callbacks.Smoothing`; queue and centre move once every optimiser step.
+
+    An evaluation takes the features of all training images, without augmentation, and lets the nearest of them vote
+    for the class of each evaluated image: `knn_top1` of the side that the paper evaluates, and of both by name if both
+    are asked for. It also says how spread the representations are, and warns when they have collapsed.
+
+    Args:
+        network: the learner: `models.self_supervised.MoCo`, `BYOL` or `DINO`.
+        neighbours: how many vote.
+        evaluates: `student`, `teacher` or `both`; by default what the paper evaluates.
+        clip_each: largest norm of the gradient of each parameter, as DINO clips; None leaves clipping to the trainer.
+        network_schedules: numbers of the learner that change over the steps, by the names of its attributes, relative
+            to what it is given: `teacher_temp` of DINO is `WarmupCosine` with `by_epoch: true`, `warmup_lr` its first
+            and `min_lr` its last value.
+        options: see `Task`.
+
+    Raises:
+        Mistake: a schedule of something that the learner does not have; when training begins, a task without a callback
+            that moves the teacher.
+    """
+
+    monitor = "val/knn_top1"
+    monitor_mode = "max"
+    shown = ("knn_top1",)
+    network: Learner
+
+    def __init__(
+        self,
+        network: Learner,
+        neighbours: int = 20,
+        evaluates: Literal["student", "teacher", "both"] | None = None,
+        clip_each: float | None = None,
+        network_schedules: dict[str, Schedule] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        network.generator = self.shared_generator
+        self.neighbours = neighbours
+        self.sides: list[Side] = (
+            ["student", "teacher"] if evaluates == "both" else [evaluates or network.published]
+        )
+        self.clip_each = clip_each
+        self.network_schedules = network_schedules or {}
+        for name in self.network_schedules:
+            if not isinstance(getattr(network, name, None), float):
+                numbers = [key for key, value in vars(network).items() if type(value) is float]
+                raise Mistake(
+                    f"network_schedules: {type(network).__name__} has no number {name!r}; it has "
+                    f"{', '.join(numbers) or 'none'}"
+                )
+        self._known: dict[str, Tensor] = {}
+        self._seen: dict[str, list[Tensor]] = {}
+        self._tally: dict[str, Tensor] = {}
+
+    @override
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return self.network.pairs()
+
+    # A training step.
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The learner's loss, with penalties."""
+        views = batch["image"]
+        if not isinstance(views, list):
+            raise Mistake("the batch has one view of each image: put the data module into datamodules.MultiView")
+        loss = self.network([self.in_memory_order(view.flatten(0, 1)).unflatten(0, view.shape[:2]) for view in views])
+        remarks = self.network.remarks(Clock(self.trainer).step)
+        return self.total_loss({type(self.network).__name__.lower(): loss}, remarks, views[0].shape[1])
+
+    @override
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Takes the step, after which queue and centre move."""
+        super().optimizer_step(*args, **options)
+        self.network.advance()
+
+    @override
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser, and what of it and of the learner changes over the steps."""
+        optimizer = super().configure_optimizers()
+        steps_per_epoch, total_steps = step_counts(self.trainer)
+        if not self.trainer.fast_dev_run and total_steps is not None:  # type: ignore[attr-defined]
+            for name, schedule in self.network_schedules.items():
+                table = schedule.table(getattr(self.network, name), steps_per_epoch, total_steps).tolist()
+                self.quantities[name] = _follow(self.network, name, table)
+        return optimizer
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips gradients, and takes away those of parameters that are to stay as they are in this epoch."""
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.clip_each is not None:
+            clip_each(self.network.parameters(), self.clip_each)
+        for parameter in self.network.frozen_parameters(self.trainer.current_epoch):
+            parameter.grad = None
+
+    # An evaluation.
+
+    @override
+    def start(self, split: str) -> None:
+        self._seen = {"label": [], **{side: [] for side in self.sides}}
+        self._tally = {}
+        self._known = self._features_of_training_images()
+
+    @torch.no_grad()
+    def _features_of_training_images(self) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {"label": [], **{side: [] for side in self.sides}}
+        with self._precision():
+            for batch in self.data.plain_train_dataloader():
+                self._note(self._on_device(batch), found)
+        return self._of_all_processes(found)
+
+    def _note(self, batch: Batch, found: dict[str, list[Tensor]]) -> None:
+        for side in self.sides:
+            found[side].append(self.network.side(side).features(*self.inputs(batch)).float())
+        found["label"].append(batch["label"])
+
+    def _of_all_processes(self, found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        own = {name: torch.cat(values).cpu() for name, values in found.items() if values}
+        every = gathered(own)
+        return {
+            name: torch.cat([each[name] for each in every if name in each]).to(self.device)
+            for name in found
+            if any(name in each for each in every)
+        }
+
+    @override
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch; returns `index` and the published side's `features`."""
+        self._note(batch, self._seen)
+        for name, value in self.network.tally(*self.inputs(batch)).items():
+            self._tally[name] = self._tally[name] + value.double() if name in self._tally else value.double()
+        return {"index": batch["index"], "features": self._seen[self.sides[-1]][-1]}
+
+    @override
+    def finish(self, split: str) -> Findings:
+        seen, known = self._of_all_processes(self._seen), self._known
+        labels = seen["label"]
+        metrics: dict[str, float | Tensor] = {}
+        classes = int(torch.cat([labels, known["label"]]).max()) + 1
+        for side in self.sides:
+            votes = knn_votes(seen[side], known[side], known["label"], classes, self.neighbours)
+            top1 = (votes.argmax(1) == labels).float().mean()
+            if len(self.sides) > 1:
+                metrics[f"knn_top1_{side}"] = top1
+            if side == self.network.published or len(self.sides) == 1:
+                metrics["knn_top1"] = top1
+                metrics["rank"] = effective_rank(seen[side][:_RANKED])
+        tallies = gathered({name: value.cpu() for name, value in self._tally.items()})
+        summed = {name: torch.stack([each[name] for each in tallies if each]).sum(0) for name in tallies[0]}
+        signs = {name: value.float() for name, value in self.network.signs(summed, len(labels)).items()}
+        if why := self.network.collapsed(signs):
+            rank_zero_warn(f"the features have collapsed: {why}. What is learnt from here on is worth nothing.")
+        return Findings(metrics | signs)
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Published features [B, C], and the samples' indices [B]."""
+        features = self.network.side(self.network.published).features(*self.inputs(batch))
+        return {"index": batch["index"], "features": features.float()}
+
+
+def _follow(network: nn.Module, name: str, table: list[float]) -> Quantity:
+    return Quantity(lambda step: table[min(step, len(table) - 1)], lambda value: setattr(network, name, value))
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scales the gradient of each parameter whose norm is above a limit down to it, in place.
+
+    Reference: the published code of "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294.
+
+    Args:
+        parameters: those without a gradient are left alone.
+        limit: largest norm.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        factors = limit / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)
+        torch._foreach_mul_(gradients, list(factors.clamp(max=1.0).unbind()))

@@ -53,7 +53,7 @@ class BYOL(Learner):
         """Mean over the batch of both directions' losses, from 0 to 8.
 
         Raises:
-            ValueError: There are not two views of each image.
+            Mistake: There are not two views of each image.
         """
         first, second = two_views(views)
         predictions = [self.predictor(self.student(view)) for view in (first, second)]

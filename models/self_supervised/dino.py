@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
 from models.processes import process_mean
 from models.self_supervised.encoder import DINOHead, Encoder, feature_dim
 from models.self_supervised.learner import Learner, Views
+
+# Entropies, as shares of the largest, that only collapsed teachers have.
+_LEAST_ENTROPY, _MOST_ENTROPY = 0.05, 0.995
 
 
 class Centre(nn.Module):
@@ -122,10 +126,13 @@ class DINO(Learner):
         """Mean over all pairs of a teacher's view and another crop.
 
         Raises:
-            ValueError: The first views are not two or more global crops.
+            Mistake: The first views are not two or more global crops.
         """
         if len(views[0]) < self.num_global:
-            raise ValueError(f"DINO's first views are {self.num_global} crops of one size, not {len(views[0])}")
+            raise Mistake(
+                f"DINO's first views are {self.num_global} crops of one size, not {len(views[0])}: give MultiView a view "
+                f"with copies: {self.num_global} first, or {self.num_global} views that end in the same size"
+            )
         with torch.no_grad():
             seen = views[0][: self.num_global]
             teacher = self.teacher(seen.flatten(0, 1)).unflatten(0, (self.num_global, -1))
@@ -135,9 +142,36 @@ class DINO(Learner):
         """Moves the centre."""
         self.centre.advance()
 
-    def remarks(self) -> dict[str, Tensor]:
-        """Entropy of the teacher's answers and of their mean, from 0 to 1."""
+    def remarks(self, step: int) -> dict[str, Tensor]:
+        """Entropy of the teacher's answers and of their mean, as shares of the largest."""
         return {f"teacher_{name}": value for name, value in self._entropies.items()}
+
+    def tally(self, images: Tensor) -> dict[str, Tensor]:
+        """Sums of the teacher's answers to images, and of their entropies."""
+        targets = self.targets(self.teacher(images))
+        return {"answers": targets.sum(0), "entropies": torch.special.entr(targets).sum()}
+
+    def signs(self, tally: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Entropy of the teacher's answers and of their mean, as shares of the largest."""
+        largest = math.log(len(tally["answers"]))
+        return {
+            "entropy": tally["entropies"] / (count * largest),
+            "mean_entropy": torch.special.entr(tally["answers"] / count).sum() / largest,
+        }
+
+    def collapsed(self, signs: dict[str, Tensor]) -> str | None:
+        """Whether one prototype wins always, or all answers are undecided."""
+        if float(signs["mean_entropy"]) < _LEAST_ENTROPY:
+            return (
+                f"one prototype wins for all images (entropy of the mean answer {float(signs['mean_entropy']):.3f} of "
+                "1): centre the teacher's answers (center_momentum below 1)"
+            )
+        if float(signs["entropy"]) > _MOST_ENTROPY:
+            return (
+                f"all answers are undecided (entropy {float(signs['entropy']):.4f} of 1): lower teacher_temp, or raise "
+                "the teacher's momentum"
+            )
+        return None
 
 
 def entropies(probabilities: Tensor) -> dict[str, Tensor]:

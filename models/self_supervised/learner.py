@@ -10,11 +10,15 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from models.mistakes import Mistake
+from models.self_supervised.collapse import direction_sums, spread
 from models.self_supervised.encoder import Encoder
 
 Side = Literal["student", "teacher"]
 # Views of one size each, [V, B, 3, H, W], in the order in which a data module gives them.
 Views = list[Tensor]
+# Healthy projections are above 0.3, collapsed ones below 0.02.
+_LEAST_SPREAD = 0.05
 
 
 class Learner(nn.Module, ABC):
@@ -46,9 +50,9 @@ class Learner(nn.Module, ABC):
         # Of what all processes draw alike; the task puts its own here.
         self.generator: torch.Generator | None = None
 
-    def pairs(self) -> dict[str, tuple[nn.Module, nn.Module]]:
-        """Teachers with the students that they follow, by name."""
-        return {"encoder": (self.teacher, self.student)}
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Students with the teachers that follow them."""
+        return [(self.student, self.teacher)]
 
     def side(self, side: Side) -> Encoder:
         """The student or the teacher."""
@@ -73,9 +77,36 @@ class Learner(nn.Module, ABC):
         """
         return []
 
-    def remarks(self) -> dict[str, Tensor]:
-        """Scalars worth logging of the last batch, by name, on the device."""
+    def remarks(self, step: int) -> dict[str, Tensor]:
+        """Scalars worth logging of the last batch, by name, on the device.
+
+        Args:
+            step: Optimiser steps that are done.
+        """
         return {}
+
+    def tally(self, images: Tensor) -> dict[str, Tensor]:
+        """What tells whether the published side has collapsed, as sums over images [B, 3, H, W]."""
+        return {"directions": direction_sums(self.side(self.published)(images))}
+
+    def signs(self, tally: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        """What the sums say, as scalars by name.
+
+        Args:
+            tally: Sums of `tally` over all images.
+            count: Images.
+        """
+        return {"spread": spread(tally["directions"], count)}
+
+    def collapsed(self, signs: dict[str, Tensor]) -> str | None:
+        """Why representations say nothing any more, in plain words; None if they do.
+
+        Args:
+            signs: What `signs` returned.
+        """
+        if float(signs["spread"]) < _LEAST_SPREAD:
+            return f"the projections of all images point the same way (spread {float(signs['spread']):.4f} of 1)"
+        return None
 
     def forward(self, images: Tensor | Views) -> Tensor:
         """The loss of views, or the published features [B, C] of images [B, 3, H, W]."""
@@ -88,9 +119,9 @@ def two_views(views: Views) -> tuple[Tensor, Tensor]:
     """The two views [B, 3, H, W] of each image.
 
     Raises:
-        ValueError: There are not two.
+        Mistake: There are not two.
     """
-    first, *second = [view for size in views for view in size]
-    if len(second) != 1:
-        raise ValueError(f"two views of each image are compared, not {1 + len(second)}")
-    return first, second[0]
+    if (count := sum(len(size) for size in views)) != 2:
+        raise Mistake(f"two views of each image are compared, not {count}: give MultiView two views")
+    first, second = (view for size in views for view in size)
+    return first, second

@@ -113,6 +113,7 @@ class MoCo(Learner):
         self.symmetric = symmetric
         self.shuffle = shuffle
         self._pending: list[Tensor] = []
+        self._pushed = 0
 
     def order(self, count: int) -> Tensor:
         """A permutation [count] that all processes draw alike."""
@@ -139,7 +140,7 @@ class MoCo(Learner):
         """InfoNCE, averaged over the batch and the directions.
 
         Raises:
-            ValueError: There are not two views of each image.
+            Mistake: There are not two views of each image.
         """
         first, second = two_views(views)
         logits = [self.logits(first, second)]
@@ -155,5 +156,11 @@ class MoCo(Learner):
             Mistake: So many do not divide it.
         """
         if self._pending:
-            self.queue.push(gathered_rows(torch.cat(self._pending)))
+            keys = gathered_rows(torch.cat(self._pending))
+            self._pushed = len(keys)
             self._pending.clear()
+            self.queue.push(keys)
+
+    def remarks(self, step: int) -> dict[str, Tensor]:
+        """Which share of the queue are keys of images, from 0 to 1."""
+        return {"queue_fill": torch.tensor(min(1.0, step * self._pushed / self.queue.size))}

@@ -70,13 +70,3 @@ def cosine_ramp(epoch: float, length: float) -> float:
         length: Epochs from 1 to 0.
     """
     return 0.5 * (math.cos(math.pi * epoch / length) + 1)
-
-
-def startup_momentum(steps: int, momentum: float) -> float:
-    """Momentum of the teacher, which is soon what the student is while it learns fast: min(1 - 1 / (n + 1), momentum).
-
-    Args:
-        steps: Steps done, n, the one included that the teacher is moved for.
-        momentum: What it does not exceed.
-    """
-    return min(1 - 1 / (steps + 1), momentum)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.lars import LARS
-from lightning_modules.schedules import CosineArc, WarmupCosine
+from lightning_modules.schedules import AverageWarmup, CosineArc, WarmupCosine
 from models.self_supervised.byol import regression_loss
 from models.self_supervised.dino import DINO
 from models.self_supervised.knn import knn_votes
@@ -23,7 +23,6 @@ from models.semi_supervised.mean_teacher import (
     cosine_ramp,
     linear_ramp,
     sigmoid_ramp,
-    startup_momentum,
     tie,
 )
 from tests.library.processes import on_two_processes
@@ -174,8 +173,9 @@ def mean_teacher_losses(case: Case) -> dict[str, Tensor]:
 def mean_teacher_ema(case: Case) -> dict[str, Tensor]:
     config = case.config
     teacher, teachers = case.state["teacher"], []
-    for step, student in enumerate(case.inputs["student"]):
-        teacher = teacher.lerp(student, 1 - startup_momentum(step + 1, config["ema_decay"]))
+    momentum = AverageWarmup().table(config["ema_decay"], config["steps"], config["steps"])
+    for student, share in zip(case.inputs["student"], momentum, strict=True):
+        teacher = teacher.lerp(student, 1 - float(share))
         teachers.append(teacher)
     epochs = case.inputs["epoch"].tolist()
     return {

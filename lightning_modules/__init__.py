@@ -17,6 +17,7 @@ from lightning_modules.schedules import (
 )
 from lightning_modules.segmentation import Segmentation
 from lightning_modules.self_supervised import SelfSupervised
+from lightning_modules.semi_supervised import FixMatch, MeanTeacher
 from lightning_modules.task import Task
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "CosineArc",
     "Detection",
     "Findings",
+    "FixMatch",
+    "MeanTeacher",
     "Mix",
     "MultiStep",
     "OneCycle",

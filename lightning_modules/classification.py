@@ -142,7 +142,7 @@ class Classification(Task):
     @override
     def count(self, batch: Batch, split: str) -> dict[str, Any]:
         """Counts a batch; returns `index`, `label`, the last exit's `logits` and `losses`, and all `exits`' logits."""
-        exits = as_exits(self.network(*self.inputs(batch)))
+        exits = as_exits(self(*self.inputs(batch)))
         target = batch["label"]
         for i, (name, logits) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             if logits.shape[1] != self.num_classes:

@@ -51,6 +51,8 @@ class WarmupCosine(Schedule):
         cooldown_epochs: Epochs at the end with `min_lr`.
         steady_warmup: Whether the base value occurs once: the warm-up is a line towards it, which the first step after
             it has.
+        cosine_epochs: Epochs that the cosine takes to `min_lr`, where it goes on beyond the training or ends before it;
+            by default what the warm-up leaves.
     """
 
     warmup_epochs: float = 0.0
@@ -61,6 +63,7 @@ class WarmupCosine(Schedule):
     by_epoch: bool = False
     cooldown_epochs: float = 0.0
     steady_warmup: bool = False
+    cosine_epochs: float | None = None
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
@@ -78,7 +81,9 @@ class WarmupCosine(Schedule):
                 f"warm-up ({warmup} steps) and cooldown ({cooldown} steps) leave nothing of the training "
                 f"({total_steps} steps): shorten warmup_epochs or cooldown_epochs, or train longer"
             )
-        falling = 0.5 * (base - self.min_lr) * (1 + np.cos(np.pi * np.arange(cosine_steps) / cosine_steps))
+        length = cosine_steps if self.cosine_epochs is None else max(1, round(self.cosine_epochs * steps_per_epoch))
+        turned = np.minimum(np.arange(cosine_steps) / length, 1.0)
+        falling = 0.5 * (base - self.min_lr) * (1 + np.cos(np.pi * turned))
         table = np.concatenate([self.min_lr + falling, np.full(cooldown, self.min_lr)])
         rising = np.linspace(self.warmup_lr, base, warmup, endpoint=not (self.whole or self.steady_warmup))
         return np.concatenate([rising, table[warmup:] if self.whole else table])

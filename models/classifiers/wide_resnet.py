@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from models.mistakes import Mistake
 
 _SLOPE = 0.1
-_MOMENTUM = 0.001
 
 
 class WideResNet(nn.Module):
@@ -25,6 +24,7 @@ class WideResNet(nn.Module):
         dead_preact: Whether the first block of the second and third stage reads its input where it should read what its
             first norm and activation make of it. PyTorch ports of FixMatch do, whose first norms there are never used.
         in_chans: Channels of the images.
+        norm_momentum: Share of a batch in the running statistics; the published one is for a million steps.
 
     Raises:
         Mistake: The depth is not 6 n + 4.
@@ -38,6 +38,7 @@ class WideResNet(nn.Module):
         base_width: int = 16,
         dead_preact: bool = False,
         in_chans: int = 3,
+        norm_momentum: float = 0.001,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -59,10 +60,12 @@ class WideResNet(nn.Module):
             )
             stages.append(nn.Sequential(first, *(WideBlock(width, width) for _ in range(blocks - 1))))
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(widths[-1], momentum=_MOMENTUM)
+        self.norm = nn.BatchNorm2d(widths[-1])
         self.head = nn.Linear(widths[-1], num_classes) if num_classes else nn.Identity()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = norm_momentum
+            elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
@@ -89,9 +92,9 @@ class WideBlock(nn.Module):
         self, in_chans: int, out_chans: int, stride: int = 1, active_shortcut: bool = False, dead_preact: bool = False
     ) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_chans, momentum=_MOMENTUM)
+        self.norm1 = nn.BatchNorm2d(in_chans)
         self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_chans, momentum=_MOMENTUM)
+        self.norm2 = nn.BatchNorm2d(out_chans)
         self.conv2 = nn.Conv2d(out_chans, out_chans, 3, 1, 1, bias=False)
         self.shortcut = nn.Conv2d(in_chans, out_chans, 1, stride, bias=False) if in_chans != out_chans else None
         self.active_shortcut = active_shortcut

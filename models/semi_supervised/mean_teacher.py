@@ -50,23 +50,3 @@ def sigmoid_ramp(epoch: float, length: float) -> float:
     if not length:
         return 1.0
     return math.exp(-5.0 * (1.0 - min(max(epoch, 0.0), length) / length) ** 2)
-
-
-def linear_ramp(epoch: float, length: float) -> float:
-    """A line from 0 to 1, the warm-up of the learning rate.
-
-    Args:
-        epoch: Epochs done, fractions included.
-        length: Epochs of the ramp; 0 for none.
-    """
-    return 1.0 if epoch >= length else epoch / length
-
-
-def cosine_ramp(epoch: float, length: float) -> float:
-    """Half a cosine from 1 to 0, the fall of the learning rate.
-
-    Args:
-        epoch: Epochs done, at most `length`.
-        length: Epochs from 1 to 0.
-    """
-    return 0.5 * (math.cos(math.pi * epoch / length) + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,6 @@ from models.semi_supervised.fixmatch import fixmatch_loss
 from models.semi_supervised.mean_teacher import (
     consistency_kl,
     consistency_mse,
-    cosine_ramp,
-    linear_ramp,
     sigmoid_ramp,
     tie,
 )
@@ -66,7 +64,7 @@ def dino_schedules(case: Case) -> dict[str, Tensor]:
     }
 
 
-def temperatures(config: dict, epochs: int, per_epoch: int = 1) -> np.ndarray:
+def temperatures(config: dict[str, Any], epochs: int, per_epoch: int = 1) -> np.ndarray:
     """Temperature of the teacher at each step, as a config of ours writes the published schedule."""
     last = config["teacher_temp"]
     rising = WarmupCosine(
@@ -75,22 +73,30 @@ def temperatures(config: dict, epochs: int, per_epoch: int = 1) -> np.ndarray:
     return rising.table(last, per_epoch, epochs * per_epoch)
 
 
-def dino_calls(config: dict, students: Tensor, teachers: Tensor, centre: Tensor) -> dict[str, Tensor]:
-    """A sequence of batches of logits, [T, views * B, K], and what becomes of the centre."""
+def dino_calls(
+    config: dict[str, Any], students: Tensor, teachers: Tensor, centre: Tensor
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Losses of a sequence of batches, the student's logits that they are of, and the centre after each, [T, 1, K].
+
+    Args:
+        config: Of the case.
+        students: Logits [T, views * B, K].
+        teachers: Logits [T, 2 * B, K].
+        centre: At the beginning, [1, K].
+    """
     learner = DINO(OneFeature(), {"out_dim": config["K"], "hidden_dim": 1, "bottleneck_dim": 1})
     learner.centre.load_state_dict({"value": centre})
     temps = temperatures(config, config["nepochs"])
-    losses, centres, gradients = [], [], []
+    losses, inputs, centres = [], [], []
     for epoch, student, teacher in zip(config["epochs"], students, teachers, strict=True):
         learner.teacher_temp = float(temps[epoch])
         logits = student.clone().requires_grad_()
         crops = logits.unflatten(0, (config["ncrops"], -1))
-        loss = learner.compare(crops, teacher.unflatten(0, (2, -1)))
+        losses.append(learner.compare(crops, teacher.unflatten(0, (2, -1))))
         learner.advance()
-        losses.append(loss.detach())
+        inputs.append(logits)
         centres.append(learner.centre.value.clone())
-        gradients.append((logits, loss))
-    return {"loss": torch.stack(losses), "center": torch.stack(centres)} | {"_": gradients}  # type: ignore[dict-item]
+    return losses, inputs, torch.stack(centres)
 
 
 class OneFeature(nn.Module):
@@ -100,25 +106,23 @@ class OneFeature(nn.Module):
 
 
 def dino_loss(case: Case) -> dict[str, Tensor]:
-    found = dino_calls(case.config, case.inputs["student"], case.inputs["teacher"], case.state["center"])
-    gradients = [torch.autograd.grad(loss, logits)[0] for logits, loss in found["_"]]  # type: ignore[misc]
-    return {
-        "out.loss": found["loss"],
-        "out.center": found["center"],
-        "grad.student": torch.stack(gradients),
-    }
+    losses, logits, centres = dino_calls(
+        case.config, case.inputs["student"], case.inputs["teacher"], case.state["center"]
+    )
+    gradients = [torch.autograd.grad(*pair)[0] for pair in zip(losses, logits, strict=True)]
+    return {"out.loss": torch.stack(losses), "out.center": centres, "grad.student": torch.stack(gradients)}
 
 
 def dino_loss_ddp2(case: Case) -> dict[str, Tensor]:
-    def rank_results(rank: int) -> dict[str, Tensor]:
-        found = dino_calls(
+    def of_rank(rank: int) -> dict[str, Tensor]:
+        losses, _, centres = dino_calls(
             case.config, case.inputs["student"][rank], case.inputs["teacher"][rank], case.state["center"]
         )
-        return {name: found[name] for name in ("loss", "center")}
+        return {"out.loss": torch.stack(losses), "out.center": centres}
 
     with tempfile.TemporaryDirectory() as folder:
-        ranks = on_two_processes(rank_results, Path(folder))
-    return {f"out.{name}": torch.stack([each[name] for each in ranks]) for name in ("loss", "center")}
+        first, second = on_two_processes(of_rank, Path(folder))
+    return {name: torch.stack([value, second[name]]) for name, value in first.items()}
 
 
 def dino_knn(case: Case) -> dict[str, Tensor]:
@@ -177,12 +181,14 @@ def mean_teacher_ema(case: Case) -> dict[str, Tensor]:
     for student, share in zip(case.inputs["student"], momentum, strict=True):
         teacher = teacher.lerp(student, 1 - float(share))
         teachers.append(teacher)
-    epochs = case.inputs["epoch"].tolist()
+    epochs = case.inputs["epoch"].long()
+    rising = WarmupCosine(config["ramp"], min_lr=1.0, steady_warmup=True)
+    falling = WarmupCosine(cosine_epochs=config["ramp_down"])
     return {
         "out.teacher": torch.stack(teachers),
-        "out.sigmoid": torch.tensor([sigmoid_ramp(epoch, config["ramp"]) for epoch in epochs]),
-        "out.linear": torch.tensor([linear_ramp(epoch, config["ramp"]) for epoch in epochs]),
-        "out.cosine": torch.tensor([cosine_ramp(epoch, config["ramp_down"]) for epoch in epochs]),
+        "out.sigmoid": torch.tensor([sigmoid_ramp(epoch, config["ramp"]) for epoch in epochs.tolist()]),
+        "out.linear": as_tensor(rising.table(1.0, 1, int(epochs.max()) + 1))[epochs],
+        "out.cosine": as_tensor(falling.table(1.0, 1, int(epochs.max()) + 1))[epochs],
     }
 
 

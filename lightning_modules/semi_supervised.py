@@ -1,0 +1,204 @@
+"""Learning from few labels and many images: a classifier, and its teacher that is evaluated."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from lightning_modules.classification import Classification
+from lightning_modules.internals import step_counts
+from lightning_modules.optimization import Quantity
+from lightning_modules.task import Batch
+from models.mistakes import Mistake
+from models.semi_supervised.fixmatch import fixmatch_loss
+from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp
+
+_STUDENT = "_student"
+
+
+class SemiSupervised(Classification):
+    """What learning from few labels has in common: streams, and a teacher that is a smoothed copy of the network.
+
+    Batches to train on are those of `datamodules.FewLabels`: `labelled` as in a classification, and `train` with two
+    views of unlabelled images. Metrics, predictions and reports are of the teacher, as the papers evaluate;
+    `top1_student` is the network's own. What moves the teacher is a callback, `callbacks.Smoothing`.
+
+    Args:
+        network: images [B, 3, H, W] -> logits [B, K].
+        unlabelled_weight: what the loss of unlabelled images is multiplied by.
+        options: see `Classification` and `Task`; mixing and erasing are for labelled batches alone and not used.
+    """
+
+    def __init__(self, network: nn.Module, unlabelled_weight: float = 1.0, **options: Any) -> None:
+        super().__init__(network, **options)
+        self.teacher = deepcopy(network).requires_grad_(False)
+        self.unlabelled_weight = unlabelled_weight
+
+    @override
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.network, self.teacher)]
+
+    @override
+    def forward(self, images: Tensor) -> Any:
+        """Logits of the network in training, of the teacher in an evaluation."""
+        return (self.network if self.training else self.teacher)(self.in_memory_order(images))
+
+    @override
+    def count(self, batch: Batch, split: str) -> dict[str, Any]:
+        """Counts a batch; see `Classification.count`, whose logits are the teacher's."""
+        if _STUDENT not in self.evaluation:
+            accuracy = MulticlassAccuracy(self.num_classes, average="micro")
+            self.evaluation[_STUDENT] = MetricCollection({"top1": accuracy}).to(self.device)
+        self.evaluation[_STUDENT]["top1"].update(self.network(*self.inputs(batch)), batch["label"])
+        return super().count(batch, split)
+
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The two views [B, 3, H, W] of the unlabelled images of a training batch.
+
+        Raises:
+            Mistake: the batch has no such stream, or other views.
+        """
+        images = batch["train"]["image"] if "train" in batch and "labelled" in batch else None
+        if not isinstance(images, list) or len(images) != 1 or len(images[0]) != 2:
+            raise Mistake(
+                "learning from few labels needs two views of one size of unlabelled images beside the labelled ones: put "
+                "the data module into datamodules.FewLabels with two views"
+            )
+        return images[0][0], images[0][1]
+
+
+class FixMatch(SemiSupervised):
+    """What is sure of a weak view labels the strong one; the views of `FewLabels` are the weak one and the strong one.
+
+    Logs `train/mask_rate`, the share of unlabelled images whose label counts, `train/pseudo_top1`, how many of these
+    labels are right, and `train/threshold`.
+
+    Reference: "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", arXiv 2001.07685.
+
+    Args:
+        network: images [B, 3, H, W] -> logits [B, K].
+        threshold: least probability of a label that counts.
+        temperature: what the logits of weak views are divided by.
+        labels_from: `student`, the network itself as published, or `teacher`, whose smoothing then takes part in
+            learning. A teacher that makes no labels sees no batches: `Smoothing` with `batch_norm: copy` gives it the
+            running statistics of its student.
+        options: see `SemiSupervised`.
+
+    Raises:
+        Mistake: a threshold outside of [0, 1], or labels from neither.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        threshold: float = 0.95,
+        temperature: float = 1.0,
+        labels_from: Literal["student", "teacher"] = "student",
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        if not 0.0 <= threshold <= 1.0:
+            raise Mistake(f"threshold is a probability, from 0 to 1, not {threshold:g}")
+        if labels_from not in ("student", "teacher"):
+            raise Mistake(f"labels_from is student or teacher, not {labels_from!r}")
+        self.threshold, self.temperature, self.labels_from = threshold, temperature, labels_from
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropies of the labelled and of the strong images, with penalties."""
+        weak_images, strong_images = self.views(batch)
+        labelled = batch["labelled"]
+        images, targets = labelled["image"], labelled["label"]
+        # One forward pass for all: batch norms are over labelled and unlabelled images.
+        if self.labels_from == "student":
+            logits, weak, strong = self(torch.cat([images, weak_images, strong_images])).split(
+                [len(images), len(weak_images), len(strong_images)]
+            )
+        else:
+            logits, strong = self(torch.cat([images, strong_images])).split([len(images), len(strong_images)])
+            with torch.no_grad():
+                weak = self.teacher(self.in_memory_order(weak_images))
+        pseudo, mask = fixmatch_loss(weak, strong, self.threshold, self.temperature)
+        losses = {
+            "ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing),
+            "pseudo": self.unlabelled_weight * pseudo,
+        }
+        right = (weak.argmax(1) == batch["train"]["label"]).to(mask.dtype)
+        metrics = {
+            "top1": (logits.argmax(1) == targets).float().mean(),
+            "mask_rate": mask.mean(),
+            "pseudo_top1": (right * mask).sum() / mask.sum().clamp(min=1),
+            "threshold": mask.new_tensor(self.threshold),
+        }
+        return self.total_loss(losses, metrics, len(images) + len(weak_images))
+
+
+class MeanTeacher(SemiSupervised):
+    """The network agrees with its teacher about unlabelled images, each of which both see in a view of their own.
+
+    The weight of the agreement rises over the first epochs. Losses are means over the labelled and over the unlabelled
+    images; the published code divides both sums by the images of the whole batch.
+
+    Reference: "Mean teachers are better role models", arXiv 1703.01780.
+
+    Args:
+        network: images [B, 3, H, W] -> logits [B, K].
+        consistency: `mse` of probabilities or `kl`.
+        ramp_epochs: epochs over which the weight rises, exp(-5 (1 - epoch / ramp_epochs)^2).
+        options: see `SemiSupervised`; published runs have an `unlabelled_weight` of 100 with `mse` on CIFAR-10.
+
+    Raises:
+        Mistake: an unknown consistency.
+    """
+
+    def __init__(
+        self, network: nn.Module, consistency: Literal["mse", "kl"] = "mse", ramp_epochs: float = 5.0, **options: Any
+    ) -> None:
+        super().__init__(network, **options)
+        if consistency not in ("mse", "kl"):
+            raise Mistake(f"consistency is mse or kl, not {consistency!r}")
+        self.consistency = {"mse": consistency_mse, "kl": consistency_kl}[consistency]
+        self.ramp_epochs = ramp_epochs
+        self._weight = self.unlabelled_weight
+
+    @override
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser, and what of it and of the loss changes over the steps."""
+        optimizer = super().configure_optimizers()
+        steps_per_epoch, _ = step_counts(self.trainer)
+
+        def weight(step: int) -> float:
+            return self.unlabelled_weight * sigmoid_ramp(step // steps_per_epoch, self.ramp_epochs)
+
+        def put(value: float) -> None:
+            self._weight = value
+
+        self.quantities["consistency_weight"] = Quantity(weight, put)
+        return optimizer
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the labelled images and the distance to the teacher, with penalties."""
+        own_view, teachers_view = self.views(batch)
+        labelled = batch["labelled"]
+        images, targets = labelled["image"], labelled["label"]
+        logits, student = self(torch.cat([images, own_view])).split([len(images), len(own_view)])
+        with torch.no_grad():
+            teacher = self.teacher(self.in_memory_order(teachers_view))
+        losses = {
+            "ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing),
+            "consistency": self._weight * self.consistency(student, teacher) / len(own_view),
+        }
+        metrics = {
+            "top1": (logits.argmax(1) == targets).float().mean(),
+            "teacher_top1": (teacher.argmax(1) == batch["train"]["label"]).float().mean(),
+        }
+        return self.total_loss(losses, metrics, len(images) + len(own_view))

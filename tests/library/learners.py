@@ -30,7 +30,7 @@ def learner(name: str) -> Learner:
     """A learner with the same weights every time."""
     torch.manual_seed(0)
     if name == "moco":
-        return MoCo(SmallConv(), out_dim=8, queue_size=128)
+        return MoCo(SmallConv(), out_dim=8, queue_size=1024)
     if name == "byol":
         return BYOL(SmallConv(), hidden_dim=16, out_dim=8)
     return DINO(SmallConv(), {"out_dim": 24, "hidden_dim": 16, "bottleneck_dim": 8})

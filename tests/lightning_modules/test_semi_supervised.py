@@ -1,0 +1,141 @@
+"""Learning from few labels: whose labels, who is evaluated, and where a killed run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from callbacks import Rule, Smoothing, StepSeed
+from datamodules import Digits, FewLabels, View
+from lightning_modules import AverageWarmup, FixMatch, MeanTeacher
+from lightning_modules.semi_supervised import SemiSupervised
+from models.classifiers import WideResNet
+from models.mistakes import Mistake
+from tests.library.recorder import SaveEverywhere
+
+KINDS = {
+    "fixmatch": lambda: FixMatch(network(), threshold=0.3, optimizer=sgd),
+    "fixmatch of a teacher": lambda: FixMatch(network(), threshold=0.3, labels_from="teacher", optimizer=sgd),
+    "mean teacher": lambda: MeanTeacher(network(), unlabelled_weight=5.0, ramp_epochs=2, optimizer=sgd),
+}
+
+
+def network() -> WideResNet:
+    torch.manual_seed(0)
+    return WideResNet(10, 1, 10, base_width=4, norm_momentum=0.1)
+
+
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+
+def data() -> FewLabels:
+    moved = [A.Affine(translate_percent=(-0.1, 0.1), p=1.0)]
+    return FewLabels(Digits(batch_size=20), [View([]), View(moved)], 4, unlabelled_ratio=10)
+
+
+def fit(module: SemiSupervised, *callbacks: Callback, resume: Path | None = None, **limits: Any) -> FewLabels:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    rule = Rule(momentum=0.9, momentum_schedule=AverageWarmup())
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[StepSeed(3), Smoothing(rule, batch_norm="copy"), *callbacks],
+        num_sanity_val_steps=0,
+        **quiet,
+        **{"max_steps": 4, "limit_val_batches": 0} | limits,  # type: ignore[arg-type]
+    )
+    images = data()
+    trainer.fit(module, images, ckpt_path=resume, weights_only=True)
+    return images
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+    whole, again = KINDS[kind](), KINDS[kind]()
+    fit(whole, SaveEverywhere(tmp_path), max_steps=8)
+    fit(again, resume=tmp_path / "batch3.ckpt", max_steps=8)
+    state = again.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
+    saved = torch.load(tmp_path / "batch3.ckpt", weights_only=True)
+    assert saved["FewLabels"]["labelled"].shape == (40,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_is_evaluated(kind: str) -> None:
+    module, images = KINDS[kind](), data()
+    for parameter in module.teacher.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    module.teacher.head.bias.data[7] = 1.0
+    found = module.evaluate(images.val_dataloader(), data=images).metrics
+    sevens = sum(1 for batch in images.val_dataloader() for label in batch["label"] if label == 7)
+    assert float(found["top1"]) == pytest.approx(sevens / 180)
+    assert "top1_student" in found
+    assert float(found["top1_student"]) != float(found["top1"])
+
+
+def test_sure_labels_are_counted() -> None:
+    """With a threshold of 0 every label counts, with one of 1 none does."""
+    for threshold, rate in ((0.0, 1.0), (1.0, 0.0)):
+        module = FixMatch(network(), threshold=threshold, optimizer=sgd)
+        found: dict[str, float] = {}
+
+        class Watch(Callback):
+            def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+                found.update({name: float(value) for name, value in pl_module.losses.items()})
+                found.update({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+        fit(module, Watch(), max_steps=1, log_every_n_steps=1)
+        assert found["train/mask_rate"] == rate
+        assert found["train/threshold"] == threshold
+        assert (found["pseudo"] > 0) == (rate > 0)
+
+
+def test_the_weight_of_the_teacher_rises() -> None:
+    module = KINDS["mean teacher"]()
+    weights: list[float] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            weights.append(pl_module.quantities["consistency_weight"].at(trainer.global_step - 1))
+
+    # Six batches an epoch.
+    fit(module, Watch(), max_steps=14)
+    e = torch.e
+    expected = [5 * e**-5] * 6 + [5 * e**-1.25] * 6 + [5.0] * 2
+    assert weights == pytest.approx(expected)
+
+
+def test_few_labels_go_far() -> None:
+    module = FixMatch(network(), threshold=0.8, optimizer=sgd)
+    fit(module, max_steps=60)
+    images = data()
+    trained = float(module.evaluate(images.val_dataloader(), data=images).metrics["top1"])
+    untrained = FixMatch(network(), optimizer=sgd)
+    before = float(untrained.evaluate(images.val_dataloader(), data=images).metrics["top1"])
+    assert trained > 0.6 > 0.3 > before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FixMatch(network(), threshold=1.5), "threshold is a probability"),
+        (lambda: FixMatch(network(), labels_from="ema"), "labels_from is student or teacher, not 'ema'"),  # type: ignore[arg-type]
+        (lambda: MeanTeacher(network(), consistency="l1"), "consistency is mse or kl, not 'l1'"),  # type: ignore[arg-type]
+    ],
+)
+def test_impossible_options_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(Mistake, match=message):
+        make()
+
+
+def test_labels_alone_are_refused() -> None:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, **quiet)  # type: ignore[arg-type]
+    with pytest.raises(Mistake, match=r"put the data module into datamodules\.FewLabels with two views"):
+        trainer.fit(KINDS["fixmatch"](), Digits(batch_size=64))

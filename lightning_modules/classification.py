@@ -146,9 +146,7 @@ class Classification(Task):
         target = batch["label"]
         for i, (name, logits) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             if logits.shape[1] != self.num_classes:
-                raise Mistake(
-                    f"exit {i} of the network returns {logits.shape[1]} logits, expected {self.num_classes}"
-                )
+                raise Mistake(f"exit {i} of the network returns {logits.shape[1]} logits, expected {self.num_classes}")
             if name not in self.evaluation:
                 self.evaluation[name] = self._metrics().to(logits.device)
             losses = F.cross_entropy(logits.float(), target, reduction="none")

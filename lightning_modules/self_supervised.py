@@ -68,9 +68,7 @@ class SelfSupervised(Task):
         super().__init__(network, **options)
         network.generator = self.shared_generator
         self.neighbours = neighbours
-        self.sides: list[Side] = (
-            ["student", "teacher"] if evaluates == "both" else [evaluates or network.published]
-        )
+        self.sides: list[Side] = ["student", "teacher"] if evaluates == "both" else [evaluates or network.published]
         self.clip_each = clip_each
         self.network_schedules = network_schedules or {}
         for name in self.network_schedules:

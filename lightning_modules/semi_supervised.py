@@ -69,8 +69,8 @@ class SemiSupervised(Classification):
         images = batch["train"]["image"] if "train" in batch and "labelled" in batch else None
         if not isinstance(images, list) or len(images) != 1 or len(images[0]) != 2:
             raise Mistake(
-                "learning from few labels needs two views of one size of unlabelled images beside the labelled ones: put "
-                "the data module into datamodules.FewLabels with two views"
+                "learning from few labels needs two views of one size of unlabelled images beside the labelled ones: "
+                "put the data module into datamodules.FewLabels with two views"
             )
         return images[0][0], images[0][1]
 
@@ -142,10 +142,11 @@ class FixMatch(SemiSupervised):
 
 
 class MeanTeacher(SemiSupervised):
-    """The network agrees with its teacher about unlabelled images, each of which both see in a view of their own.
+    """The network agrees with its teacher about all images; of the unlabelled ones each sees a view of its own.
 
-    The weight of the agreement rises over the first epochs. Losses are means over the labelled and over the unlabelled
-    images; the published code divides both sums by the images of the whole batch.
+    Both see labelled and unlabelled images in one batch, which their batch norms are over. The weight of the agreement
+    rises over the first epochs. The cross-entropy is the mean over the labelled images; the published code divides its
+    sum by the images of the whole batch.
 
     Reference: "Mean teachers are better role models", arXiv 1703.01780.
 
@@ -190,15 +191,16 @@ class MeanTeacher(SemiSupervised):
         own_view, teachers_view = self.views(batch)
         labelled = batch["labelled"]
         images, targets = labelled["image"], labelled["label"]
-        logits, student = self(torch.cat([images, own_view])).split([len(images), len(own_view)])
+        student = self(torch.cat([images, own_view]))
         with torch.no_grad():
-            teacher = self.teacher(self.in_memory_order(teachers_view))
+            teacher = self.teacher(self.in_memory_order(torch.cat([images, teachers_view])))
+        logits = student[: len(images)]
         losses = {
             "ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing),
-            "consistency": self._weight * self.consistency(student, teacher) / len(own_view),
+            "consistency": self._weight * self.consistency(student, teacher) / len(student),
         }
         metrics = {
             "top1": (logits.argmax(1) == targets).float().mean(),
-            "teacher_top1": (teacher.argmax(1) == batch["train"]["label"]).float().mean(),
+            "teacher_top1": (teacher[len(images) :].argmax(1) == batch["train"]["label"]).float().mean(),
         }
         return self.total_loss(losses, metrics, len(images) + len(own_view))

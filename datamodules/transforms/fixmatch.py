@@ -1,4 +1,4 @@
-"""Strong augmentation of FixMatch: RandAugment as its PyTorch port draws it, and CTAugment, both on Pillow's operations.
+"""Strong augmentation of FixMatch: RandAugment as its code draws it, on Pillow's operations.
 
 Reference: "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", arXiv 2001.07685, appendix
 D.2, and its published code.

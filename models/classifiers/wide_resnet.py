@@ -5,6 +5,8 @@ Reference: "Wide Residual Networks", arXiv 1605.07146; widths, slopes and norms 
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class WideResNet(nn.Module):
         self.num_features = widths[-1]
         self.stem = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
         stages = []
-        for i, (before, width) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, width) in enumerate(itertools.pairwise(widths)):
             # The ports of FixMatch activate the shortcut of the first block only where it changes the width.
             first = WideBlock(
                 before,

@@ -297,6 +297,8 @@ def _entry(checkpoint: Mapping[str, Any], ema: bool, depth: int = 0) -> Mapping[
         raise LayoutError("no weights in it: its entries hold each other")
     # In our checkpoints the average stands where other callbacks and Lightning itself look for weights.
     averaged = ("state_dict", *_AVERAGED) if "averaging_state" in checkpoint else _AVERAGED
+    if not ema and (both := _of_a_pair(checkpoint)):
+        return both
     entries = averaged if ema else (*_RAW, *averaged)
     entry = next((name for name in entries if isinstance(checkpoint.get(name), Mapping) and checkpoint[name]), None)
     if entry is not None:
@@ -304,6 +306,16 @@ def _entry(checkpoint: Mapping[str, Any], ema: bool, depth: int = 0) -> Mapping[
     if ema:
         raise LayoutError(f"no averaged weights in it (it has {some(checkpoint)})")
     return checkpoint
+
+
+def _of_a_pair(checkpoint: Mapping[str, Any]) -> State | None:
+    """All of a training of DINO, whose student, teacher and centre lie in entries of their own; None of any other."""
+    parts = {name: checkpoint.get(name) for name in ("student", "teacher", "dino_loss")}
+    if not all(isinstance(part, Mapping) for part in parts.values()):
+        return None
+    sides = {side: bare(cast(Mapping[str, Any], parts[side]))[0] for side in ("student", "teacher")}
+    weights = {f"{side}.{name}": value for side, state in sides.items() for name, value in state.items()}
+    return weights | bare(cast(Mapping[str, Any], parts["dino_loss"]))[0]
 
 
 def tell_left_out(names: Iterable[str], why: str) -> None:

@@ -130,8 +130,8 @@ class DINO(Learner):
         """
         if len(views[0]) < self.num_global:
             raise Mistake(
-                f"DINO's first views are {self.num_global} crops of one size, not {len(views[0])}: give MultiView a view "
-                f"with copies: {self.num_global} first, or {self.num_global} views that end in the same size"
+                f"DINO's first views are {self.num_global} crops of one size, not {len(views[0])}: give MultiView a "
+                f"view with copies: {self.num_global} first, or {self.num_global} views that end in the same size"
             )
         with torch.no_grad():
             seen = views[0][: self.num_global]

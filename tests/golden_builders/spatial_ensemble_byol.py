@@ -63,9 +63,7 @@ def encoder_eval(case: Case) -> dict[str, Tensor]:
 
 def byol_sts_steps(case: Case) -> dict[str, Tensor]:
     """In double precision, as recorded: a batch norm over a tiny batch amplifies rounding."""
-    state, inputs = (
-        {name: value.double() for name, value in each.items()} for each in (case.state, case.inputs)
-    )
+    state, inputs = ({name: value.double() for name, value in each.items()} for each in (case.state, case.inputs))
     with default_dtype(torch.float64):
         return steps(case.config, state, inputs)
 

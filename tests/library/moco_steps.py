@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -79,8 +80,8 @@ def moco_steps(
             optimizer.zero_grad()
             loss.backward()
             if not gradients:
-                trained = {name: each.grad.clone() for name, each in learner.named_parameters() if each.grad is not None}
-                gradients = LAYOUT.to_official(learner.state_dict() | trained)
+                trained = {name: each.grad for name, each in learner.named_parameters() if each.grad is not None}
+                gradients = copy.deepcopy(LAYOUT.to_official(learner.state_dict() | trained))
             optimizer.step()
             learner.advance()
             values = logits[None], loss[None], learner.queue.keys, learner.queue.pointer

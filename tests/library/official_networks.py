@@ -13,6 +13,7 @@ import models.backbones  # noqa: F401  registers our networks with timm
 from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
 from models.classifiers.ranet import RANet
+from models.classifiers.wide_resnet import WideResNet
 from models.detectors.deformable_detr import DeformableDETR
 from models.detectors.detr import DETR
 from models.detectors.detr_segmentation import DETRSegmentation
@@ -26,6 +27,7 @@ from models.segmenters.adpc import ADPC
 from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.hrnet_segmenter import HRNetSegmenter
 from models.segmenters.upernet import UperNet
+from models.self_supervised import BYOL, DINO, MoCo
 
 _CONVNEXT = {"depths": (1, 2, 1, 1), "dims": (4, 8, 8, 8)}
 _TRANSFORMER: dict[str, Any] = {
@@ -91,6 +93,19 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, **options)
 
 
+def _resnet() -> nn.Module:
+    return timm.create_model("narrow_resnet", layers=(1, 1, 1, 1), width=2, num_classes=0)
+
+
+def _dino(**options: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        vit = {"img_size": 16, "patch_size": 8, "embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 0}
+        head = {"out_dim": 5, "hidden_dim": 4, "bottleneck_dim": 3}
+        return DINO(timm.create_model("vit_tiny_patch16_dino", **vit), head | options)
+
+    return build
+
+
 BUILD: dict[str, Callable[[], nn.Module]] = {
     "adpc/early_exits": lambda: ADPC(**_ADPC | {"pooled_dim": None, "threshold": None}),
     "adpc/redesigned_heads": lambda: ADPC(**_ADPC, threshold=None),
@@ -112,6 +127,9 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "detr": lambda: DETR(**_DENSE),
     "detr/pre_norm": lambda: DETR(**_DENSE | {"encoder_layers": 2}, position_encoding="learned", pre_norm=True),
     "detr/masks": lambda: DETRSegmentation(DETR(**_DENSE | {"hidden_dim": 128, "num_heads": 8}, num_levels=4)),
+    "dino": _dino(),
+    "dino/norms": _dino(norm=True),
+    "dino/one_layer": _dino(num_layers=1),
     "drconv": _timm("shufflenet_v2_x0_5_drconv", num_classes=3),
     "drnet": _drnet,
     "dvt/deit": lambda: DVT(**_DVT),
@@ -122,11 +140,15 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "dynamic_conv": _timm("dy_resnet10", num_classes=4),
     "dynamic_routing": lambda: DynamicRouting(5, num_layers=5, width=4),
     "dynamic_routing/all": lambda: DynamicRouting(5, num_layers=3, width=4, route="all"),
+    "fixmatch": lambda: WideResNet(10, 2, 5, base_width=4, dead_preact=True),
+    "fixmatch/equal_widths": lambda: WideResNet(16, 1, 5, base_width=4, dead_preact=True),
     "hrnet/segmenter": lambda: HRNetSegmenter(5, STAGES),
     "hrnet/pose": lambda: HRNetPose(4, STAGES),
     "hrnet_imagenet": _Trunk,
     "mmdet": lambda: MaskRCNN(**_CONVNEXT_DETECTOR),
     "mmdet/cascade": lambda: CascadeMaskRCNN(**_CONVNEXT_DETECTOR),
+    "moco": lambda: MoCo(_resnet(), out_dim=3, queue_size=4),
+    "moco/v1": lambda: MoCo(_resnet(), out_dim=3, hidden_dim=0, queue_size=4),
     "ranet": lambda: RANet(**_RANET),
     "ranet/three_scales": lambda: RANet(
         **_RANET | {"growth_rate": 8},
@@ -139,6 +161,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "smca/type3": lambda: SMCA(**_DENSE | {"decoder_layers": 3}, gaussian_scale="type3"),
     "solq": lambda: SOLQ(**_SOLQ),
     "solq/swin": lambda: SOLQ(**_SOLQ | _SWIN),
+    "spatial_ensemble": lambda: BYOL(_resnet(), hidden_dim=4, out_dim=3, last_bias=True),
     "torchvision_detectors/faster_rcnn": lambda: FasterRCNN(**_RESNET_DETECTOR, convention="torchvision", fc_dim=8),
     "torchvision_detectors/mask_rcnn": lambda: MaskRCNN(**_RESNET_DETECTOR, convention="torchvision", fc_dim=8),
     "torchvision_detectors/retinanet": lambda: RetinaNet(**_RESNET_DETECTOR, convention="torchvision"),

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from lightning_modules.schedules import (
     AverageWarmup,
     Constant,
+    CosineArc,
     MultiStep,
     OneCycle,
     Poly,
@@ -179,3 +182,17 @@ def test_one_cycle_needs_room_to_rise() -> None:
         OneCycle().table(1.0, 3, 3)
     with pytest.raises(ValueError, match=r"pct_start 1\.5, div_factor 25\.0"):
         OneCycle(pct_start=1.5).table(1.0, 3, 30)
+
+
+def test_an_arc_ends_before_the_cosine_does() -> None:
+    table = CosineArc(warmup_steps=2).table(2.0, 5, 12)
+    assert table[:3].tolist() == [0.0, 1.0, 2.0]
+    assert table[-1] == pytest.approx(2.0 * math.cos(7 / 16 * math.pi * 9 / 10))
+
+
+def test_a_cosine_may_be_longer_than_the_training_or_shorter() -> None:
+    longer = WarmupCosine(cosine_epochs=4).table(1.0, 5, 10)
+    assert np.array_equal(longer, WarmupCosine().table(1.0, 5, 20)[:10])
+    shorter = WarmupCosine(cosine_epochs=1, min_lr=0.1).table(1.0, 5, 10)
+    assert np.array_equal(shorter[:5], WarmupCosine(min_lr=0.1).table(1.0, 5, 5))
+    assert shorter[5:].tolist() == pytest.approx([0.1] * 5)

@@ -56,18 +56,15 @@ def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> Non
 def test_all_that_follows_moves_once_a_step(name: str) -> None:
     """Queue, centre and teacher move after the second of two accumulated batches, and not after the first."""
 
+    seen: list[dict[str, torch.Tensor]] = []
+
     class Watch(Callback):
-        seen: list[dict[str, torch.Tensor]] = []
-
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            state = pl_module.network.state_dict()
-            self.seen.append({key: value.clone() for key, value in state.items()})
+            seen.append({key: value.clone() for key, value in pl_module.network.state_dict().items()})
 
-    watch = Watch()
-    watch.seen = []
     module = task(name)
     start = {key: value.clone() for key, value in module.network.state_dict().items()}
-    fit(module, name, watch, accumulate_grad_batches=2, max_steps=2)
+    fit(module, name, Watch(), accumulate_grad_batches=2, max_steps=2)
 
     def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], start: str) -> bool:
         own = [key for key in before if key.startswith(start) and "running" not in key and "tracked" not in key]
@@ -76,9 +73,9 @@ def test_all_that_follows_moves_once_a_step(name: str) -> None:
 
     parts = ["student.", "teacher."] + {"moco": ["queue."], "dino": ["centre."], "byol": []}[name]
     for part in parts:
-        assert not moved(start, watch.seen[0], part)
-        assert moved(watch.seen[0], watch.seen[1], part)
-        assert not moved(watch.seen[1], watch.seen[2], part)
+        assert not moved(start, seen[0], part)
+        assert moved(seen[0], seen[1], part)
+        assert not moved(seen[1], seen[2], part)
     if isinstance(module.network, MoCo):
         assert module.network.queue.pointer.item() == 2 * 2 * 256 % 1024
 
@@ -107,7 +104,7 @@ def test_a_collapse_is_told() -> None:
     module, data = task("byol"), views("byol", 256)
     for parameter in module.network.student.projector.parameters():
         torch.nn.init.zeros_(parameter)
-    with pytest.warns(UserWarning, match="the features have collapsed: the projections of all images point the same way"):
+    with pytest.warns(UserWarning, match="the features have collapsed: the projections of all images point the same"):
         module.evaluate(data.val_dataloader(), data=data)
 
 

@@ -79,21 +79,19 @@ def test_the_teacher_is_evaluated(kind: str) -> None:
     assert float(found["top1_student"]) != float(found["top1"])
 
 
-def test_sure_labels_are_counted() -> None:
+@pytest.mark.parametrize(("threshold", "rate"), [(0.0, 1.0), (1.0, 0.0)])
+def test_sure_labels_are_counted(threshold: float, rate: float) -> None:
     """With a threshold of 0 every label counts, with one of 1 none does."""
-    for threshold, rate in ((0.0, 1.0), (1.0, 0.0)):
-        module = FixMatch(network(), threshold=threshold, optimizer=sgd)
-        found: dict[str, float] = {}
+    found: dict[str, float] = {}
 
-        class Watch(Callback):
-            def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-                found.update({name: float(value) for name, value in pl_module.losses.items()})
-                found.update({name: float(value) for name, value in trainer.callback_metrics.items()})
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            found.update({name: float(value) for name, value in trainer.callback_metrics.items()})
 
-        fit(module, Watch(), max_steps=1, log_every_n_steps=1)
-        assert found["train/mask_rate"] == rate
-        assert found["train/threshold"] == threshold
-        assert (found["pseudo"] > 0) == (rate > 0)
+    fit(FixMatch(network(), threshold=threshold, optimizer=sgd), Watch(), max_steps=1, log_every_n_steps=1)
+    assert found["train/mask_rate"] == rate
+    assert found["train/threshold"] == threshold
+    assert (found["train/loss_pseudo"] > 0) == (rate > 0)
 
 
 def test_the_weight_of_the_teacher_rises() -> None:

@@ -14,6 +14,7 @@ import timm
 import torch
 from timm.layers import Format
 from timm.models import get_pretrained_cfg, group_parameters
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import models  # noqa: F401 (registers the backbones)
@@ -34,6 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet_msra": RESNET | {"stem_chans": 8},
     "shufflenet_drconv": {"channels": (8, 16, 24, 32, 40), "depths": (1, 2, 1)},
     "swin_dense": {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)},
+    "vit_dino": {"embed_dim": 12, "depth": 3, "num_heads": 3},
 }
 
 
@@ -52,6 +54,11 @@ def images(network: nn.Module, in_chans: int = 3) -> Tensor:
 
 def channels_first(network: nn.Module, maps: Tensor) -> Tensor:
     return maps.permute(0, 3, 1, 2) if getattr(network, "output_fmt", Format.NCHW) == Format.NHWC else maps
+
+
+def is_transformer(network: nn.Module) -> bool:
+    """Whether what is pooled are tokens in a row."""
+    return isinstance(network, VisionTransformer)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -81,7 +88,8 @@ def test_config_is_complete_and_true(name: str, without_values: nn.Module) -> No
     assert registered is not None
     for entry in ("input_size", "pool_size", "num_classes", "mean", "std", "interpolation", "crop_pct"):
         assert cfg[entry] == getattr(registered, entry), entry
-        assert cfg[entry], entry
+        # A sequence of tokens has no size.
+        assert cfg[entry] or (entry == "pool_size" and is_transformer(network)), entry
     assert cfg["num_classes"] == network.num_classes
     assert network.get_parameter(f"{cfg['first_conv']}.weight").shape[1] == cfg["input_size"][0] == network.in_chans
     classifier = network.get_parameter(f"{cfg['classifier']}.weight")
@@ -106,6 +114,10 @@ def test_layers_are_in_order(without_values: nn.Module) -> None:
 def test_the_last_map_is_what_is_pooled(network: nn.Module) -> None:
     cfg = network.default_cfg
     features = network.forward_features(torch.randn(1, *cfg["input_size"]))
+    if is_transformer(network):
+        tokens = network.num_prefix_tokens + math.prod(network.patch_embed.grid_size)
+        assert features.shape == (1, tokens, network.num_features)
+        return
     assert channels_first(network, features).shape == (1, network.num_features, *cfg["pool_size"])
 
 

@@ -21,9 +21,12 @@ FREE = {
     "condconv": r"(?!.*routing_fn\.).*",
     "dynamic_conv": r"(?!.*attention\.).*",
     "deformable_detr": r"backbone\.0\.body\..*",
+    "dino": r"(student|teacher)\.backbone\..*",
     "detr": r"(detr\.)?backbone\.0\.body\..*",
+    "moco": r"(encoder_[qk]\.(?!fc\.)|(student|teacher)\.backbone\.).*",
     "smca": r"backbone\.0\.body\..*",
     "solq": r"backbone\.0\.body\.(?!.*relative_position_index).*",
+    "spatial_ensemble": r"((student|teacher)_encoder\.(?!fc\.)|(student|teacher)\.backbone\.).*",
     "torchvision_detectors": r"backbone\.body\..*",
 }
 

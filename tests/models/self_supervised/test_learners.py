@@ -56,9 +56,7 @@ def test_stochastic_depth_is_the_students() -> None:
 def test_pairs_of_crops_are_all_but_the_same() -> None:
     torch.manual_seed(0)
     student, targets = torch.randn(5, 3, 7), torch.randn(2, 3, 7).softmax(-1)
-    terms = [
-        -(targets[i] * student[v].log_softmax(-1)).sum(-1).mean() for i in range(2) for v in range(5) if v != i
-    ]
+    terms = [-(targets[i] * student[v].log_softmax(-1)).sum(-1).mean() for i in range(2) for v in range(5) if v != i]
     torch.testing.assert_close(cross_entropies(student, targets), torch.stack(terms).mean())
 
 
@@ -150,4 +148,5 @@ def test_heads_of_byol_end_without_a_bias() -> None:
     network = BYOL(timm_classifier("resnet18", num_classes=0), 8, 4)
     assert network.predictor[-1].bias is None
     assert network.student.projector[-1].bias is None
-    assert isinstance(MoCo(timm_classifier("resnet18", num_classes=0), 4, queue_size=8).student.projector[2].bias, torch.Tensor)
+    contrast = MoCo(timm_classifier("resnet18", num_classes=0), 4, queue_size=8)
+    assert isinstance(contrast.student.projector[2].bias, torch.Tensor)

@@ -62,7 +62,7 @@ class DINOVisionTransformer(VisionTransformer):
         """
         x = self.norm_pre(self._pos_embed(self.patch_embed(images)))
         x = self.blocks[:-1](x)
-        last = self.blocks[-1]
+        last: Any = self.blocks[-1]
         qkv = last.attn.qkv(last.norm1(x)).unflatten(2, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         weights: Tensor = (qkv[0] @ qkv[1].transpose(-2, -1) * last.attn.scale).softmax(-1)
         return weights

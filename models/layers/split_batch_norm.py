@@ -34,9 +34,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         # Parts beside each other as channels: one call normalises them all.
         beside = x.unflatten(0, (self.parts, -1)).transpose(0, 1).flatten(1, 2)
         means, variances = self.running_mean.repeat(self.parts), self.running_var.repeat(self.parts)
-        repeated = [None if each is None else each.repeat(self.parts) for each in (self.weight, self.bias)]
+        weight, bias = (None if each is None else each.repeat(self.parts) for each in (self.weight, self.bias))
         assert self.momentum is not None
-        y = F.batch_norm(beside, means, variances, *repeated, True, self.momentum, self.eps)
+        y = F.batch_norm(beside, means, variances, weight, bias, True, self.momentum, self.eps)
         with torch.no_grad():
             self.running_mean.copy_(means.unflatten(0, (self.parts, -1)).mean(0))
             self.running_var.copy_(variances.unflatten(0, (self.parts, -1)).mean(0))

@@ -5,7 +5,7 @@ facebookresearch/dino at 7c446df5. The lengths of the last layer's rows and thei
 torch's newer weight norm has written them.
 """
 
-from models.official.layout import BATCH_NORM, SAME, WEIGHT_BIAS, Contents, Layout, Table
+from models.official.layout import BATCH_NORM, SAME, WEIGHT_BIAS, Contents, Layout, Row, Table
 from models.pixels import IMAGENET
 
 _LAST: Contents = {"weight_g": "length", "weight_v": "direction"}
@@ -18,19 +18,13 @@ _MLPS: list[dict[str, Contents]] = [
 ]
 
 
+def _side(side: str, mlp: dict[str, Contents], last: Contents) -> list[Row]:
+    heads: list[Row] = [(f"{side}.head.mlp{at}", f"{side}.projector.mlp{at or '.0'}", what) for at, what in mlp.items()]
+    return [(f"{side}.backbone.*", SAME), *heads, (f"{side}.head.last_layer", f"{side}.projector.last_layer", last)]
+
+
 def _table(mlp: dict[str, Contents], last: Contents) -> Table:
-    return [
-        ("center", "centre.value"),
-        *(
-            row
-            for side in ("student", "teacher")
-            for row in (
-                (f"{side}.backbone.*", SAME),
-                *((f"{side}.head.mlp{at}", f"{side}.projector.mlp{at or '.0'}", what) for at, what in mlp.items()),
-                (f"{side}.head.last_layer", f"{side}.projector.last_layer", last),
-            )
-        ),
-    ]
+    return [("center", "centre.value"), *_side("student", mlp, last), *_side("teacher", mlp, last)]
 
 
 LAYOUT = Layout(

@@ -99,7 +99,8 @@ class DINO(Learner):
 
     def frozen_parameters(self, epoch: int) -> list[nn.Parameter]:
         """Those of the last layer, at first."""
-        return list(self.student.projector.last_layer.parameters()) if epoch < self.freeze_last_layer else []
+        last: nn.Module = self.student.projector.get_submodule("last_layer")
+        return list(last.parameters()) if epoch < self.freeze_last_layer else []
 
     def student_logits(self, views: Views) -> Tensor:
         """Logits [V, B, K] of all crops; those of one size go through the backbone together."""

@@ -219,7 +219,7 @@ BYOL_MODULES = {
 
 def byol_names(side: str) -> dict[str, str]:
     """Official names to ours; the student's predictor and classifier have counterparts that nobody uses."""
-    names = {}
+    names: dict[str, str] = {}
     for theirs, (mine, what) in BYOL_MODULES.items():
         inside = "" if mine.startswith(("predictor", "classifier")) else f"{side}."
         names |= {f"{theirs}.{key}": f"{inside}{mine}.{value}" for key, value in what.items()}

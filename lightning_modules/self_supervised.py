@@ -47,8 +47,7 @@ class SelfSupervised(Task):
         options: see `Task`.
 
     Raises:
-        Mistake: a schedule of something that the learner does not have; when training begins, a task without a callback
-            that moves the teacher.
+        Mistake: a schedule of something that the learner does not have.
     """
 
     monitor = "val/knn_top1"

@@ -33,6 +33,8 @@ VECTORS = [
     "ranet/conv_bn",
     "semantic_segmentation/upernet_convnext",
     "solq/deform_transformer",
+    "spatial_ensemble/encoder_eval",
+    "student_teacher/dino_vit",
 ]
 
 NORMS = {F.layer_norm, F.group_norm, F.batch_norm}

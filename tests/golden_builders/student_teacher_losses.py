@@ -70,7 +70,9 @@ def temperatures(config: dict[str, Any], epochs: int, per_epoch: int = 1) -> np.
     rising = WarmupCosine(
         config["warmup_teacher_temp_epochs"], min_lr=last, warmup_lr=config["warmup_teacher_temp"], by_epoch=True
     )
-    return rising.table(last, per_epoch, epochs * per_epoch)
+    # As long as the warm-up leaves something of it.
+    longer = epochs + config["warmup_teacher_temp_epochs"]
+    return rising.table(last, per_epoch, longer * per_epoch)[: epochs * per_epoch]
 
 
 def dino_calls(
@@ -181,14 +183,16 @@ def mean_teacher_ema(case: Case) -> dict[str, Tensor]:
     for student, share in zip(case.inputs["student"], momentum, strict=True):
         teacher = teacher.lerp(student, 1 - float(share))
         teachers.append(teacher)
-    epochs = case.inputs["epoch"].long()
+    # Epochs may be fractions.
+    steps = (100 * case.inputs["epoch"]).round().long()
+    epochs, total = case.inputs["epoch"].tolist(), int(steps.max()) + 1
     rising = WarmupCosine(config["ramp"], min_lr=1.0, steady_warmup=True)
     falling = WarmupCosine(cosine_epochs=config["ramp_down"])
     return {
         "out.teacher": torch.stack(teachers),
-        "out.sigmoid": torch.tensor([sigmoid_ramp(epoch, config["ramp"]) for epoch in epochs.tolist()]),
-        "out.linear": as_tensor(rising.table(1.0, 1, int(epochs.max()) + 1))[epochs],
-        "out.cosine": as_tensor(falling.table(1.0, 1, int(epochs.max()) + 1))[epochs],
+        "out.sigmoid": torch.tensor([sigmoid_ramp(epoch, config["ramp"]) for epoch in epochs]),
+        "out.linear": as_tensor(rising.table(1.0, 100, total))[steps],
+        "out.cosine": as_tensor(falling.table(1.0, 100, total))[steps],
     }
 
 

@@ -6,6 +6,7 @@ makes a step of it where a gradient is zero.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5
 # Biases that feed a batch norm, be it behind other linear maps, have no gradient but rounding.
-ZERO = {f"grad.v1.mlp.{i}.bias": 1e-5 for i in (0, 3)} | {
-    f"grad.{layer}.b": 1e-9 for layer in ("encoder/embed", "projector/linear", "predictor/linear")
-}
+ZERO = {f"grad.{layer}.b": 1e-9 for layer in ("encoder/embed", "projector/linear", "predictor/linear")}
 
 
 def doubled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -73,6 +72,9 @@ def dino_head(case: Case) -> dict[str, Tensor]:
         (y * case.inputs[f"w{i}"]).sum().backward()
         parameters, state = dict(head.named_parameters()), head.state_dict()
         results[f"out.y{i}"] = y
+        # Which of the variants have norms is in the file alone.
+        if options["use_bn"]:
+            ZERO.update({f"grad.v{i}.mlp.{3 * layer}.bias": 1e-5 for layer in range(options["nlayers"] - 1)})
         for theirs, mine in ours.items():
             results[f"grad.v{i}.{theirs}"] = parameters[mine].grad if mine in parameters else None
             results[f"out.after{i}.{theirs}"] = state[mine]
@@ -140,14 +142,15 @@ def wide_resnet(case: Case) -> WideResNet:
 def fixmatch_train_steps(case: Case) -> dict[str, Tensor]:
     config = case.config
     network, average = wide_resnet(case).train(), wide_resnet(case)
-    lr = CosineArc().table(config["lr"], config["total_steps"], config["total_steps"])
+    lr = CosineArc().table(config["lr"], config["total_steps"], config["total_steps"]).tolist()
+    lr.append(config["lr"] * math.cos(7 / 16 * math.pi))
     groups = parameter_groups(network, config["lr"], config["wdecay"])
     optimizer = torch.optim.SGD(groups, lr=config["lr"], momentum=0.9, nesterov=True)
     found: dict[str, list[Tensor]] = {"loss": [], "loss_x": [], "loss_u": [], "mask": []}
     count = config["B"]
     for step in range(config["steps"]):
         for group in optimizer.param_groups:
-            group["lr"] = float(lr[step])
+            group["lr"] = lr[step]
         images = torch.cat([case.inputs[name][step] for name in ("x", "u_weak", "u_strong")])
         logits = network(images)
         weak, strong = logits[count:].chunk(2)

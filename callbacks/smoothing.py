@@ -151,6 +151,8 @@ class Smoothing(Callback):
             their student's, or a policy for batch norms where there are none.
     """
 
+    moves_teachers = True
+
     def __init__(
         self, rule: Rule, batch_norm: BatchNormPolicy = "own", init: Init = "copy", when: When = "after"
     ) -> None:

@@ -16,6 +16,7 @@ from lightning_modules.internals import Clock, step_counts
 from lightning_modules.optimization import Quantity
 from lightning_modules.schedules import Schedule
 from lightning_modules.task import Batch, Task
+from lightning_modules.teachers import tell_if_none_moves
 from models.mistakes import Mistake
 from models.self_supervised.collapse import effective_rank
 from models.self_supervised.knn import knn_votes
@@ -86,6 +87,11 @@ class SelfSupervised(Task):
         return self.network.pairs()
 
     # A training step.
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        tell_if_none_moves(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -17,6 +17,7 @@ from lightning_modules.classification import Classification
 from lightning_modules.internals import step_counts
 from lightning_modules.optimization import Quantity
 from lightning_modules.task import Batch
+from lightning_modules.teachers import tell_if_none_moves
 from models.mistakes import Mistake
 from models.semi_supervised.fixmatch import fixmatch_loss
 from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp
@@ -45,6 +46,11 @@ class SemiSupervised(Classification):
     @override
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.network, self.teacher)]
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        tell_if_none_moves(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @override
     def forward(self, images: Tensor) -> Any:

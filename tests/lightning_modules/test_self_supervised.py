@@ -155,8 +155,11 @@ def test_each_gradient_is_clipped_by_itself() -> None:
     assert small.grad.tolist() == pytest.approx([0.1] * 4)
 
 
-def test_one_view_is_refused() -> None:
+def test_one_view_is_refused_and_a_teacher_that_stands_still_told() -> None:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, **quiet)  # type: ignore[arg-type]
-    with pytest.raises(Mistake, match=r"put the data module into datamodules\.MultiView"):
+    with (
+        pytest.warns(UserWarning, match=r"nothing moves the teacher, .*: add callbacks\.Smoothing"),
+        pytest.raises(Mistake, match=r"put the data module into datamodules\.MultiView"),
+    ):
         trainer.fit(task("byol"), Digits(batch_size=64))

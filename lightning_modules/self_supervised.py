@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_modules.findings import Findings, gathered
-from lightning_modules.internals import Clock, step_counts
+from lightning_modules.internals import Clock, step_counts, trainer_of
 from lightning_modules.optimization import Quantity
 from lightning_modules.schedules import Schedule
 from lightning_modules.task import Batch, Task
@@ -24,6 +24,8 @@ from models.self_supervised.learner import Learner, Side
 
 # Features whose rank is estimated; a singular value decomposition of more takes long.
 _RANKED = 2048
+# Optimiser steps before which nothing is said of a collapse: deep networks begin with all images at nearly one point.
+_YOUNG = 100
 
 
 class SelfSupervised(Task):
@@ -189,9 +191,14 @@ class SelfSupervised(Task):
         tallies = gathered({name: value.cpu() for name, value in self._tally.items()})
         summed = {name: torch.stack([each[name] for each in tallies if each]).sum(0) for name in tallies[0]}
         signs = {name: value.float() for name, value in self.network.signs(summed, len(labels)).items()}
-        if why := self.network.collapsed(signs):
+        if (why := self.network.collapsed(signs)) and not self._has_hardly_begun():
             rank_zero_warn(f"the features have collapsed: {why}. What is learnt from here on is worth nothing.")
         return Findings(metrics | signs)
+
+    def _has_hardly_begun(self) -> bool:
+        """Whether a training is so young that its projections may lie close together all the same."""
+        trainer = trainer_of(self)
+        return trainer is not None and trainer.state.fn == "fit" and trainer.global_step < _YOUNG
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

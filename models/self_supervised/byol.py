@@ -40,14 +40,22 @@ class BYOL(Learner):
         hidden_dim: Channels inside of projector and predictor.
         out_dim: Channels of the projections.
         last_bias: Whether projector and predictor end in a bias, as those of the PyTorch code of Spatial Ensemble do.
+        norm: Whether projector and predictor are normalised over the batch; without, all projections become the same.
+        predictor: Whether there is a predictor; without, too.
     """
 
     def __init__(
-        self, backbone: nn.Module, hidden_dim: int = 4096, out_dim: int = 256, last_bias: bool = False
+        self,
+        backbone: nn.Module,
+        hidden_dim: int = 4096,
+        out_dim: int = 256,
+        last_bias: bool = False,
+        norm: bool = True,
+        predictor: bool = True,
     ) -> None:
-        projector = mlp_head(feature_dim(backbone), hidden_dim, out_dim, last_bias=last_bias)
-        super().__init__(Encoder(backbone, projector))
-        self.predictor = mlp_head(out_dim, hidden_dim, out_dim, last_bias=last_bias)
+        super().__init__(Encoder(backbone, mlp_head(feature_dim(backbone), hidden_dim, out_dim, norm, last_bias)))
+        own = mlp_head(out_dim, hidden_dim, out_dim, norm, last_bias) if predictor else nn.Identity()
+        self.predictor: nn.Module = own
 
     def loss(self, views: Views) -> Tensor:
         """Mean over the batch of both directions' losses, from 0 to 8.

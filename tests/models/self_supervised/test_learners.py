@@ -10,11 +10,11 @@ from timm.layers import DropPath
 import models.backbones  # noqa: F401  registers our networks with timm
 from models.classifiers import timm_classifier
 from models.mistakes import Mistake
-from models.self_supervised import BYOL, DINO, DINOHead, Encoder, MoCo, mlp_head
+from models.self_supervised import BYOL, DINO, DINOHead, Encoder, Learner, MoCo, mlp_head
 from models.self_supervised.collapse import direction_sums, effective_rank, spread
 from models.self_supervised.dino import Centre, cross_entropies
 from models.self_supervised.knn import knn_votes
-from tests.library.learners import learner
+from tests.library.learners import SmallConv, learner
 
 NAMES = ["moco", "byol", "dino"]
 
@@ -122,6 +122,47 @@ def test_both_collapses_of_dino_are_told_apart(scale: float, what: str) -> None:
     assert what in (network.collapsed(signs) or "")
 
 
+def trained(network: Learner) -> dict[str, torch.Tensor]:
+    """What a learner shows of itself after some steps on noise, its teacher following closely."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW([each for each in network.parameters() if each.requires_grad], lr=3e-3)
+    images = torch.randn(32, 3, 8, 8)
+    for _ in range(100):
+        optimizer.zero_grad()
+        network.train()([images + 0.3 * torch.randn(2, *images.shape)]).backward()
+        optimizer.step()
+        network.advance()
+        with torch.no_grad():
+            for teacher, student in zip(network.teacher.parameters(), network.student.parameters(), strict=True):
+                teacher.lerp_(student, 0.05)
+    with torch.no_grad():
+        network.eval()
+        return network.signs(network.tally(images), len(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({}, None),
+        ({"center_momentum": 1.0}, "one prototype wins"),
+        ({"teacher_temp": 0.2}, "all answers are undecided"),
+    ],
+)
+def test_dino_collapses_without_what_keeps_it_from_it(options: dict[str, float], what: str | None) -> None:
+    torch.manual_seed(0)
+    network = DINO(SmallConv(), {"out_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16}, **options)
+    said = network.collapsed(trained(network))
+    assert said is None if what is None else what in (said or "")
+
+
+def test_norms_keep_byols_projections_apart() -> None:
+    spreads = []
+    for norm in (True, False):
+        torch.manual_seed(0)
+        spreads.append(float(trained(BYOL(SmallConv(), 32, 16, norm=norm))["spread"]))
+    assert spreads[0] > 0.5 > 0.3 > spreads[1]
+
+
 def parameters(module: torch.nn.Module, trained: bool | None = None) -> int:
     return sum(each.numel() for each in module.parameters() if trained is None or each.requires_grad == trained)
 
@@ -146,7 +187,7 @@ def test_sizes_are_those_published() -> None:
 
 def test_heads_of_byol_end_without_a_bias() -> None:
     network = BYOL(timm_classifier("resnet18", num_classes=0), 8, 4)
-    assert network.predictor[-1].bias is None
+    assert network.predictor.get_submodule("3").bias is None
     assert network.student.projector[-1].bias is None
     contrast = MoCo(timm_classifier("resnet18", num_classes=0), 4, queue_size=8)
     assert isinstance(contrast.student.projector[2].bias, torch.Tensor)

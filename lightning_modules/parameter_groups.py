@@ -141,9 +141,7 @@ def _check(multipliers: dict[str, float], names: list[str]) -> None:
             raise Mistake(f"lr_multipliers: {text!r} has the factor {factor:g}, which must be above 0")
         if not any(text in name for name in names):
             parts = sorted({name.split(".")[0] for name in names})
-            raise Mistake(
-                f"lr_multipliers: no parameter's name contains {text!r}; they begin with {', '.join(parts)}"
-            )
+            raise Mistake(f"lr_multipliers: no parameter's name contains {text!r}; they begin with {', '.join(parts)}")
 
 
 def describe(groups: Sequence[dict[str, Any]]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -21,9 +21,11 @@ from models.mistakes import Mistake
 from models.self_supervised.collapse import effective_rank
 from models.self_supervised.knn import knn_votes
 from models.self_supervised.learner import Learner, Side
+from models.self_supervised.linear_probe import linear_logits
 
 # Features whose rank is estimated; a singular value decomposition of more takes long.
 _RANKED = 2048
+Probe = Literal["knn", "linear"]
 # Optimiser steps before which nothing is said of a collapse: deep networks begin with all images at nearly one point.
 _YOUNG = 100
 
@@ -37,11 +39,13 @@ class SelfSupervised(Task):
 
     An evaluation takes the features of all training images, without augmentation, and lets the nearest of them vote
     for the class of each evaluated image: `knn_top1` of the side that the paper evaluates, and of both by name if both
-    are asked for. It also says how spread the representations are, and warns when they have collapsed.
+    are asked for. With the probe `linear`, a logistic regression on the same features tells the classes, too:
+    `linear_top1`. It also says how spread the representations are, and warns when they have collapsed.
 
     Args:
         network: the learner: `models.self_supervised.MoCo`, `BYOL` or `DINO`.
         neighbours: how many vote.
+        probes: `knn`, `linear` or both; the first is the one that runs are judged by.
         evaluates: `student`, `teacher` or `both`; by default what the paper evaluates.
         clip_each: largest norm of the gradient of each parameter, as DINO clips; None leaves clipping to the trainer.
         network_schedules: numbers of the learner that change over the steps, by the names of its attributes, relative
@@ -50,18 +54,17 @@ class SelfSupervised(Task):
         options: see `Task`.
 
     Raises:
-        Mistake: a schedule of something that the learner does not have.
+        Mistake: no probe, or an unknown one; a schedule of something that the learner does not have.
     """
 
-    monitor = "val/knn_top1"
     monitor_mode = "max"
-    shown = ("knn_top1",)
     network: Learner
 
     def __init__(
         self,
         network: Learner,
         neighbours: int = 20,
+        probes: Sequence[Probe] = ("knn",),
         evaluates: Literal["student", "teacher", "both"] | None = None,
         clip_each: float | None = None,
         network_schedules: dict[str, Schedule] | None = None,
@@ -70,6 +73,11 @@ class SelfSupervised(Task):
         super().__init__(network, **options)
         network.generator = self.shared_generator
         self.neighbours = neighbours
+        if not probes or not set(probes) <= set(get_args(Probe)):
+            raise Mistake(f"probes: name {' or '.join(get_args(Probe))}, or both, not {list(probes)}")
+        self.probes = list(dict.fromkeys(probes))
+        self.monitor = f"val/{self.probes[0]}_top1"
+        self.shown = tuple(f"{probe}_top1" for probe in self.probes)
         self.sides: list[Side] = ["student", "teacher"] if evaluates == "both" else [evaluates or network.published]
         self.clip_each = clip_each
         self.network_schedules = network_schedules or {}
@@ -181,12 +189,14 @@ class SelfSupervised(Task):
         metrics: dict[str, float | Tensor] = {}
         classes = int(torch.cat([labels, known["label"]]).max()) + 1
         for side in self.sides:
-            votes = knn_votes(seen[side], known[side], known["label"], classes, self.neighbours)
-            top1 = (votes.argmax(1) == labels).float().mean()
-            if len(self.sides) > 1:
-                metrics[f"knn_top1_{side}"] = top1
-            if side == self.network.published or len(self.sides) == 1:
-                metrics["knn_top1"] = top1
+            is_judged = side == self.network.published or len(self.sides) == 1
+            for probe in self.probes:
+                top1 = (self._told_by(probe, seen[side], known[side], classes).argmax(1) == labels).float().mean()
+                if len(self.sides) > 1:
+                    metrics[f"{probe}_top1_{side}"] = top1
+                if is_judged:
+                    metrics[f"{probe}_top1"] = top1
+            if is_judged:
                 metrics["rank"] = effective_rank(seen[side][:_RANKED])
         tallies = gathered({name: value.cpu() for name, value in self._tally.items()})
         summed = {name: torch.stack([each[name] for each in tallies if each]).sum(0) for name in tallies[0]}
@@ -199,6 +209,13 @@ class SelfSupervised(Task):
         """Whether a training is so young that its projections may lie close together all the same."""
         trainer = trainer_of(self)
         return trainer is not None and trainer.state.fn == "fit" and trainer.global_step < _YOUNG
+
+    def _told_by(self, probe: Probe, features: Tensor, known: Tensor, classes: int) -> Tensor:
+        """What a probe says of each class, [n, classes]."""
+        labels = self._known["label"]
+        if probe == "linear":
+            return linear_logits(features, known, labels, classes)
+        return knn_votes(features, known, labels, classes, self.neighbours)
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

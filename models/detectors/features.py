@@ -60,9 +60,7 @@ class Features(nn.Module):
         available = len(body.feature_info)
         order = [index % available for index in indices]
         if not order or order != sorted(set(order)):
-            raise Mistake(
-                f"levels are increasing indices of the {available} feature maps of {backbone}: not {levels}"
-            )
+            raise Mistake(f"levels are increasing indices of the {available} feature maps of {backbone}: not {levels}")
         if frozen_norm:
             if not pretrained:
                 _unit_scales(body)

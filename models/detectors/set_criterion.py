@@ -196,9 +196,7 @@ class SetCriterion(nn.Module):
             count = process_mean(float(distance[0].numel()), distance.device).clamp(min=1)
         return self.weights.vector * distance.sum((1, 2)) / count
 
-    def _mask_losses(
-        self, logits: Tensor, masks: Tensor, match: Assignment, count: Tensor
-    ) -> dict[str, Tensor]:
+    def _mask_losses(self, logits: Tensor, masks: Tensor, match: Assignment, count: Tensor) -> dict[str, Tensor]:
         """Focal and dice loss of the last layer's matches, at the resolution of the masks."""
         found = logits.float()[match.images, match.queries[-1]]
         wanted = masks[match.targets[-1]].flatten(1).float()

@@ -62,9 +62,7 @@ class PrincipalCode(nn.Module):
     def __init__(self, num_coefficients: int = 256, size: int = 128) -> None:
         super().__init__()
         if size < 1 or not 1 <= num_coefficients <= size * size:
-            raise Mistake(
-                f"masks of {size} x {size} pixels have 1 to {size * size} components, not {num_coefficients}"
-            )
+            raise Mistake(f"masks of {size} x {size} pixels have 1 to {size * size} components, not {num_coefficients}")
         self.num_coefficients, self.size = num_coefficients, size
         self.register_buffer("mean", torch.zeros(size * size))
         self.register_buffer("components", torch.zeros(num_coefficients, size * size))

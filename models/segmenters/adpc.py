@@ -89,7 +89,5 @@ def thresholds(threshold: float | Sequence[float]) -> tuple[float, ...]:
     """
     each = tuple(threshold) if isinstance(threshold, Sequence) else (float(threshold),) * (NUM_EXITS - 1)
     if len(each) != NUM_EXITS - 1 or any(value != value for value in each):
-        raise Mistake(
-            f"threshold={threshold} must be one number, or one for each of the first {NUM_EXITS - 1} exits"
-        )
+        raise Mistake(f"threshold={threshold} must be one number, or one for each of the first {NUM_EXITS - 1} exits")
     return each

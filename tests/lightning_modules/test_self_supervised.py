@@ -163,3 +163,21 @@ def test_one_view_is_refused_and_a_teacher_that_stands_still_told() -> None:
         pytest.raises(Mistake, match=r"put the data module into datamodules\.MultiView"),
     ):
         trainer.fit(task("byol"), Digits(batch_size=64))
+
+
+def test_both_probes_judge_both_sides() -> None:
+    module = task("byol", probes=["linear", "knn"], evaluates="both")
+    assert module.monitor == "val/linear_top1"
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(accelerator="cpu", **quiet)
+    (found,) = trainer.validate(module, views("byol", 256), verbose=False)
+    sides = {f"val/{probe}_top1_{side}" for probe in ("linear", "knn") for side in ("student", "teacher")}
+    assert sides | {"val/linear_top1", "val/knn_top1"} <= set(found)
+    # Even an untrained network's features tell most digits by lines, and the published side is the student.
+    assert found["val/linear_top1"] == found["val/linear_top1_student"] > 0.6
+
+
+@pytest.mark.parametrize("probes", [[], ["lines"]])
+def test_a_probe_that_there_is_not(probes: list[str]) -> None:
+    with pytest.raises(Mistake, match="probes: name knn or linear, or both"):
+        task("byol", probes=probes)

@@ -41,6 +41,7 @@ class PreciseBN(Callback):
     def __init__(self, batches: int = BATCHES) -> None:
         if batches < 1:
             raise Mistake(f"PreciseBN: batches must be at least 1, not {batches}")
+        self.batches = batches
         self._recalibration = Recalibration(batches)
 
     @override

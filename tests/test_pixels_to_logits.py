@@ -24,6 +24,7 @@ from exp import convert
 from exp.pixels import hand_over
 from exp.weights import start_from, to_evaluate
 from models import official
+from models.classifiers import WideResNet
 from models.segmenters.hrnet_segmenter import HRNetSegmenter
 from tests.library.official_networks import BUILD, STAGES
 
@@ -47,6 +48,10 @@ def inception_style(rgb: np.ndarray) -> np.ndarray:
     return (rgb - 127.5) / 127.5
 
 
+def cifar10_port(rgb: np.ndarray) -> np.ndarray:
+    return (rgb / 255 - [0.4914, 0.4822, 0.4465]) / [0.2471, 0.2435, 0.2616]
+
+
 def cifar10(rgb: np.ndarray) -> np.ndarray:
     return (rgb / 255 - [0.4914, 0.4824, 0.4467]) / [0.2471, 0.2435, 0.2616]
 
@@ -63,6 +68,7 @@ SHEETS: dict[str, Sheet] = {
     "detectron2": caffe_style,
     "detr": torch_style,
     "detr/masks": torch_style,
+    "dino": torch_style,
     "drconv": unpublished,
     "drnet": torch_style,
     "dvt/deit": torch_style,
@@ -70,16 +76,19 @@ SHEETS: dict[str, Sheet] = {
     "dynamic_conv": unpublished,
     "dynamic_routing": caffe_style,
     "dynamic_routing/all": caffe_style,
+    "fixmatch/cifar10": cifar10_port,
     "hrnet/segmenter": torch_style,
     "hrnet/pose": torch_style,
     "hrnet_imagenet": torch_style,
     "mmdet": mmdetection,
     "mmdet/cascade": mmdetection,
+    "moco": torch_style,
     "ranet": cifar10,
     "ranet/imagenet": torch_style,
     "smca/type3": torch_style,
     "solq": torch_style,
     "solq/swin": torch_style,
+    "spatial_ensemble": torch_style,
     "torchvision_detectors/mask_rcnn": torch_style,
     "torchvision_detectors/retinanet": torch_style,
     "torchvision_detectors/fcos": torch_style,
@@ -89,6 +98,7 @@ DETECTORS = ("deformable_detr", "detectron2", "detr", "mmdet", "smca", "solq", "
 SIDE = {"dvt/deit": 32, "dvt/t2t": 32, "ranet": 32, "ranet/imagenet": 96} | dict.fromkeys(DETECTORS, 160)
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "condconv/efficientnet": lambda: timm.create_model("condconv_efficientnet_b0_4e", num_classes=4),
+    "fixmatch/cifar10": lambda: WideResNet(10, 2, 10, base_width=4, dead_preact=True),
     # Whose trunk alone the weights are of.
     "hrnet_imagenet": lambda: HRNetSegmenter(5, STAGES),
 }

@@ -185,7 +185,7 @@ def test_how_a_run_stands_is_told_by_its_process(tmp_path: Path) -> None:
     assert json.loads((tmp_path / RUN / "run.json").read_text())["step"] == 3
     failed = fit(tmp_path, "--resume=never", "--model.optimizer.lr=1e30")
     assert failed.code == 1
-    assert state_of(tmp_path / "runs/run/1") == "failed"
+    assert state_of(tmp_path / "runs/run/1") == "diverged"
 
 
 @pytest.mark.parametrize(

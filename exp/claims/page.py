@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from drawing.figures import readable
 from exp.claims.committed import Committed, reading
-from exp.claims.intervals import Found, draw, found, number
+from exp.claims.intervals import draw, found, number
 from exp.claims.markup import Markup, element, joined, text
 from exp.claims.page_frame import controls, document
+from exp.claims.remarks import advice
 from exp.claims.report import COLUMNS, rows
 from exp.claims.setting import own, setting
 from exp.claims.statistics import Verdict
@@ -129,7 +130,7 @@ def _expectation(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Markup
         remarks.append(f"settled with {answer['settled']} seeds")
     remarks += answer.get("remarks", [])
     if (needed := answer.get("would_settle")) and shown:
-        remarks.append(_would_settle(needed, shown))
+        remarks.append(advice(needed, shown.size(number(needed["difference"]))))
     if remarks:
         said.append(element("ul", *(element("li", remark) for remark in remarks), class_="remarks"))
     return element(
@@ -138,12 +139,6 @@ def _expectation(answer: Mapping[str, Any], result: Mapping[str, Any]) -> Markup
         element("div", *said),
         draw(shown, _class(verdict)) if shown else "",
     )
-
-
-def _would_settle(needed: Mapping[str, Any], shown: Found) -> str:
-    seeds = f"about {needed['seeds']:d}" if needed["seeds"] is not None else "more than 1,000"
-    seen = shown.size(number(needed["difference"]))
-    return f"these seeds would have settled a difference of {seen}; the one seen asks for {seeds} seeds"
 
 
 def _brief(committed: Committed) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,9 +97,13 @@ def _listed(seeds: Sequence[int]) -> str:
     return f"seed {names}" if len(seeds) == 1 else f"seeds {names}"
 
 
-def advice(settle: dict[str, Any], unit: str) -> str:
-    """What would settle an open expectation, in a sentence."""
+def advice(settle: Mapping[str, Any], smallest: str) -> str:
+    """What would settle an open expectation, in a sentence.
+
+    Args:
+        settle: what `would_settle` returned.
+        smallest: its difference as a reader has it.
+    """
     needed = settle["seeds"]
-    number = f"about {needed} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
-    smallest = f"{settle['difference']:#.2g}{unit}"
+    number = f"about {needed:d} seeds" if needed is not None else f"more than {MOST_SEEDS:,} seeds"
     return f"these seeds would have settled {smallest} beyond the boundary; what was seen asks for {number}"

@@ -122,7 +122,9 @@ def markdown(result: dict[str, Any], circumstances: dict[str, Any], pictures: li
 def sentences(answer: dict[str, Any], unit: str) -> list[str]:
     """What is to be known of an expectation's verdict, and what would settle an open one."""
     settle = answer["would_settle"]
-    return [*answer["remarks"], *([advice(settle, f" {unit}" if unit else "")] if settle else [])]
+    if not settle:
+        return list(answer["remarks"])
+    return [*answer["remarks"], advice(settle, f"{settle['difference']:#.2g}{' ' + unit if unit else ''}")]
 
 
 def _looks(result: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ def test_what_a_claim_shows() -> None:
         "settled with 8 seeds",
         "without seed 3 it would be inconclusive",
         "+3.0 [+1.0, +5.0] points; expected: above +2",
-        "these seeds would have settled a difference of 1.3 points; the one seen asks for about 24 seeds",
+        "these seeds would have settled 1.3 points beyond the boundary; what was seen asks for about 24 seeds",
         "0, 1; looked at after 1, 2",
         "2026-01-02, commit abc1234, 2 CPU cores",
         "changed since: the code of exp.fit",
@@ -158,7 +158,7 @@ def test_a_result_of_the_former_rule_is_marked() -> None:
 
 @pytest.mark.parametrize("needed", [{"difference": 1.3, "seeds": None}])
 def test_more_seeds_than_anybody_has(needed: dict[str, Any]) -> None:
-    assert "the one seen asks for more than 1,000" in shown(made_up(expectations=[OPEN | {"would_settle": needed}]))
+    assert "what was seen asks for more than 1,000" in shown(made_up(expectations=[OPEN | {"would_settle": needed}]))
 
 
 ATTACK = "</p><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x' &amp; \x00 \x1b[31m"

@@ -64,10 +64,10 @@ def test_what_would_have_settled_it() -> None:
     assert moved.found.low == pytest.approx(1e-6)
     assert settle["seeds"] > len(values)
     assert would_settle(answer("a > 0", [1.0, 1.1, 0.9, 1.2, 0.8, 1.05])) is None
-    assert advice({"difference": 1.234, "seeds": 21}, " percent") == (
+    assert advice({"difference": 1.2, "seeds": 21}, "1.2 percent") == (
         "these seeds would have settled 1.2 percent beyond the boundary; what was seen asks for about 21 seeds"
     )
-    assert advice({"difference": 1.0, "seeds": None}, "").endswith("asks for more than 1,000 seeds")
+    assert advice({"difference": 1.0, "seeds": None}, "1.0").endswith("asks for more than 1,000 seeds")
 
 
 def test_runs_that_fell_apart_without_a_word() -> None:

@@ -14,6 +14,7 @@ from exp.claims.cells import Cell
 from exp.claims.claim_file import Claim, is_share
 from exp.claims.expectations import Expectation
 from exp.claims.remaining import Remaining, rounded
+from exp.claims.report import say
 from exp.claims.results import Values
 from exp.claims.sequential import Looks, once
 from exp.claims.statistics import MOST_SEEDS, half_width, level, seeds_for
@@ -49,7 +50,7 @@ def tell(claim: Claim, pilots: Sequence[Cell], cells: Sequence[Cell], jobs: int 
         row = _row(expectation, values, seeds, looks, claim.unit if shares else "")
         table.add_row(escape(expectation.text), *row)
     console.print(table, highlight=False)
-    _say(
+    say(
         console,
         f"'seen' is how far beyond the boundary two pilot seeds lie; 'asks for' is how many seeds settle that in four "
         f"of five trials. The spread of two seeds is a rough guess: the true one may be {_FROM} to {_TO} times it.",
@@ -58,7 +59,7 @@ def tell(claim: Claim, pilots: Sequence[Cell], cells: Sequence[Cell], jobs: int 
         planned = [cell for cell in cells if cell.seed in claim.seeds.listed[:number]]
         seconds = Remaining(claim.name, jobs).seconds([*pilots, *planned])
         took = f", {rounded(seconds)} with {jobs or len(planned)} at a time" if seconds else ""
-        _say(console, f"{number} seeds: {len(planned)} cells{took}")
+        say(console, f"{number} seeds: {len(planned)} cells{took}")
 
 
 def _row(
@@ -85,7 +86,3 @@ def _half_width(deviation: float, looks: Looks) -> float | None:
     if not looks.spent(count):
         return None
     return half_width(deviation, count, level(looks, len(looks.counts) - 1))
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -22,6 +22,11 @@ STYLES = {
 COLUMNS = ("arm", "mean [95 %]", "difference [95 %]", "parameters", "multiply-adds", "train s", "images/s")
 
 
+def say(console: Console, line: str) -> None:
+    """Prints a line as it is, however long."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 def rows(result: dict[str, Any], circumstances: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells, in the order of `COLUMNS`."""
     table: list[tuple[str, ...]] = []

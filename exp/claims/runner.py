@@ -30,7 +30,7 @@ from exp.claims.history import History, recall, remember, still_valid
 from exp.claims.pictures import draw
 from exp.claims.pilot import pilot_seeds, tell
 from exp.claims.remaining import Remaining
-from exp.claims.report import COLUMNS, markdown, print_result, rows
+from exp.claims.report import COLUMNS, markdown, print_result, rows, say
 from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, write
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
                 return 0 if all(cell.ended for cell in pilots) else 1
             executor = _ready(claim, cells, options, folder, console)
             if done := sum(cell.ended for cell in cells):
-                _say(console, f"{done} of {len(cells)} cells were finished before")
+                say(console, f"{done} of {len(cells)} cells were finished before")
             result = {}
             for count in looks:
                 block = [cell for cell in cells if cell.seed in history.seeds[:count]]
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
                 if result["failed"] or settled == len(result["expectations"]):
                     break
                 if count < looks[-1]:
-                    _say(console, f"{count} seeds settle {settled} of {len(result['expectations'])} expectations")
+                    say(console, f"{count} seeds settle {settled} of {len(result['expectations'])} expectations")
             return _conclude(claim, block, result, folder, options, console)
     except (ClaimError, SlurmError, SummaryError) as error:
         print(f"exp: {error}", file=sys.stderr)
@@ -156,25 +156,21 @@ def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], jobs: int | N
     configs = [f"--config {config}" for config in claim.configs]
     first, *others = (arm.arguments() for arm in claim.arms.values())
     common = [argument for argument in first if all(argument in other for other in others)]
-    _say(console, " ".join(["python -m exp fit", *configs, shlex.join([*common, *extra])]))
+    say(console, " ".join(["python -m exp fit", *configs, shlex.join([*common, *extra])]))
     for arm in claim.arms.values():
         own = [cell for cell in cells if cell.arm is arm]
         if not own:
             continue
         title = arm.name + (" (reference)" if arm.name == claim.reference else "")
         title += f", after {arm.after.arm}, from its {arm.after.checkpoint} checkpoint" if arm.after else ""
-        _say(console, title)
+        say(console, title)
         changes = [argument for argument in arm.arguments() if argument not in common]
-        _say(console, f"    {shlex.join(changes) or 'changes nothing'}")
+        say(console, f"    {shlex.join(changes) or 'changes nothing'}")
         for cell in own:
-            _say(console, f"    seed {cell.seed}: {cell.state}" + (f" ({cell.reason})" if cell.reason else ""))
+            say(console, f"    seed {cell.seed}: {cell.state}" + (f" ({cell.reason})" if cell.reason else ""))
     to_run = sum(not cell.ended for cell in cells)
     most = "at most " if len(claim.seeds.looks) > 1 else ""
-    _say(console, f"{most}{len(cells)} cells, {to_run} to run{Remaining(claim.name, jobs).sentence(cells)}")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    say(console, f"{most}{len(cells)} cells, {to_run} to run{Remaining(claim.name, jobs).sentence(cells)}")
 
 
 @contextlib.contextmanager
@@ -264,7 +260,7 @@ def _conclude(
         target.mkdir(parents=True, exist_ok=True)
         for path in [folder / RESULTS, folder / CIRCUMSTANCES, folder / REPORT, *pictures]:
             shutil.copy(path, target)
-        _say(console, f"{target} written; {summarise()[0]}")
+        say(console, f"{target} written; {summarise()[0]}")
     return CODES[Verdict(result["verdict"])]
 
 

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             result = {}
             for count in looks:
                 block = [cell for cell in cells if cell.seed in history.seeds[:count]]
-                later = [cell for cell in cells if cell not in block and not cell.ended]
+                later = [cell for cell in cells if cell.seed in history.seeds[count:] and not cell.ended]
                 _execute(claim, block, later, executor, jobs, console)
                 result = collect(claim, block, extra, history)
                 write(folder, RESULTS, result)

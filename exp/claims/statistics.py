@@ -171,7 +171,7 @@ def judge(margins: Sequence[float], strict: bool, step: float = 0.0, looks: Look
         verdict = Verdict.HOLDS if yes else Verdict.DOES_NOT_HOLD
         return Judgement(verdict, found, looks.counts[0], verdict)
     sides = signs(values, looks), signs([-value for value in values], looks)
-    verdict, settled = Verdict.INCONCLUSIVE, None
+    verdict, settled, by_interval = Verdict.INCONCLUSIVE, None, Verdict.INCONCLUSIVE
     for look, count in enumerate(looks.counts):
         seen = [value for value in values[:count] if math.isfinite(value)]
         by_interval = _by_interval(seen, step, level(looks, look))
@@ -180,8 +180,9 @@ def judge(margins: Sequence[float], strict: bool, step: float = 0.0, looks: Look
             agreed = by_interval is answer or len(seen) < FEWEST_SEEDS
             if settled is None and agreed and side.settled is not None and side.settled <= look:
                 verdict, settled = answer, count
-    by_interval = _by_interval(finite, step, level(looks, last))
-    lone = _lone(values, by_interval, step, level(looks, last)) if settled else None
+    # What an earlier look has settled stays so, though the last interval may be wider: then no seed carries it.
+    carried = settled is not None and by_interval is verdict
+    lone = _lone(values, verdict, step, level(looks, last)) if carried else None
     return Judgement(verdict, found, settled, by_interval, sides, deviation, lone)
 
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from exp.claims.expectations import parse
+from exp.claims.sequential import Looks
 from exp.claims.statistics import Estimate, Verdict, all_of, any_of, estimate, judge, smallest_step
 
 SIMULATIONS = 2000
@@ -162,6 +163,13 @@ def test_one_seed_that_stands_apart_neither_makes_nor_hides_a_verdict() -> None:
     # A run that diverged leaves the mean, and is one bad outcome among twelve.
     assert judge([*alike, 1.0, -math.inf], True).verdict is Verdict.HOLDS
     assert judge([*alike[:7], -math.inf, -math.inf], True).verdict is Verdict.INCONCLUSIVE
+
+
+def test_no_seed_carries_what_an_earlier_look_has_settled() -> None:
+    values = [1.0, 1.1, 0.9, 1.2, 0.8, 1.05, 0.95, 1.0, -5.0]
+    found = judge(values, True, looks=Looks((8, 9), 9))
+    assert (found.verdict, found.settled, found.by_interval) == (Verdict.HOLDS, 8, Verdict.INCONCLUSIVE)
+    assert found.lone is None
 
 
 def test_smallest_step() -> None:

@@ -24,17 +24,11 @@ from models.detectors.features import Features
 from models.official import LayoutError
 from models.pixels import HALVES
 from tests.library.recipes import ROOT
+from tests.library.refusals import refused
 
 LITE0 = "tf_efficientnet_lite0"
 CONFIG = "--config=configs/classification/efficientnet_lite0.yaml"
 PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
-
-
-def refused(capsys: pytest.CaptureFixture[str], action: Callable[[], object]) -> str:
-    """The message of a command that ends in a mistake."""
-    with pytest.raises(UsageError):
-        action()
-    return capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from exp import convert, fit
 from exp.cli import Cli
-from exp.usage import UsageError
 from exp.weights import Start, start_from, to_evaluate, weight_files
 from models import official, pose, segmenters
 from models.detectors.features import Features
 from models.segmenters.dynamic_routing import DynamicRouting
 from tests.library.recipes import ROOT
+from tests.library.refusals import refused
 
 ADPC = "--config=configs/segmentation/adpc_w18_cityscapes.yaml"
 ROUTING = "--config=configs/segmentation/dynamic_routing_digits.yaml"
@@ -29,13 +29,6 @@ TINY: dict[str, Any] = {
     "stages": [(1, [1], [4]), (1, [1] * 2, [4, 6]), (1, [1] * 3, [4, 6, 8]), (1, [1] * 4, [4, 6, 8, 10])],
     "pooled_dim": 6,
 }
-
-
-def refused(capsys: pytest.CaptureFixture[str], action: Callable[[], object]) -> str:
-    """The message of a command that ends in a mistake."""
-    with pytest.raises(UsageError):
-        action()
-    return capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)

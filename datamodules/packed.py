@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_at, small_image_augmentation
 
 KEYS = ("data", "offsets", "labels")
+# Version of what is unpacked; the second has pixels.
+LAYOUT = "2"
+# So small an image takes longer to decode than to read decoded; larger ones take more room than they save time.
+SMALL = 64 * 64
 
 
 class PackedImages(DataModule):
@@ -100,12 +105,13 @@ class Archive:
                 "data (uint8, all files one after the other), offsets (int64, n+1) and labels (int64, n)."
             )
         try:
-            arrays = unpack_once([path], self._unpack)
+            arrays = unpack_once([path], self._unpack, LAYOUT)
         except (zipfile.BadZipFile, ValueError, EOFError) as problem:
             raise DataError(f"{path} is not a readable .npz archive: {problem}. Copy or make it again.") from problem
         self.data, self.offsets = arrays["data"], arrays["offsets"]
         self._check(arrays)
         self.labels = arrays["labels"][:]
+        self.pixels = arrays.get("pixels")
         classes = arrays["classes"][:] if "classes" in arrays else np.arange(int(self.labels.max()) + 1)
         self.class_names = [str(name) for name in classes]
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
@@ -118,7 +124,9 @@ class Archive:
         return len(self.labels)
 
     def load(self, index: int) -> dict[str, Any]:
-        """One sample: ``image`` (encoded) and ``label``."""
+        """One sample: ``image`` (decoded if all are small and of one size, else encoded) and ``label``."""
+        if self.pixels is not None:
+            return {"image": self.pixels[index], "label": int(self.labels[index])}
         start, end = self.offsets[slice(index, index + 2)]
         return {"image": Encoded(self.data[slice(start, end)].tobytes()), "label": int(self.labels[index])}
 
@@ -135,6 +143,7 @@ class Archive:
                 if f"{key}.npy" in archive.namelist():
                     with archive.open(f"{key}.npy") as source, (folder / f"{key}.npy").open("wb") as target:
                         shutil.copyfileobj(source, target)
+        _decode_small(folder)
 
     def _check(self, arrays: dict[str, MappedArray]) -> None:
         data = arrays["data"]
@@ -161,3 +170,28 @@ class Archive:
             raise DataError(
                 f"{self.path}: offsets fall from {offsets[wrong]} to {offsets[wrong + 1]} at image {wrong}."
             )
+
+
+def _decode_small(folder: Path) -> None:
+    """Writes ``pixels`` uint8 [n,H,W,3] beside ``data`` if all images can be read, are small and of one size.
+
+    What cannot be read is left to whoever loads it, who can say which image it is.
+    """
+    data, offsets = np.load(folder / "data.npy", mmap_mode="r"), np.load(folder / "offsets.npy")
+    if data.dtype != np.uint8 or offsets.dtype.kind not in "iu" or offsets.ndim != 1 or len(offsets) < 2:
+        return
+    images = (Encoded(data[start:end].tobytes()) for start, end in pairwise(offsets.tolist()))
+    try:
+        first = next(images)
+        size = first.size()
+        if size[0] * size[1] > SMALL:
+            return
+        pixels = np.empty((len(offsets) - 1, *size, 3), np.uint8)
+        pixels[0] = first.decode()
+        for place, image in enumerate(images, 1):
+            if image.size() != size:
+                return
+            pixels[place] = image.decode()
+    except DataError:
+        return
+    np.save(folder / "pixels.npy", pixels)

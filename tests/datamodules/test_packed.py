@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules import DataError, PackedImages
+from datamodules.decoding import Encoded
 from tests.library.packed_files import arrays, pack
 
 
@@ -48,7 +49,7 @@ def test_unpacked_once_and_anew_when_the_file_changes(tmp_path: Path, cache: Pat
     folder = pack(tmp_path / "pack")
     PackedImages(folder).setup("fit")
     made = {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")}
-    assert len(made) == 8
+    assert len(made) == 10
     PackedImages(folder).setup("fit")
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.npy")} == made
     pack(folder, labels=np.zeros(40, np.int64))
@@ -56,6 +57,28 @@ def test_unpacked_once_and_anew_when_the_file_changes(tmp_path: Path, cache: Pat
     data.setup("fit")
     assert not data.source("train").labels.any()
     assert not list(cache.glob(".draft-*"))
+
+
+def test_small_images_are_decoded_once(tmp_path: Path) -> None:
+    """As they would be one by one; all stay encoded where one is larger, of another size or damaged."""
+    encoded = arrays(form="JPEG")
+    small = PackedImages(pack(tmp_path / "small", **encoded))
+    small.setup("fit")
+    for place in (0, 39):
+        start, end = encoded["offsets"][[place, place + 1]]
+        pixels = small.source("test").load(place)["image"]
+        np.testing.assert_array_equal(pixels, Encoded(encoded["data"][start:end].tobytes()).decode())
+    damaged = encoded["data"].copy()
+    damaged[encoded["offsets"][7] : encoded["offsets"][8]] = 0
+    mixed = arrays(sizes=[32] * 39 + [33])
+    for name, content in {
+        "large": arrays(sizes=[65] * 40),
+        "mixed": mixed,
+        "damaged": encoded | {"data": damaged},
+    }.items():
+        data = PackedImages(pack(tmp_path / name, **content))
+        data.setup("fit")
+        assert isinstance(data.source("test").load(0)["image"], Encoded), name
 
 
 def test_many_may_unpack_at_once(tmp_path: Path, cache: Path) -> None:

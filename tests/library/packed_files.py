@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 
-def arrays(n: int = 40, classes: int = 4, form: str = "PNG") -> dict[str, np.ndarray]:
-    """n images of 32x32 whose grey level is 6 * number."""
+def arrays(
+    n: int = 40, classes: int = 4, form: str = "PNG", sizes: Sequence[int] | None = None
+) -> dict[str, np.ndarray]:
+    """n images of 32x32, or of other sides, whose grey level is 6 * number."""
     files = []
-    for number in range(n):
+    for number, side in enumerate(sizes or [32] * n):
         stream = io.BytesIO()
-        Image.new("RGB", (32, 32), (6 * number,) * 3).save(stream, form)
+        Image.new("RGB", (side, side), (6 * number,) * 3).save(stream, form)
         files.append(stream.getvalue())
     return {
         "data": np.frombuffer(b"".join(files), np.uint8),

@@ -42,6 +42,7 @@ from exp.signals import AGAIN, asked, name
 from exp.trainers import make_trainer, standard_callbacks
 from exp.trust import Distrust, Rule, check_size, taken_from
 from exp.usage import ConfigError, UsageError
+from lightning_modules.distillation import OF_TRAINING
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -110,6 +111,10 @@ class Cli(LightningCLI):
         config = self.rule.read(text)
         if self.command == "predict":
             config["trainer"]["devices"] = 1
+        if self.command != "fit":
+            # What a checkpoint is evaluated with is its network alone.
+            for name in OF_TRAINING:
+                (config["model"].get("init_args") or {}).pop(name, None)
         with tempfile.TemporaryDirectory() as folder, self.rule.guard():
             path = Path(folder) / "checkpoint.yaml"
             path.write_text(yaml.safe_dump(config, sort_keys=False))

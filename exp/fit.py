@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
@@ -91,6 +93,7 @@ def _prepare(cli: Cli, run: Run, record: Record, cost: Cost) -> None:
     if run.checkpoint is not None:
         content = read_checkpoint(run.checkpoint, tensors=False)
         record.start = resumption(cli, run, content)
+        _put_beside(cli, record.leads)
         run.notes += [f"from step {record.start.step} on: {change}" for change in record.start.changes]
         hand_over_checkpoint(cli, run.checkpoint, content, record.leads)
     else:
@@ -108,6 +111,15 @@ def _prepare(cli: Cli, run: Run, record: Record, cost: Cost) -> None:
     if record.leads:
         print_start(cli, run)
     trainer.loggers = _loggers(cli, run, record)
+
+
+def _put_beside(cli: Cli, leads: bool) -> None:
+    """Gives the parts that no checkpoint has their weights again."""
+    files = {part: path for part, path in weight_files(cli).items() if part in cli.model.beside_checkpoints()}
+    from_hubs = [part_of(cli, part) for part in cli.model.beside_checkpoints() if part not in files]
+    theirs = {id(parameter) for part in from_hubs for parameter in part.parameters()}
+    cli.ask_hubs([nn.ParameterList(each for each in cli.model.parameters() if id(each) not in theirs)])
+    hand_over(cli, {part: (path, start_from(cli, path, part).pixels) for part, path in files.items()}, leads)
 
 
 def _loggers(cli: Cli, run: Run, record: Record) -> list[Any]:

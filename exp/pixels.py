@@ -119,6 +119,10 @@ def hand_over(cli: Cli, given: Mapping[str, tuple[Path, Statement]], tell: bool 
         UsageError: weights contradict each other, or the config.
     """
     stated = dict(_of_networks(cli, given))
+    for part in [part for part in given if (owner := _converting(cli.model, part)) is not None]:
+        pixels = given[part][1].pixels
+        owner.adopt_pixels(None if pixels is None else pixels.plain())
+    given = {part: each for part, each in given.items() if _converting(cli.model, part) is None}
     told = getattr(cli.datamodule, "told_pixels", None)
     for part, (path, statement) in given.items():
         pixels = statement.pixels
@@ -158,10 +162,20 @@ def _of_networks(cli: Cli, given: Iterable[str]) -> Iterable[tuple[str, Pixels]]
         yield "the network, which normalises its images itself,", Pixels.stated(AS_THEY_ARE)
     config = getattr(cli, "plain", {}).get("model") or {}
     for name, plain in {**pixels_of(cli.model), **dict(_of_builders(cli.model, config))}.items():
-        if not any(f"{name}.".startswith(f"{part}.") for part in parts):
+        if not any(f"{name}.".startswith(f"{part}.") for part in parts) and _converting(cli.model, name) is None:
             pixels = Pixels.stated(plain)
             # A backbone's size is not that of what it is a part of.
             yield f"the pretrained {name}", pixels if "." not in name else pixels.of_values_alone()
+
+
+def _converting(model: nn.Module, part: str) -> Any:
+    """The module around a part that makes of the data's images what the part's weights expect; None if none does."""
+    names = part.split(".")
+    for end in range(1, len(names)):
+        owner = model.get_submodule(".".join(names[:end]))
+        if hasattr(owner, "adopt_pixels"):
+            return owner
+    return None
 
 
 def _of_builders(module: nn.Module, config: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Stated]]:

@@ -82,13 +82,20 @@ def check_weights(cli: Cli) -> None:
     """Looks into the files that a command's weights come from, before anything is done.
 
     Raises:
-        UsageError: no such file or part, or a file that holds no weights.
+        UsageError: no such file or part, a file that holds no weights, or a part that needs some and has none.
     """
-    for part, path in weight_files(cli).items():
+    files = weight_files(cli)
+    for part, path in files.items():
         try:
             read(path, tensors=False)
         except WeightFileError as error:
             raise UsageError(f"{_option(part)} {path}: {error}") from error
+    of_hubs = {id(each) for network in cli.held_back.values() for each in network.parameters()}
+    for part in cli.model.beside_checkpoints():
+        if part not in files and any(id(each) not in of_hubs for each in part_of(cli, part).parameters()):
+            raise UsageError(
+                f"{_option(part)}: it has no weights to begin with; give it those of a run, of `convert` or `{PACKAGE}`"
+            )
 
 
 def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:

@@ -2,6 +2,7 @@
 
 from lightning_modules.classification import Classification, Mix
 from lightning_modules.detection import Detection
+from lightning_modules.distillation import Distillation
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.lars import LARS
 from lightning_modules.pose_estimation import PoseEstimation
@@ -27,6 +28,7 @@ __all__ = [
     "Constant",
     "CosineArc",
     "Detection",
+    "Distillation",
     "Findings",
     "FixMatch",
     "MeanTeacher",

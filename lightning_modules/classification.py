@@ -13,9 +13,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from lightning_modules.class_count import classes_of
 from lightning_modules.exits import ExitWeights, as_exits, exit_suffixes, valid_exit_weights, weights_of
 from lightning_modules.findings import Findings
-from lightning_modules.task import Batch, Task, classes_of
+from lightning_modules.task import Batch, Task
 from models.anytime import MultiExit, Policy, run
 from models.mistakes import Mistake
 

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_modules.class_count import classes_of
 from lightning_modules.coco_metrics import CocoEvaluation, ImageResult, Kind
 from lightning_modules.findings import Findings, gathered_on_first, told_by_first
-from lightning_modules.task import Batch, Task, classes_of
+from lightning_modules.task import Batch, Task
 from models.mistakes import Mistake
 
 

@@ -121,6 +121,14 @@ def follow_in_groups(
     return Quantity(at, put)
 
 
+def clip_parts(parts: Iterable[Part]) -> bool:
+    """Clips the gradient of each part that says how; returns whether one does."""
+    clipped = [part for part in parts if part.clip is not None]
+    for part in clipped:
+        nn.utils.clip_grad_norm_(part.module.parameters(), part.clip)  # type: ignore[arg-type]
+    return bool(clipped)
+
+
 class JointOptimizer(Optimizer):
     """Several optimisers that take their steps together, as one: a step of the training stays one step.
 

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.calibration import confidence_counts
+from lightning_modules.class_count import classes_of
 from lightning_modules.exits import ExitWeights, as_exits, run_and_count, valid_exit_weights, weights_of
 from lightning_modules.findings import Findings
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import Absent, SegmentationFindings, Tally
 from lightning_modules.segmentation_views import ExitLook, MultiScale, SlidingWindow
-from lightning_modules.task import Batch, Task, classes_of
+from lightning_modules.task import Batch, Task
 from models.anytime import Deadline, MultiExit, each_exit
 from models.compute import inference
 from models.decisions import forget, noted

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
+from lightning_modules.distillation import TEACHER, Distillation
 from lightning_modules.findings import Findings
 from lightning_modules.internals import Clock, check_compiles, compile_once, step_counts, trainer_of
-from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity, restored
+from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity, clip_parts, restored
 from lightning_modules.parameter_groups import DecayAll, LayerDecay
 from lightning_modules.restoring import check_network
 from lightning_modules.schedules import Constant, Schedule
@@ -55,6 +56,7 @@ class Task(LightningModule, ABC):
             given one, the learning rate is scaled linearly to the batch in use.
         compile: compile the network with `torch.compile`; refused for networks that say why in `refuses_compile`.
         channels_last: keep images and convolutions in channels-last memory order, which is faster on most devices.
+        distillation: what the network learns from a teacher, too; see `Distillation`.
 
     Raises:
         Mistake: a multiplier that is not positive, or fits no parameter; a network that refuses to be compiled.
@@ -81,6 +83,7 @@ class Task(LightningModule, ABC):
         reference_batch: int | None = None,
         compile: bool = False,
         channels_last: bool = False,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -98,8 +101,8 @@ class Task(LightningModule, ABC):
         self.reference_batch = reference_batch
         if compile:
             check_compiles(network)
-        self.compile_network = compile
-        self.channels_last = channels_last
+        self.compile_network, self.channels_last = compile, channels_last
+        self.distillation = distillation
         self.penalties: dict[str, Callable[[], Tensor]] = {}
         self.losses: dict[str, Tensor] = {}
         # What changes from step to step, by the name that it is logged under.
@@ -152,11 +155,15 @@ class Task(LightningModule, ABC):
 
     def parts(self) -> dict[str, Part]:
         """What is trained, by name: the network; a task that trains something beside it adds a part for each."""
-        return {"network": self.main}
+        return {"network": self.main, **(self.distillation.part() if self.distillation is not None else {})}
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Students, each with the teacher that follows it; teachers get no gradients. Smoothing callbacks move them."""
         return []
+
+    def beside_checkpoints(self) -> list[str]:
+        """Parts that no checkpoint has: their weights come from a file of their own whenever a training begins."""
+        return [] if self.distillation is None else [TEACHER]
 
     @property
     def costs_one_forward(self) -> bool:
@@ -172,6 +179,8 @@ class Task(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes; compiles the network once, if asked to."""
         self._check_classes(stage)
+        if self.distillation is not None and stage == "fit":
+            self.distillation.attach(self)
         if self.compile_network:
             compile_once(self.network)
 
@@ -281,6 +290,8 @@ class Task(LightningModule, ABC):
             metrics: named scalar metrics of this micro-batch, logged but not differentiated.
             batch_size: samples in this micro-batch on this process.
         """
+        if self.distillation is not None:
+            losses = {name: self.distillation.task_weight * loss for name, loss in losses.items()}
         losses = losses | {name: penalty() for name, penalty in self.penalties.items()}
         total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
         self.losses = {name: value.detach() for name, value in losses.items()}
@@ -300,6 +311,12 @@ class Task(LightningModule, ABC):
         self.log_dict({"train/lr": lr, "train/images_per_second": rate})
         step = Clock(self.trainer).step
         self.log_dict({f"train/{name}": each.at(step) for name, each in self.quantities.items() if name != "lr"})
+
+    @override
+    def on_fit_start(self) -> None:
+        """Gives the network what it inherits from a teacher, where the training starts afresh."""
+        if self.distillation is not None and self.trainer.ckpt_path is None:
+            self.distillation.begin(self)
 
     @override
     def on_train_start(self) -> None:
@@ -325,11 +342,15 @@ class Task(LightningModule, ABC):
         """Saves what is not logged yet, so that a resumed run logs what an uninterrupted one does."""
         if len(self._step_log):
             checkpoint["unlogged"] = self._step_log.state(self.trainer)
+        if self.distillation is not None:
+            self.distillation.put_aside(checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what was not logged yet; a training goes on with the optimiser's options as they are now."""
         self._step_log.load(checkpoint.get("unlogged", {}), self.device)
+        if self.distillation is not None:
+            self.distillation.take_back(checkpoint)
         if self.strict_loading and "state_dict" in checkpoint:
             check_network(self, checkpoint["state_dict"])
         trainer, states = trainer_of(self), checkpoint.get("optimizer_states")
@@ -368,11 +389,7 @@ class Task(LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the gradients of each part that says how; those of the others together, as the trainer says."""
-        parts = self.parts().values()
-        for part in parts:
-            if part.clip is not None:
-                nn.utils.clip_grad_norm_(part.module.parameters(), part.clip)
-        if all(part.clip is None for part in parts):
+        if not clip_parts(self.parts().values()):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val is not None:
             raise Mistake("give trainer.gradient_clip_val or parts that say how they are clipped, not both")
@@ -381,19 +398,3 @@ class Task(LightningModule, ABC):
     def effective_batch(self) -> int:
         """Samples per optimiser step over all processes."""
         return self.data.batch_size * self.trainer.accumulate_grad_batches
-
-
-def classes_of(network: nn.Module, num_classes: int | None) -> int:
-    """Labels that a network tells apart: as given, else what it says of itself.
-
-    Args:
-        network: perhaps with an attribute `num_classes`.
-        num_classes: None to ask the network.
-
-    Raises:
-        Mistake: neither says it.
-    """
-    classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
-    if classes is None:
-        raise Mistake(f"{type(network).__name__} has no attribute num_classes: give the task num_classes")
-    return int(classes)

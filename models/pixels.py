@@ -9,6 +9,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -89,3 +90,33 @@ def of_published(network: nn.Module) -> Stated | None:
         network = inner[0]
     config: Any = getattr(network, "pretrained_cfg", None) or {}
     return of_timm(config) if any(config.get(place) for place in ("url", "hf_hub_id", "file")) else None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Makes of images that look as one statement says images that look as another says: `factor * image + offset`.
+
+    Args:
+        factor: Of each channel.
+        offset: Of each channel.
+        flips: Whether the order of the channels is reversed first.
+    """
+
+    factor: tuple[float, ...]
+    offset: tuple[float, ...]
+    flips: bool
+
+    @classmethod
+    def between(cls, given: Stated, wanted: Stated) -> Conversion | None:
+        """What makes images that look as `wanted` says of such as `given` says; None if they are the same."""
+        flips = given.get("order", "rgb") != wanted.get("order", "rgb")
+        ranges = []
+        for stated in (given, wanted):
+            scale = stated.get("scale", 1.0)
+            pairs = zip(stated["mean"], stated["std"], strict=True)
+            ranges.append([(mean / scale, std / scale) for mean, std in pairs])
+        old, new = (ranges[0][::-1] if flips else ranges[0]), ranges[1]
+        factor = tuple(own[1] / other[1] for own, other in zip(old, new, strict=True))
+        offset = tuple((own[0] - other[0]) / other[1] for own, other in zip(old, new, strict=True))
+        same = not flips and all(value == 1 for value in factor) and not any(offset)
+        return None if same else cls(factor, offset, flips)

@@ -1,0 +1,218 @@
+"""Distillation: a task's network learns from a teacher, too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from typing_extensions import override
+
+from lightning_modules.optimization import MakeOptimizer, Part
+from lightning_modules.schedules import Constant, Schedule
+from models.compute import inference
+from models.distillation import Seen, Term
+from models.distillation.seen import Watch
+from models.mistakes import Mistake
+from models.pixels import Conversion, Stated, pixels_of
+
+if TYPE_CHECKING:
+    from lightning_modules.task import Task
+
+# What a task calls it, and where a checkpoint keeps what is not of the student.
+NAME = "distillation"
+# Whose weights no checkpoint has: they come from their file each time.
+TEACHER = f"{NAME}.teacher"
+# Options of a task that only a training needs.
+OF_TRAINING = (NAME,)
+
+
+class Distillation(nn.Module):
+    """Adds to the losses of any task what its network and a teacher make of the same images.
+
+    It is the option `distillation` of every task. The teacher is evaluated once a batch, without gradient, on what the
+    network is given, with the pixels that its weights expect. It is in no optimiser and no checkpoint: its weights come
+    from `--weights.distillation.teacher`, a run, a converted file or a package, at the start and whenever a training
+    goes on, which is refused with those of another. A checkpoint's network is the student alone: it is evaluated,
+    predicts and is trained further without any of this.
+
+    Args:
+        teacher: a network that takes what the student takes.
+        terms: losses by name, logged as `loss_distil_NAME`; see `models.distillation`.
+        task_weight: what the task's own losses are multiplied by.
+        inherit: parts of the network that begin as the teacher's, such as `neck`: what has the same name and shape is
+            copied before the first step.
+        optimizer: of the parameters of the terms, where they have some.
+        schedule: their learning rate per optimiser step; `None` keeps it constant.
+        clip: largest norm of their gradient.
+
+    Raises:
+        Mistake: no term, a weight below 0, or nothing to inherit under a name.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        terms: dict[str, Term],
+        task_weight: float = 1.0,
+        inherit: Sequence[str] = (),
+        optimizer: MakeOptimizer = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not terms:
+            raise Mistake("distillation: give it a term, such as models.distillation.Logits")
+        if task_weight < 0:
+            raise Mistake(f"distillation: task_weight is 0 or more, not {task_weight:g}")
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.terms = nn.ModuleDict(terms)
+        self.task_weight, self.inherit = task_weight, list(inherit)
+        self.optimizer, self.schedule, self.clip = optimizer, schedule or Constant(), clip
+        # What the teacher's weights say of the images that they expect; None: the student's.
+        self.teacher_pixels: Stated | None = next(iter(pixels_of(teacher).values()), None)
+        self._conversion: Conversion | None = None
+        self.register_buffer("factor", None, persistent=False)
+        self.register_buffer("offset", None, persistent=False)
+        self._digest: str | None = None
+        self._student: Watch | None = None
+        self._teacher: Watch | None = None
+        self._taught: Seen | None = None
+
+    @override
+    def train(self, mode: bool = True) -> Distillation:
+        """Puts the terms into a mode; the teacher stays in evaluation."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def adopt_pixels(self, pixels: Stated | None) -> None:
+        """Notes what the teacher's weights say of the images that they expect."""
+        self.teacher_pixels = pixels
+
+    def part(self) -> dict[str, Part]:
+        """What is trained of it, as a part of a task; nothing where no term has parameters."""
+        if not any(parameter.requires_grad for parameter in self.terms.parameters()):
+            return {}
+        return {NAME: Part(self.terms, self.optimizer, self.schedule, clip=self.clip)}
+
+    # The life of a training.
+
+    def attach(self, task: Task) -> None:
+        """Watches both networks, lets every term look at an example, and adds the terms to a task's penalties; once.
+
+        Raises:
+            Mistake: a layer that is not there, or features that cannot be compared.
+        """
+        if self._student is not None:
+            return
+        terms: dict[str, Term] = dict(self.terms.items())  # type: ignore[arg-type]
+        self._student = Watch(task.network, [name for each in terms.values() for name in each.student_layers])
+        self._teacher = Watch(self.teacher, [name for each in terms.values() for name in each.teacher_layers])
+        pixels = getattr(task.data, "pixels", None)
+        if self.teacher_pixels is not None and pixels is not None:
+            self._conversion = Conversion.between(pixels.plain(), self.teacher_pixels)
+        if self._conversion is not None:
+            self.factor = torch.tensor(self._conversion.factor)[:, None, None]
+            self.offset = torch.tensor(self._conversion.offset)[:, None, None]
+        inputs = task.inputs(task.data.example(2))
+        with inference(task.network):
+            task.network(*inputs)
+        student = self._student.seen
+        assert student is not None
+        teacher = self._teach(student, task)
+        for name, term in terms.items():
+            try:
+                term.prepare(student, teacher)
+            except Mistake as error:
+                raise Mistake(f"distillation.terms.{name}: {error}") from None
+            term.generator = task.shared_generator
+            task.penalties[f"distil_{name}"] = partial(self._loss, term, task)
+        self._student.training_only = True
+        self._student.seen = self._taught = None
+
+    def begin(self, task: Task) -> None:
+        """Gives the network what it inherits, where a training starts afresh.
+
+        Raises:
+            Mistake: the teacher has nothing that it could.
+        """
+        own, theirs = task.network.state_dict(), self.teacher.state_dict()
+        for part in self.inherit:
+            shared = [
+                name
+                for name in own
+                if f"{name}.".startswith(f"{part}.") and name in theirs and theirs[name].shape == own[name].shape
+            ]
+            if not shared:
+                raise Mistake(
+                    f"distillation.inherit: under '{part}' the teacher has no weights of the names and shapes of the "
+                    "student's"
+                )
+            for name in shared:
+                own[name].copy_(theirs[name])
+
+    def _loss(self, term: Term, task: Task) -> Tensor:
+        seen = self._student.seen if self._student is not None else None
+        if seen is None:
+            raise Mistake("distillation: the task has not run its network in this step")
+        if self._taught is None or self._taught.inputs is not seen.inputs:
+            self._taught = self._teach(seen, task)
+        term.step = task.trainer.global_step
+        return term.weight * term(seen, self._taught)
+
+    @torch.no_grad()
+    def _teach(self, student: Seen, task: Task) -> Seen:
+        assert self._teacher is not None
+        images = tree_map_only(Tensor, self._as_the_teacher_sees, student.inputs[0])
+        self.teacher(images)
+        seen = self._teacher.seen
+        assert seen is not None
+        return Seen(student.inputs, seen.output, seen.features)
+
+    def _as_the_teacher_sees(self, images: Tensor) -> Tensor:
+        if self._conversion is None:
+            return images
+        ordered = images.flip(-3) if self._conversion.flips else images
+        return ordered * self.factor + self.offset
+
+    # What a checkpoint has of it.
+
+    def put_aside(self, checkpoint: dict[str, Any]) -> None:
+        """Takes what is not of the student out of a checkpoint's weights, and keeps the terms apart."""
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith(f"{NAME}.")]:
+            del state[name]
+        checkpoint[NAME] = {"terms": self.terms.state_dict(), "teacher": self.digest()}
+
+    def take_back(self, checkpoint: dict[str, Any]) -> None:
+        """Puts what was kept apart back among a checkpoint's weights, to go on with them.
+
+        Raises:
+            Mistake: the checkpoint was made with another teacher.
+        """
+        kept = checkpoint.get(NAME) or {"terms": self.terms.state_dict(), "teacher": self.digest()}
+        if kept["teacher"] != self.digest():
+            raise Mistake(
+                "the checkpoint was made with another teacher: give --weights.distillation.teacher the weights that "
+                "the training began with, or start a new training from the checkpoint by --weights"
+            )
+        state = checkpoint["state_dict"]
+        state |= {f"{NAME}.terms.{name}": value for name, value in kept["terms"].items()}
+        state |= {f"{TEACHER}.{name}": value for name, value in self.teacher.state_dict().items()}
+
+    def digest(self) -> str:
+        """What tells the weights of this teacher from those of another."""
+        if self._digest is not None:
+            return self._digest
+        found = hashlib.sha256()
+        for name, value in self.teacher.state_dict().items():
+            found.update(f"{name}{tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        # It never changes.
+        self._digest = found.hexdigest()[:16]
+        return self._digest

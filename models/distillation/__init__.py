@@ -1,0 +1,10 @@
+"""Terms of a loss by which a network learns from a teacher: pieces, without a training."""
+
+from models.distillation.attention import AttentionTransfer
+from models.distillation.hints import Hints
+from models.distillation.logits import Logits
+from models.distillation.relations import Relations
+from models.distillation.seen import Seen
+from models.distillation.term import Term
+
+__all__ = ["AttentionTransfer", "Hints", "Logits", "Relations", "Seen", "Term"]

@@ -1,0 +1,207 @@
+"""A small network learns from a larger one, and what is left is the small one alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from callbacks import StepSeed
+from datamodules import Digits
+from lightning_modules import Classification, Distillation
+from models.distillation import Hints, Logits, Term
+from models.mistakes import Mistake
+from models.pixels import HALVES
+from tests.library.run_contents import after, assert_same, contents, table
+from tests.library.runner import Ended, run
+from tests.library.short_run import fit
+
+TEACHER = "{class_path: models.classifiers.timm_classifier, init_args: {name: convnext_atto, num_classes: 10, options: \
+{patch_size: 1, depths: [1, 1, 1, 1], dims: [4, 8, 8, 8], kernel_sizes: 3}}}"
+TERMS = "{logits: {class_path: models.distillation.Logits}, stages: {class_path: models.distillation.Hints, init_args: \
+{student: [stages], teacher: [stages]}}}"
+DISTILLED = [
+    "--model.network.options={patch_size: 1, depths: [1, 1, 1, 1], dims: [4, 4, 4, 4], kernel_sizes: 3}",
+    "--model.distillation=Distillation",
+    f"--model.distillation.teacher={TEACHER}",
+    f"--model.distillation.terms={TERMS}",
+    "--model.distillation.clip=1.0",
+]
+TAUGHT = [*DISTILLED, "--weights.distillation.teacher=teacher.ckpt", "--trainer.accumulate_grad_batches=2"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    ended = fit(folder)
+    assert ended.code == 0, ended.output
+    return folder / "runs/run/0/checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distilled")
+    ended = taught(folder, teacher)
+    assert ended.code == 0, ended.output
+    return folder
+
+
+def taught(folder: Path, teacher: Path, *argv: str, sabotage: Callable[[], None] | None = None) -> Ended:
+    shutil.copy(teacher, folder / "teacher.ckpt")
+    return fit(folder, *TAUGHT, *argv, sabotage=sabotage)
+
+
+def test_a_killed_run_ends_with_the_same_bits(distilled: Path, teacher: Path, tmp_path: Path) -> None:
+    killed = taught(tmp_path, teacher, sabotage=after(StepSeed, "on_train_batch_start", 8))
+    assert killed.code == -signal.SIGKILL, killed.output
+    ended = taught(tmp_path, teacher)
+    assert ended.code == 0, ended.output
+    assert "resuming from" in ended.output
+    assert_same(contents(distilled), contents(tmp_path))
+    assert table(distilled) == table(tmp_path)
+    assert {"train/loss_ce", "train/loss_distil_logits", "train/loss_distil_stages"} <= table(distilled)[0].keys()
+
+
+def test_the_checkpoint_is_the_students_alone(distilled: Path, tmp_path: Path) -> None:
+    kept = contents(distilled, "best")
+    assert {name.partition(".")[0] for name in kept["state_dict"]} == {"network"}
+    assert set(kept["optimizer_states"][0]) == {"network", "distillation"}
+    shutil.copytree(distilled / "runs", tmp_path / "runs")
+    # Neither the teacher's file nor its class is there any more.
+    ended = run("validate", ["--ckpt_path=run/best"], tmp_path, _forget_distillation)
+    assert ended.code == 0, ended.output
+    shown = [row["val/top1"] for row in table(distilled) if row.get("val/top1")]
+    assert f"{float(shown[-1]):.4g}" in ended.output
+
+
+def _forget_distillation() -> None:
+    import lightning_modules.distillation
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("the teacher was built")
+
+    lightning_modules.distillation.Distillation.__init__ = refuse  # type: ignore[method-assign]
+
+
+def test_another_teacher_is_refused(distilled: Path, teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(distilled / "runs", tmp_path / "runs")
+    other = torch.load(teacher, weights_only=True)
+    other["state_dict"]["network.head.fc.bias"] += 1
+    torch.save(other, tmp_path / "other.ckpt")
+    ended = taught(tmp_path, tmp_path / "other.ckpt", "--trainer.max_epochs=2", "--resume=runs/run/0")
+    assert ended.code == 1
+    assert "last.ckpt: the checkpoint was made with another teacher" in ended.output.splitlines()[-1]
+
+
+def test_a_teacher_without_weights_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    ended = fit(tmp_path, *DISTILLED)
+    assert ended.code == 2
+    assert ended.output.startswith("exp: --weights.distillation.teacher: it has no weights to begin with")
+    assert not (tmp_path / "runs").exists()
+
+
+class Flat(nn.Module):
+    """A linear classifier that notes what it is given."""
+
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 8 * 8, 10)
+        self.norm = nn.BatchNorm1d(10)
+        self.given: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.given.append(images)
+        return self.norm(self.layer(images.flatten(1)))
+
+
+def pair(terms: dict[str, Term], lr: float = 0.5, **options: Any) -> Classification:
+    torch.manual_seed(0)
+    teacher = Flat()
+    torch.manual_seed(1)
+    distillation = Distillation(teacher, terms, **options)
+    return Classification(Flat(), distillation=distillation, optimizer=lambda groups: torch.optim.SGD(groups, lr=lr))
+
+
+def train(task: Classification, folder: Path, steps: int = 1) -> Digits:
+    data = Digits(batch_size=32)
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(task, data)
+    return data
+
+
+def test_a_step_is_that_of_plain_torch(tmp_path: Path) -> None:
+    task = pair({"kd": Logits(weight=0.9, temperature=3.0)}, task_weight=0.1)
+    assert task.distillation is not None
+    own, theirs = (
+        {name: value.clone() for name, value in each.state_dict().items()}
+        for each in (task.network, task.distillation.teacher)
+    )
+    data = train(task, tmp_path)
+    images, labels = task.network.given[-1], next(iter(data.train_dataloader()))["label"]
+
+    student, teacher = Flat(), Flat().eval()
+    student.load_state_dict(own)
+    teacher.load_state_dict(theirs)
+    logits = student(images)
+    with torch.no_grad():
+        target = (teacher(images) / 3).softmax(1)
+    kd = 9 * (target * (target.log() - (logits / 3).log_softmax(1))).sum(1).mean()
+    loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * kd
+    loss.backward()
+    torch.testing.assert_close(task.losses["distil_kd"], 0.9 * kd.detach())
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(task.network.get_parameter(name), parameter - 0.5 * parameter.grad)
+    # The teacher is as it was, its running statistics too, and is called once a step and once before.
+    assert_same(task.distillation.teacher.state_dict(), theirs)
+    assert len(task.distillation.teacher.given) == 2
+
+
+def test_the_teacher_sees_its_own_pixels(tmp_path: Path) -> None:
+    task = pair({"kd": Logits()})
+    assert task.distillation is not None
+    task.distillation.adopt_pixels(HALVES)
+    data = train(task, tmp_path)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (data.pixels.mean, data.pixels.std))
+    as_halves = (task.network.given[-1] * std + mean - 0.5) / 0.5
+    torch.testing.assert_close(task.distillation.teacher.given[-1], as_halves, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_inherited_begins_as_the_teachers(tmp_path: Path) -> None:
+    task = pair({"kd": Logits()}, lr=1e-9, inherit=["norm"])
+    assert task.distillation is not None
+    with torch.no_grad():
+        task.distillation.teacher.norm.bias.fill_(3.0)
+    layer = task.network.layer.weight.clone()
+    train(task, tmp_path)
+    torch.testing.assert_close(task.network.norm.bias, torch.full((10,), 3.0))
+    torch.testing.assert_close(task.network.layer.weight, layer)
+    with pytest.raises(Mistake, match="under 'neck' the teacher has no weights"):
+        train(pair({"kd": Logits()}, inherit=["neck"]), tmp_path)
+
+
+def test_mistakes_name_the_term(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="give it a term"):
+        pair({})
+    with pytest.raises(Mistake, match=r"Flat has no layer 'layers'.*did you mean 'layer'"):
+        train(pair({"hint": Hints(["layers"])}), tmp_path)
+    with pytest.raises(Mistake, match=r"distillation\.terms\.hint: Hints compares maps"):
+        train(pair({"hint": Hints(["layer"], ["layer", "norm"])}), tmp_path)

@@ -288,6 +288,19 @@ def write_camvid(root: Path) -> None:
             save(mask, ids)
 
 
+def write_weights(config: Path, folder: Path) -> None:
+    """The runs that a config takes the weights of parts from, with any weights."""
+    named = built(config).plain["weights"]
+    for part, source in (named if isinstance(named, dict) else {}).items():
+        state = built(config).model.get_submodule(part).state_dict()
+        file = folder / "runs" / source.replace("/", "/0/checkpoints/")
+        file.parent.mkdir(parents=True)
+        torch.save(
+            {"state_dict": {f"network.{name}": torch.rand(value.shape) for name, value in state.items()}},
+            file.with_suffix(".ckpt"),
+        )
+
+
 @pytest.mark.parametrize("path", [path for path in TASKS if not is_recipe(path)], ids=str)
 def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXP_CACHE", str(tmp_path / "cache"))
@@ -320,6 +333,7 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         argv = [*argv, "--data.init_args.batch_size=10", "--data.init_args.holdout=10"]
         if data["init_args"].get("num_train"):
             argv = [*argv, "--data.init_args.num_train=20"]
+    write_weights(path, tmp_path)
     ended = run("fit", [*argv, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], tmp_path)
     assert ended.code == 0, ended.output
     assert "Traceback" not in ended.output

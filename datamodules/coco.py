@@ -168,6 +168,10 @@ class Coco(DataModule):
         images = self._coco(split)
         return images.annotations.ground_truth(images.chosen.numpy(), outlines=self.masks)
 
+    def annotated_objects(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Labels int64 [n] of all objects of a split but crowds, and boxes float64 [n,4] relative to their images."""
+        return self._coco(split).annotated_objects()
+
     def image_ids(self, split: Split) -> np.ndarray:
         """COCO id of each image of a split, int64 [n]."""
         images = self._coco(split)
@@ -295,6 +299,18 @@ class CocoImages:
         places = np.searchsorted(ids, self.annotations.column("categories")[single])
         pairs = np.unique(image_of[used] * len(ids) + places[used])
         return np.bincount(pairs % len(ids), minlength=len(ids))
+
+    def annotated_objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels int64 [n] of all objects but crowds, and boxes float64 [n,4] relative to their images."""
+        columns = self.annotations.column
+        image_of = np.repeat(np.arange(len(self.annotations)), np.diff(columns("starts")))
+        used = ~columns("crowds") & np.isin(image_of, self.chosen.numpy())
+        sizes = np.stack([columns("widths"), columns("heights")] * 2, 1)[image_of[used]]
+        ids, places = np.unique(columns("categories")[used], return_inverse=True)
+        labels = np.array([self.label_of[category] for category in ids.tolist()], np.int64)
+        boxes = columns("boxes")[used]
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        return labels[places], np.clip(corners / sizes, 0, 1)
 
     def load(self, index: int) -> dict[str, Any]:
         """One sample: ``image`` (encoded) and ``target`` as ``ScenePipeline`` takes it."""

@@ -127,6 +127,11 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             state = official.unwrap(checkpoint, averaged)
+        # What a checkpoint keeps apart from its network, such as what trained beside a student.
+        apart = checkpoint.get(top) if isinstance(checkpoint, Mapping) else None
+        if isinstance(apart, Mapping):
+            tensors = {name: each for name, each in apart.items() if isinstance(each, Mapping)}
+            state = {f"{name}.{key}": value for name, each in tensors.items() for key, value in each.items()}
         if packaged := network_of(path):
             state = in_timms_names(packaged, state)
             pixels = Statement(stated_by(pixels_of(packaged)))

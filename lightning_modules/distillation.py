@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
+from lightning_modules.internals import Clock
 from lightning_modules.optimization import MakeOptimizer, Part
 from lightning_modules.schedules import Constant, Schedule
 from models.compute import inference
@@ -82,6 +83,7 @@ class Distillation(nn.Module):
         self._student: Watch | None = None
         self._teacher: Watch | None = None
         self._taught: Seen | None = None
+        self._found: dict[Term, Tensor | Mapping[str, Tensor]] = {}
 
     @override
     def train(self, mode: bool = True) -> Distillation:
@@ -124,14 +126,18 @@ class Distillation(nn.Module):
             task.network(*inputs)
         student = self._student.seen
         assert student is not None
-        teacher = self._teach(student, task)
+        teacher = self._teach(student)
+        annotated = getattr(task.data, "annotated_objects", None)
+        objects = tuple(map(torch.from_numpy, annotated("train"))) if annotated is not None else None
         for name, term in terms.items():
             try:
                 term.prepare(student, teacher)
             except Mistake as error:
                 raise Mistake(f"distillation.terms.{name}: {error}") from None
-            term.generator = task.shared_generator
-            task.penalties[f"distil_{name}"] = partial(self._loss, term, task)
+            if objects is not None:
+                term.learn(*objects)
+            for part in term.names or ("",):
+                task.penalties[f"distil_{name}_{part}".rstrip("_")] = partial(self._loss, term, part, task)
         self._student.training_only = True
         self._student.seen = self._taught = None
 
@@ -156,17 +162,23 @@ class Distillation(nn.Module):
             for name in shared:
                 own[name].copy_(theirs[name])
 
-    def _loss(self, term: Term, task: Task) -> Tensor:
+    def _loss(self, term: Term, part: str, task: Task) -> Tensor:
+        """A loss of a term, which is asked once a batch for all of them."""
         seen = self._student.seen if self._student is not None else None
         if seen is None:
             raise Mistake("distillation: the task has not run its network in this step")
         if self._taught is None or self._taught.inputs is not seen.inputs:
-            self._taught = self._teach(seen, task)
-        term.step = task.trainer.global_step
-        return term.weight * term(seen, self._taught)
+            self._taught, self._found = self._teach(seen), {}
+        if term not in self._found:
+            clock = Clock(task.trainer)
+            term.step, term.total_steps = clock.step, clock.total_steps or 0
+            self._found[term] = term(seen, self._taught)
+        found = self._found[term]
+        loss = found.get(part) if isinstance(found, Mapping) else found
+        return term.weight * loss if loss is not None else torch.zeros((), device=task.device)
 
     @torch.no_grad()
-    def _teach(self, student: Seen, task: Task) -> Seen:
+    def _teach(self, student: Seen) -> Seen:
         assert self._teacher is not None
         images = tree_map_only(Tensor, self._as_the_teacher_sees, student.inputs[0])
         self.teacher(images)

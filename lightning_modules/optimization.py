@@ -121,12 +121,26 @@ def follow_in_groups(
     return Quantity(at, put)
 
 
-def clip_parts(parts: Iterable[Part]) -> bool:
-    """Clips the gradient of each part that says how; returns whether one does."""
-    clipped = [part for part in parts if part.clip is not None]
-    for part in clipped:
-        nn.utils.clip_grad_norm_(part.module.parameters(), part.clip)  # type: ignore[arg-type]
-    return bool(clipped)
+def clip_parts(parts: Iterable[Part], most: float | None, algorithm: str | None) -> bool:
+    """Clips the gradient of each part as it says, and those of the others, which say nothing, together.
+
+    Args:
+        parts: All of a training.
+        most: Largest norm of the others' gradient, or value in it; None leaves it as it is.
+        algorithm: `norm`, as by default, or `value`.
+
+    Returns:
+        Whether a part says anything; nothing is clipped otherwise.
+    """
+    every = list(parts)
+    own = [(part, part.clip) for part in every if part.clip is not None]
+    for part, clip in own:
+        nn.utils.clip_grad_norm_(part.module.parameters(), clip)
+    if own and most is not None:
+        others = [each for part in every if part.clip is None for each in part.module.parameters()]
+        clip_them = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+        clip_them(others, most)
+    return bool(own)
 
 
 class JointOptimizer(Optimizer):

@@ -389,10 +389,8 @@ class Task(LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the gradients of each part that says how; those of the others together, as the trainer says."""
-        if not clip_parts(self.parts().values()):
+        if not clip_parts(self.parts().values(), gradient_clip_val, gradient_clip_algorithm):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val is not None:
-            raise Mistake("give trainer.gradient_clip_val or parts that say how they are clipped, not both")
 
     @property
     def effective_batch(self) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from models.distillation.seen import Seen
@@ -23,9 +22,12 @@ class Term(nn.Module, ABC):
         teacher: Layers of the teacher; the student's by default.
 
     Attributes:
+        names: Of its losses, where it has several.
         step: Optimiser steps that are done; set before each call.
-        generator: For what it draws, the same on all processes; set before the first call.
+        total_steps: Of the whole training.
     """
+
+    names: tuple[str, ...] = ()
 
     def __init__(self, weight: float = 1.0, student: Sequence[str] = (), teacher: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -34,8 +36,7 @@ class Term(nn.Module, ABC):
         self.weight = weight
         self.student_layers = list(student)
         self.teacher_layers = list(student if teacher is None else teacher)
-        self.step = 0
-        self.generator: torch.Generator | None = None
+        self.step, self.total_steps = 0, 0
 
     def prepare(self, student: Seen, teacher: Seen) -> None:
         """Builds what depends on the shapes of features, and refuses what cannot be compared.
@@ -48,16 +49,24 @@ class Term(nn.Module, ABC):
             Mistake: They cannot be compared.
         """
 
+    def learn(self, labels: Tensor, boxes: Tensor) -> None:
+        """Takes what it needs to know of the annotations to train on, where there are such; once, before training.
+
+        Args:
+            labels: int64 [n] of all objects.
+            boxes: [n, 4], x0, y0, x1, y1 relative to their images.
+        """
+
     @abstractmethod
-    def forward(self, student: Seen, teacher: Seen) -> Tensor:
-        """The loss of a batch, without its weight.
+    def forward(self, student: Seen, teacher: Seen) -> Tensor | Mapping[str, Tensor]:
+        """The loss of a batch, without its weight, or the losses that `names` names; one that is not there is 0.
 
         Args:
             student: With gradient.
             teacher: Without.
 
         Returns:
-            A scalar in single precision.
+            Scalars in single precision.
         """
 
     def pairs(self, student: Seen, teacher: Seen) -> list[tuple[Tensor, Tensor]]:

@@ -56,6 +56,15 @@ def test_a_batch_is_lists_of_images_and_targets(coco: CocoFiles) -> None:
     assert torch.allclose(normalised["image"][0], expected, atol=1e-5)
 
 
+def test_annotated_objects_are_those_of_all_images(coco: CocoFiles) -> None:
+    data = coco.data()
+    data.setup("fit")
+    labels, boxes = data.annotated_objects("train")
+    assert labels.tolist() == [1, 0, 2]
+    sizes = np.array([[60, 40, 60, 40]] * 2 + [[30, 60, 30, 60]])
+    np.testing.assert_allclose(boxes * sizes, [[10, 5, 30, 35], [0, 0, 4, 4], [3.5, 40.25, 23.5, 55.25]])
+
+
 def test_labels_are_contiguous_or_category_ids(coco: CocoFiles) -> None:
     contiguous, published = coco.data(), coco.data(labels="coco")
     assert target(contiguous, 0)["labels"].tolist() == [1, 0]

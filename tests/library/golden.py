@@ -169,7 +169,8 @@ def far(vector: Vector) -> dict[str, str]:
     """The tensors in which we disagree with the record, and how: the rule is in `tests/test_golden.py`."""
     results = vector.results()
     wrong, distances = {}, {}
-    zero: dict[str, float] = getattr(vector.module, "ZERO", {})
+    zero = getattr(vector.module, "ZERO", {})
+    zero = zero(json.loads(vector.config)) if callable(zero) else zero
     for name, expected in vector.expected.items():
         if name not in zero:
             distances[name] = distance(results[name], expected)

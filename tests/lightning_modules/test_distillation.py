@@ -91,6 +91,20 @@ def _forget_distillation() -> None:
     lightning_modules.distillation.Distillation.__init__ = refuse  # type: ignore[method-assign]
 
 
+def test_what_trained_beside_the_student_begins_another_training(
+    distilled: Path, teacher: Path, tmp_path: Path
+) -> None:
+    shutil.copy(distilled / "runs/run/0/checkpoints/last.ckpt", tmp_path / "terms.ckpt")
+    begun = ["--weights.distillation.terms=terms.ckpt", "--model.optimizer.lr=1e-12", "--model.distillation.optimizer="]
+    frozen = "{class_path: torch.optim.SGD, init_args: {lr: 1.0e-12}}"
+    ended = taught(tmp_path, teacher, *begun[:2], f"{begun[2]}{frozen}")
+    assert ended.code == 0, ended.output
+    terms = [contents(folder)["distillation"]["terms"] for folder in (distilled, tmp_path)]
+    assert terms[0]
+    for name, value in terms[0].items():
+        torch.testing.assert_close(terms[1][name], value)
+
+
 def test_another_teacher_is_refused(distilled: Path, teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(distilled / "runs", tmp_path / "runs")
     other = torch.load(teacher, weights_only=True)

@@ -99,6 +99,9 @@ def _prepare(cli: Cli, run: Run, record: Record, cost: Cost) -> None:
     else:
         files = weight_files(cli)
         cli.ask_hubs(part_of(cli, part) for part in files)
+        if cli.model.distillation is not None:
+            # What learns beside the network depends on what both networks return.
+            cli.model.distillation.attach(cli.model, cli.datamodule)
         started = {part: (path, start_from(cli, path, part)) for part, path in files.items()}
         for path, start in started.values():
             if record.leads and (message := start.message()):

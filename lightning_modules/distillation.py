@@ -104,8 +104,12 @@ class Distillation(nn.Module):
 
     # The life of a training.
 
-    def attach(self, task: Task) -> None:
+    def attach(self, task: Task, data: Any) -> None:
         """Watches both networks, lets every term look at an example, and adds the terms to a task's penalties; once.
+
+        Args:
+            task: that learns.
+            data: its data module.
 
         Raises:
             Mistake: a layer that is not there, or features that cannot be compared.
@@ -115,19 +119,13 @@ class Distillation(nn.Module):
         terms: dict[str, Term] = dict(self.terms.items())  # type: ignore[arg-type]
         self._student = Watch(task.network, [name for each in terms.values() for name in each.student_layers])
         self._teacher = Watch(self.teacher, [name for each in terms.values() for name in each.teacher_layers])
-        pixels = getattr(task.data, "pixels", None)
-        if self.teacher_pixels is not None and pixels is not None:
-            self._conversion = Conversion.between(pixels.plain(), self.teacher_pixels)
-        if self._conversion is not None:
-            self.factor = torch.tensor(self._conversion.factor)[:, None, None]
-            self.offset = torch.tensor(self._conversion.offset)[:, None, None]
-        inputs = task.inputs(task.data.example(2))
+        inputs = task.inputs(data.example(2))
         with inference(task.network):
             task.network(*inputs)
         student = self._student.seen
         assert student is not None
         teacher = self._teach(student)
-        annotated = getattr(task.data, "annotated_objects", None)
+        annotated = getattr(data, "annotated_objects", None)
         objects = tuple(map(torch.from_numpy, annotated("train"))) if annotated is not None else None
         for name, term in terms.items():
             try:
@@ -141,12 +139,26 @@ class Distillation(nn.Module):
         self._student.training_only = True
         self._student.seen = self._taught = None
 
-    def begin(self, task: Task) -> None:
-        """Gives the network what it inherits, where a training starts afresh.
+    def begin(self, task: Task, afresh: bool) -> None:
+        """Notes how the teacher's pixels differ from the data's, and gives the network what it inherits.
+
+        Args:
+            task: that learns, on its device.
+            afresh: whether the training starts afresh, so that something is inherited.
 
         Raises:
-            Mistake: the teacher has nothing that it could.
+            Mistake: the teacher has nothing that could be inherited.
         """
+        pixels = getattr(task.data, "pixels", None)
+        if self.teacher_pixels is not None and pixels is not None:
+            self._conversion = Conversion.between(pixels.plain(), self.teacher_pixels)
+        if self._conversion is not None:
+            self.factor, self.offset = (
+                torch.tensor(each, device=task.device)[:, None, None]
+                for each in (self._conversion.factor, self._conversion.offset)
+            )
+        if not afresh:
+            return
         own, theirs = task.network.state_dict(), self.teacher.state_dict()
         for part in self.inherit:
             shared = [

@@ -180,7 +180,7 @@ class Task(LightningModule, ABC):
         """Checks that data and network agree on the classes; compiles the network once, if asked to."""
         self._check_classes(stage)
         if self.distillation is not None and stage == "fit":
-            self.distillation.attach(self)
+            self.distillation.attach(self, self.data)
         if self.compile_network:
             compile_once(self.network)
 
@@ -315,8 +315,8 @@ class Task(LightningModule, ABC):
     @override
     def on_fit_start(self) -> None:
         """Gives the network what it inherits from a teacher, where the training starts afresh."""
-        if self.distillation is not None and self.trainer.ckpt_path is None:
-            self.distillation.begin(self)
+        if self.distillation is not None:
+            self.distillation.begin(self, afresh=self.trainer.ckpt_path is None)
 
     @override
     def on_train_start(self) -> None:

@@ -76,12 +76,14 @@ class DecoderLayer(nn.Module):
 
     Args:
         width: C.
-        options: See `Attention`, from the heads on.
+        num_heads: H.
+        project_position: See `Attention`.
+        position_on_values: See `Attention`.
     """
 
-    def __init__(self, width: int, *options: int | bool) -> None:
+    def __init__(self, width: int, num_heads: int, project_position: bool, position_on_values: bool) -> None:
         super().__init__()
-        self.attention = Attention(width, *options)
+        self.attention = Attention(width, num_heads, project_position, position_on_values)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 

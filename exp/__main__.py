@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "label image files or folders with a checkpoint",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
+    "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
 }
 # Run again, they go on where they were.
@@ -34,13 +35,14 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: python -m exp COMMAND [options]",
+            "usage: exp COMMAND [options], or python -m exp COMMAND [options]",
             "",
             "One experiment framework for efficient vision.",
             "",
             *lines,
             "",
-            "python -m exp COMMAND --help lists a command's options; --version prints the version.",
+            "`exp fit NAME` trains a config that `exp configs` lists; `exp predict RUN images/` looks at pictures.",
+            "exp COMMAND --help lists a command's options; --version prints the version.",
         ]
     )
 
@@ -64,10 +66,11 @@ def main(argv: list[str]) -> int:
         # A job may be preempted while it still imports torch; `Preemption` takes the signal up when it can save.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     from exp.home import NoHomeError, argument_at_home
+    from exp.words import Unmeant, spelled_out
 
     try:
-        rest = [argument_at_home(argument) for argument in rest]
-    except NoHomeError as error:
+        rest = spelled_out(command, [argument_at_home(argument) for argument in rest])
+    except (NoHomeError, Unmeant) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
     if command == "fit":
@@ -94,6 +97,11 @@ def speak_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """What the command `exp` runs."""
     speak_utf8()
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    script()

@@ -34,6 +34,8 @@ from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.faults import fault, mistake_in, refuses_arguments
 from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
+from exp.layers import KEY as BUILDS_ON
+from exp.layers import with_base
 from exp.messages import denied, explain, refusal
 from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
@@ -83,10 +85,10 @@ class Cli(LightningCLI):
         self.command = command
         self.rule: Rule | None = None
         try:
-            trusted, argv = taken_from(files_first(argv))
+            trusted, argv = taken_from(with_base(files_first(argv)))
             with self._own_config(argv, trusted) as argv:
                 self._parse(argv)
-        except Distrust as error:
+        except (Distrust, ConfigError) as error:
             self.refuse(str(error))
 
     @contextmanager
@@ -158,6 +160,9 @@ class Cli(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has: its place, its checkpoints, how it resumes and what it tells W&B."""
         parser.add_argument("--experiment", type=str | None, help="the run's name (default: the config file's)")
+        parser.add_argument(
+            f"--{BUILDS_ON}", type=str | None, help="of a config: the one that it changes, a path from its own folder"
+        )
         parser.add_argument("--version", type=str | None, help="the run's number or name (default: the next number)")
         parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
         parser.add_argument(
@@ -213,6 +218,7 @@ class Cli(LightningCLI):
         if self.config.ckpt_path is not None:
             self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
         self.config.pop("trust", None)
+        self.config.pop(BUILDS_ON, None)
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)

@@ -1,0 +1,87 @@
+"""Commands as people say them, `exp fit solq_digits`, in the options that they stand for."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from exp.arguments import config_files, option
+from exp.checkpoint_names import NoCheckpoint, find_checkpoint
+from exp.recipes import UnknownRecipe, find_recipe, is_name
+
+# What is trained or measured is a config; what is evaluated is a run or, with weights of its own, a config.
+OF_CONFIGS, OF_RUNS = ("fit", "profile", "compare"), ("validate", "test", "predict")
+
+
+class Unmeant(ValueError):
+    """A word that stands for nothing; the message says what would."""
+
+
+def spelled_out(command: str, argv: list[str]) -> list[str]:
+    """The arguments of a command with its words as options, and names of configs as their files.
+
+    The words in front are configs, `fit solq_digits gpu`; of what evaluates, the first is a run, an experiment, a
+    checkpoint or a config, `predict mine/best photos/`.
+
+    Args:
+        command: its name.
+        argv: what follows it.
+
+    Raises:
+        Unmeant: there is no such config or run.
+    """
+    if command not in (*OF_CONFIGS, *OF_RUNS):
+        return argv
+    argv = _files_of_names(command, argv)
+    front = next((i for i, argument in enumerate(argv) if argument.startswith("-")), len(argv))
+    words, rest = argv[:front], argv[front:]
+    if command in OF_CONFIGS:
+        return [*(f"--config={_config(word, command == 'compare')}" for word in words), *rest]
+    if not words or option(rest, "--ckpt_path") or config_files(rest):
+        return argv
+    first, *others = words
+    if Path(first).suffix in (".yaml", ".yml"):
+        return [*others, f"--config={first}", *rest]
+    try:
+        checkpoint = find_checkpoint(first, Path(option(rest, "--runs") or "runs"))
+    except NoCheckpoint as error:
+        if is_name(first):
+            with suppress(Unmeant):
+                return [*others, f"--config={_config(first, claim=False)}", *rest]
+        # Images without a network to look at them: the command says what is missing.
+        if command == "predict" and os.path.exists(first):
+            return argv
+        raise Unmeant(f"{command} {error}") from None
+    if _is_picture(checkpoint):
+        return argv
+    return [*others, f"--ckpt_path={checkpoint}", *rest]
+
+
+def _files_of_names(command: str, argv: list[str]) -> list[str]:
+    """The files that `--config NAME` and `--config=NAME` mean."""
+    found, value = [], False
+    for argument in argv:
+        if value:
+            found.append(_config(argument, command == "compare"))
+        elif argument.startswith("--config="):
+            found.append(f"--config={_config(argument.removeprefix('--config='), command == 'compare')}")
+        else:
+            found.append(argument)
+        value = argument in ("-c", "--config") and not value
+    return found
+
+
+def _config(word: str, claim: bool) -> str:
+    if not is_name(word):
+        return word
+    try:
+        return os.path.relpath(find_recipe(word, claim))
+    except UnknownRecipe as error:
+        raise Unmeant(str(error)) from None
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file begins as no checkpoint does, which is a zip archive."""
+    with path.open("rb") as file:
+        return file.read(2) != b"PK"

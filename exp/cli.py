@@ -180,8 +180,9 @@ class Cli(LightningCLI):
         parser.add_argument(
             "--weights",
             type=str | dict[str, str] | None,
-            help="start from these weights, of an exp checkpoint or one that `convert` wrote, or `package`: of an "
-            "installed package; --weights.PART=FILE: weights of a part, such as teacher or network.backbone",
+            help="start from these weights, of an exp checkpoint, an official file or one that `convert` wrote, or "
+            "`package`: of an installed package; --weights.PART=FILE: weights of a part, such as teacher or "
+            "network.backbone",
         )
         parser.add_argument(
             "--ckpt_path",

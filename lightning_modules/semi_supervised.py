@@ -19,6 +19,8 @@ from lightning_modules.optimization import Quantity
 from lightning_modules.task import Batch
 from lightning_modules.teachers import tell_if_none_moves
 from models.mistakes import Mistake
+from models.processes import gathered_rows
+from models.semi_supervised.ctaugment import moved_rates, recognition
 from models.semi_supervised.fixmatch import fixmatch_loss
 from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp
 
@@ -65,6 +67,24 @@ class SemiSupervised(Classification):
             self.evaluation[_STUDENT] = MetricCollection({"top1": accuracy}).to(self.device)
         self.evaluation[_STUDENT]["top1"].update(self.network(*self.inputs(batch)), batch["label"])
         return super().count(batch, split)
+
+    @torch.no_grad()
+    def probe(self, labelled: Batch) -> None:
+        """Learns from probes of labelled images which strengths of `CTAugment` the teacher still recognises.
+
+        Every process learns from the probes of all, so that their rates stay the same.
+
+        Args:
+            labelled: Batch with `probe` and `policy`, or without both.
+        """
+        rates = getattr(self.data, "rates", None)
+        if rates is None or "probe" not in labelled:
+            return
+        self.teacher.eval()
+        logits = self.teacher(self.in_memory_order(labelled["probe"]))
+        self.teacher.train()
+        bins, values = gathered_rows(labelled["policy"]), gathered_rows(recognition(logits, labelled["label"]))
+        rates.learnt = moved_rates(rates.learnt.to(bins.device, non_blocking=True), bins, values, rates.decay)
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two views [B, 3, H, W] of the unlabelled images of a training batch.
@@ -123,6 +143,7 @@ class FixMatch(SemiSupervised):
         weak_images, strong_images = self.views(batch)
         labelled = batch["labelled"]
         images, targets = labelled["image"], labelled["label"]
+        self.probe(labelled)
         # One forward pass for all: batch norms are over labelled and unlabelled images.
         if self.labels_from == "student":
             logits, weak, strong = self(torch.cat([images, weak_images, strong_images])).split(
@@ -197,6 +218,7 @@ class MeanTeacher(SemiSupervised):
         own_view, teachers_view = self.views(batch)
         labelled = batch["labelled"]
         images, targets = labelled["image"], labelled["label"]
+        self.probe(labelled)
         student = self(torch.cat([images, own_view]))
         with torch.no_grad():
             teacher = self.teacher(self.in_memory_order(torch.cat([images, teachers_view])))

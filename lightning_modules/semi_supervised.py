@@ -22,7 +22,7 @@ from models.mistakes import Mistake
 from models.processes import gathered_rows
 from models.semi_supervised.ctaugment import moved_rates, recognition
 from models.semi_supervised.fixmatch import fixmatch_loss
-from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp
+from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp, tie
 
 _STUDENT = "_student"
 
@@ -175,12 +175,16 @@ class MeanTeacher(SemiSupervised):
     rises over the first epochs. The cross-entropy is the mean over the labelled images; the published code divides its
     sum by the images of the whole batch.
 
+    A network with two heads (`ShakeShake`) is compared with labels by the first one and with the teacher's first one by
+    the second, and their logits are tied.
+
     Reference: "Mean teachers are better role models", arXiv 1703.01780.
 
     Args:
         network: images [B, 3, H, W] -> logits [B, K].
         consistency: `mse` of probabilities or `kl`.
         ramp_epochs: epochs over which the weight rises, exp(-5 (1 - epoch / ramp_epochs)^2).
+        tie_weight: what the squared distance of two heads' logits is multiplied by.
         options: see `SemiSupervised`; published runs have an `unlabelled_weight` of 100 with `mse` on CIFAR-10.
 
     Raises:
@@ -188,13 +192,18 @@ class MeanTeacher(SemiSupervised):
     """
 
     def __init__(
-        self, network: nn.Module, consistency: Literal["mse", "kl"] = "mse", ramp_epochs: float = 5.0, **options: Any
+        self,
+        network: nn.Module,
+        consistency: Literal["mse", "kl"] = "mse",
+        ramp_epochs: float = 5.0,
+        tie_weight: float = 0.01,
+        **options: Any,
     ) -> None:
         super().__init__(network, **options)
         if consistency not in ("mse", "kl"):
             raise Mistake(f"consistency is mse or kl, not {consistency!r}")
         self.consistency = {"mse": consistency_mse, "kl": consistency_kl}[consistency]
-        self.ramp_epochs = ramp_epochs
+        self.ramp_epochs, self.tie_weight = ramp_epochs, tie_weight
         self._weight = self.unlabelled_weight
 
     @override
@@ -219,14 +228,20 @@ class MeanTeacher(SemiSupervised):
         labelled = batch["labelled"]
         images, targets = labelled["image"], labelled["label"]
         self.probe(labelled)
-        student = self(torch.cat([images, own_view]))
+        seen = torch.cat([images, own_view])
+        if getattr(self.network, "consistency_head", None) is None:
+            of_labels = student = self(seen)
+        else:
+            of_labels, student = self.network.both_heads(self.in_memory_order(seen))
         with torch.no_grad():
             teacher = self.teacher(self.in_memory_order(torch.cat([images, teachers_view])))
-        logits = student[: len(images)]
+        logits = of_labels[: len(images)]
         losses = {
             "ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing),
             "consistency": self._weight * self.consistency(student, teacher) / len(student),
         }
+        if of_labels is not student:
+            losses["tie"] = self.tie_weight * tie(of_labels, student) / len(student)
         metrics = {
             "top1": (logits.argmax(1) == targets).float().mean(),
             "teacher_top1": (teacher[len(images) :].argmax(1) == batch["train"]["label"]).float().mean(),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from models.official import haiku
 from models.official.patterns import OFFICIAL, OURS, Group, Names, Slot
 from models.pixels import Stated
 
@@ -297,7 +298,7 @@ def _entry(checkpoint: Mapping[str, Any], ema: bool, depth: int = 0) -> Mapping[
         raise LayoutError("no weights in it: its entries hold each other")
     # In our checkpoints the average stands where other callbacks and Lightning itself look for weights.
     averaged = ("state_dict", *_AVERAGED) if "averaging_state" in checkpoint else _AVERAGED
-    if not ema and (both := _of_a_pair(checkpoint)):
+    if not ema and (both := _of_a_pair(checkpoint) or haiku.flat(checkpoint)):
         return both
     entries = averaged if ema else (*_RAW, *averaged)
     entry = next((name for name in entries if isinstance(checkpoint.get(name), Mapping) and checkpoint[name]), None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +51,76 @@ def test_every_official_file_enters_its_network(name: str, tmp_path: Path) -> No
     )
     for key, value in cli.model.network.state_dict().items():
         assert torch.equal(value, ours[key].to(value.dtype)), key
+
+
+class FlatMapping(dict):
+    """Pickled as Haiku's own dictionary of this name."""
+
+    def __reduce__(self) -> tuple:
+        return FlatMapping, (dict(self),)
+
+
+class _ByolExperimentState(NamedTuple):
+    online_params: dict
+    target_params: dict
+    online_state: dict
+    target_state: dict
+    opt_state: Any
+
+
+def haiku_trees(flat: dict[str, Tensor]) -> dict[str, FlatMapping]:
+    """Weights as a training in JAX has them: arrays, by path of a module and name of a tensor."""
+    trees: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for name, value in flat.items():
+        tree, *path, leaf = name.split(".")
+        path = ["res_net50", *path[1:]] if path[0] == "encoder" else path
+        module = ("/" if path[0] != "res_net50" and len(path) < 3 else "/~/").join(path)
+        trees.setdefault(tree, {}).setdefault(module, {})[leaf] = value.numpy()
+        if leaf == "average":
+            trees[tree][module] |= {"hidden": value.numpy() / 2, "counter": np.array(7)}
+    for side in ("online", "target"):
+        trees[f"{side}_params"]["classifier"] = {"w": np.ones((3, 2)), "b": np.ones(2)}
+    trees["target_params"]["predictor/linear"] = {"w": np.ones((3, 2)), "b": np.ones(2)}
+    return {
+        tree: FlatMapping({path: FlatMapping(leaves) for path, leaves in own.items()}) for tree, own in trees.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["as published", "plain"])
+def test_a_training_of_byol_in_jax_is_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = weights("byol")
+    trees = haiku_trees(layout_of("byol").to_official(ours))
+    assert {"res_net50/~/initial_conv", "projector/batch_norm", "projector/linear_1"} < trees["online_params"].keys()
+    assert "res_net50/~/block_group_1/~/block_0/~/shortcut_batchnorm/~/mean_ema" in trees["online_state"]
+    content: dict[str, Any] = dict(trees)
+    if kind == "as published":
+        # Classes that are not installed here: their names are all that a file has.
+        for module, given in (
+            ("haiku._src.data_structures", FlatMapping),
+            ("byol.byol_experiment", _ByolExperimentState),
+        ):
+            monkeypatch.setattr(given, "__module__", module)
+            monkeypatch.setitem(sys.modules, module.partition(".")[0], SimpleNamespace())  # type: ignore[misc]
+            monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{given.__name__: given}))  # type: ignore[misc]
+        state = _ByolExperimentState(**trees, opt_state=_ByolExperimentState(*[trees["online_params"]] * 5))
+        content = {"experiment_state": state, "step": 312_000, "rng": np.zeros(2, np.uint32)}
+        (tmp_path / "byol.pkl").write_bytes(pickle.dumps(content, protocol=2))
+        monkeypatch.undo()
+        assert b"haiku._src.data_structures" in (tmp_path / "byol.pkl").read_bytes()
+    else:
+        plain = {tree: {path: dict(leaves) for path, leaves in own.items()} for tree, own in content.items()}
+        (tmp_path / "byol.pkl").write_bytes(pickle.dumps(plain))
+    cli = with_network("byol")
+    start = start_from(cli, tmp_path / "byol.pkl")
+    assert start.layout == "BYOL"
+    left_out = [note.partition(":")[0] for note in start.notes]
+    assert left_out == [
+        "left out (averages before their correction)",
+        "left out (the classifier that watched the training)",
+        "left out (the teacher's predictor, which has no use)",
+    ]
+    for key, value in cli.model.network.state_dict().items():
+        assert torch.equal(value, ours[key]), key
 
 
 def fixmatch() -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from datamodules import Digits, FewLabels, View
 from datamodules.transforms import CTAugment
 from lightning_modules import AverageWarmup, FixMatch, MeanTeacher
 from lightning_modules.semi_supervised import SemiSupervised
-from models.classifiers import WideResNet
+from models.classifiers import ShakeShake, WideResNet
 from models.mistakes import Mistake
 from tests.library.recorder import SaveEverywhere
 
@@ -24,12 +24,18 @@ KINDS = {
     "fixmatch": lambda: FixMatch(network(), threshold=0.3, optimizer=sgd),
     "fixmatch of a teacher": lambda: FixMatch(network(), threshold=0.3, labels_from="teacher", optimizer=sgd),
     "mean teacher": lambda: MeanTeacher(network(), unlabelled_weight=5.0, ramp_epochs=2, optimizer=sgd),
+    "mean teacher of two heads": lambda: MeanTeacher(two_heads(), unlabelled_weight=5.0, optimizer=sgd),
 }
 
 
 def network() -> WideResNet:
     torch.manual_seed(0)
     return WideResNet(10, 1, 10, base_width=4, norm_momentum=0.1)
+
+
+def two_heads() -> ShakeShake:
+    torch.manual_seed(0)
+    return ShakeShake(8, 4, two_heads=True)
 
 
 def sgd(groups: Any) -> torch.optim.Optimizer:
@@ -154,6 +160,29 @@ def test_the_weight_of_the_teacher_rises() -> None:
     e = torch.e
     expected = [5 * e**-5] * 6 + [5 * e**-1.25] * 6 + [5.0] * 2
     assert weights == pytest.approx(expected)
+
+
+def test_two_heads_are_tied_and_compared_each_with_its_own() -> None:
+    module, images = MeanTeacher(two_heads(), unlabelled_weight=5.0, ramp_epochs=0, tie_weight=0.5), data()
+    batch = images.on_after_batch_transfer(next(iter(images.train_dataloader())), 0)
+    module.teacher.head.load_state_dict(module.teacher.consistency_head.state_dict())
+    found: dict[str, float] = {}
+    module.total_loss = lambda losses, metrics, size: found.update(  # type: ignore[method-assign]
+        {name: float(value) for name, value in losses.items()}
+    )
+    # Without mixing, both heads see the same features.
+    module.eval()
+    module.network.head.weight.data.zero_()
+    module.network.head.bias.data.zero_()
+    module.training = True
+    module.training_step(batch, 0)
+    labelled, own = batch["labelled"]["image"], batch["train"]["image"][0][0]
+    logits = module.network.both_heads(torch.cat([labelled, own]))[1]
+    assert found["ce"] == pytest.approx(float(torch.tensor(10.0).log()))
+    assert found["tie"] == pytest.approx(0.5 * float(logits.square().sum()) / 10 / len(logits), rel=1e-5)
+    teacher = module.teacher(torch.cat([labelled, batch["train"]["image"][0][1]]))
+    distance = (logits.softmax(1) - teacher.softmax(1)).square().sum() / 10 / len(logits)
+    assert found["consistency"] == pytest.approx(5 * float(distance), rel=1e-4)
 
 
 def test_few_labels_go_far() -> None:

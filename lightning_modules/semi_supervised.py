@@ -229,10 +229,11 @@ class MeanTeacher(SemiSupervised):
         images, targets = labelled["image"], labelled["label"]
         self.probe(labelled)
         seen = torch.cat([images, own_view])
-        if getattr(self.network, "consistency_head", None) is None:
+        network: Any = self.network
+        if getattr(network, "consistency_head", None) is None:
             of_labels = student = self(seen)
         else:
-            of_labels, student = self.network.both_heads(self.in_memory_order(seen))
+            of_labels, student = network.both_heads(self.in_memory_order(seen))
         with torch.no_grad():
             teacher = self.teacher(self.in_memory_order(torch.cat([images, teachers_view])))
         logits = of_labels[: len(images)]

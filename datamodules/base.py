@@ -287,20 +287,13 @@ class DataModule(lightning.LightningDataModule, ABC):
             len(self.source(name)), batch_size, accumulate, self.seed, rank, world_size, self.batch_groups(), overfits
         )
         if not others:
-            return self._loader(self._train_samples(name), first, self.begin_epoch)
+            return self._loader(self._train_samples(name), first)
         rounds = {
             other: RoundBatches(len(self.source(other)), size, self.stream_seed(other), rank, world_size)
             for other, size in others
         }
         samples = {stream: self._train_samples(stream) for stream in self.streams()}
-        return self._loader(Streams(samples), SideBySide(name, first, rounds), self.begin_epoch)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """What is to be done before batches of an epoch, or of the rest of one, are loaded to train on.
-
-        Args:
-            epoch: From 0.
-        """
+        return self._loader(Streams(samples), SideBySide(name, first, rounds))
 
     def plain_train_dataloader(self) -> Loader:
         """Every training sample once over all processes, in order and with the evaluation transforms."""
@@ -335,19 +328,13 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Number of this process, and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(
-        self,
-        samples: Samples | Streams,
-        batches: TrainBatches | SideBySide | EvalBatches,
-        begin: Callable[[int], None] = lambda epoch: None,
-    ) -> Loader:
+    def _loader(self, samples: Samples | Streams, batches: TrainBatches | SideBySide | EvalBatches) -> Loader:
         return Loader(
             samples,
             batches,
             join=type(self).collate,
             report=self._skipping.report,
             position=self._position,
-            begin=begin,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

@@ -136,9 +136,11 @@ class Loader:
         join: Makes a batch of samples.
         report: Called in the main process with the bad samples of each batch; raises if they are too many.
         position: Epoch and batches consumed in it, as the trainer counts them; None without one.
-        begin: Called with the epoch before the first batch of a pass over it, or over the rest of it, is loaded.
         num_workers: Worker processes; 0 loads in the main process.
         pin_memory: Whether batches are put in page-locked memory.
+
+    Attributes:
+        begin: Called with the epoch before the first batch of it, or of the rest of it, is loaded.
     """
 
     def __init__(
@@ -148,11 +150,11 @@ class Loader:
         join: Callable[[list[Batch]], Batch],
         report: Callable[[list[BadSample]], None],
         position: Callable[[], tuple[int, int] | None],
-        begin: Callable[[int], None],
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.batches, self.report, self.position, self.begin = batches, report, position, begin
+        self.batches, self.report, self.position = batches, report, position
+        self.begin: Callable[[int], None] | None = None
         self.num_workers = num_workers
         self._cursor = _Cursor(batches)
         self._running: int | None = None
@@ -219,7 +221,8 @@ class Loader:
         """Batches from the present position on."""
         # A generator, so that the position is read at the first batch: Lightning asks for the iterator first and sets
         # the epoch afterwards.
-        self.begin(self._cursor.epoch)
+        if self.begin is not None:
+            self.begin(self._cursor.epoch)
         iterator = self._iterate()
         self._running, self._cursor.samples = self._cursor.epoch, 0
         for batch, bad in iterator:

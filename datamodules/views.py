@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from datamodules.base import DataModule
 from datamodules.errors import DataError, OptionError
+from datamodules.loading import Loader
 from datamodules.ordering import derived_seed
 from datamodules.pixels import Pixels
 from datamodules.splits import Source, Subset
@@ -145,9 +146,11 @@ class FewLabels(MultiView):
         return Probed(pipeline, self._control, derived_seed(self.seed, "probes"))
 
     @override
-    def begin_epoch(self, epoch: int) -> None:
+    def train_dataloader(self) -> Loader:
+        loader = super().train_dataloader()
         if self.rates is not None:
-            self.rates.begin(epoch)
+            loader.begin = self.rates.begin
+        return loader
 
     @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

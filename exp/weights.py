@@ -6,7 +6,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from exp.pixels import Statement, hand_over, hand_over_checkpoint, stated_by, st
 from exp.usage import UsageError
 from exp.weight_files import WeightFileError, read
 from models import official
-from models.official import State
+from models.official import State, backbones
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Start:
         classifier: Names of the parameters of a classifier of another number of classes.
         notes: What else was left out, a phrase each: what is of a training and not of its network.
         pixels: How the images look that the weights expect.
+        taken: What of the weights was taken, where they are not of such a network; a phrase.
     """
 
     absent: Mapping[str, list[str]]
@@ -40,10 +41,11 @@ class Start:
     classifier: list[str]
     notes: Sequence[str] = ()
     pixels: Statement = field(default=Statement(), compare=False)
+    taken: str = ""
 
     def message(self) -> str:
         """What starts afresh and what is left out, in one line; empty if there is nothing of the kind."""
-        parts = []
+        parts = [self.taken] if self.taken else []
         if self.absent:
             parts.append(f"starting afresh: {_listed(self.absent)}")
         if self.spare:
@@ -107,7 +109,9 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     Args:
         cli: the command.
         path: an exp checkpoint, what `convert` wrote, or the weights of a network of timm's, or a package's. For a part
-            of a network it may hold that part alone, or a whole network with a part of the same name.
+            of a network it may hold that part alone, or a whole network with a part of the same name. Of a student and
+            a teacher, a network that is neither gets the backbone of the one that is evaluated; and of a backbone,
+            both of them get it.
         part: attribute of the module, dotted: `network`, `teacher`, `network.backbone`.
 
     Returns:
@@ -140,7 +144,16 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     behind: list[str] = []
-    fitted = state
+    moved = None
+    if backbones.holds_sides(state) and not backbones.holds_sides(network.state_dict()):
+        side = checkpoint.get("published")
+        if rest:
+            state, _ = backbones.published_backbone(state, side)
+        else:
+            moved = backbones.into_classifier(network, state, side)
+    elif backbones.holds_sides(network.state_dict()) and not rest and not backbones.holds_sides(state):
+        moved = backbones.into_learner(network, state)
+    fitted = state if moved is None else moved.state
     if rest:
         fitted, behind = _with_part(network, rest, state)
     absent, spare = official.absent_parts(network, fitted), official.spare_parts(network, fitted)
@@ -155,7 +168,8 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
     expected = {name for names in absent.values() for name in names}
     spare |= {"layers behind the feature maps": behind} if behind else {}
     notes = tuple(str(note.message) for note in told)
-    return Start(absent, spare, [name for name in stayed if name not in expected], notes, pixels)
+    start = Start(absent, spare, [name for name in stayed if name not in expected], notes, pixels)
+    return start if moved is None else replace(start, absent=moved.absent, spare=moved.spare, taken=moved.taken)
 
 
 def to_evaluate(cli: Cli) -> Path:
@@ -184,6 +198,12 @@ def to_evaluate(cli: Cli) -> Path:
         raise UsageError(f"{cli.command} needs the whole network, by --weights FILE: {parts} only start a training")
     path = files[WHOLE]
     start = start_from(cli, path)
+    if cli.config.get("probe") is not None:
+        # Features need no more than a backbone.
+        if leads and (message := start.message()):
+            print(f"{path}: {message}")
+        hand_over(cli, {WHOLE: (path, start.pixels)}, leads)
+        return path
     kinds = {"missing": start.absent, "without a place": start.spare}
     if strange := [f"{kind}: {_listed(parts)}" for kind, parts in kinds.items() if parts]:
         raise UsageError(

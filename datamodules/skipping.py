@@ -41,7 +41,9 @@ class Skipping:
                     if sample.skippable
                     else "Check train_transforms and eval_transforms."
                 )
-                raise DataError(f"{sample}\n{remedy}")
+                # Of a fault in the transforms the reason is a traceback.
+                told = f"{sample}\n" if "\n" in sample.reason else f"{str(sample).removesuffix('.')}. "
+                raise DataError(told + remedy)
             if sample.name in self.skipped:
                 continue
             self.skipped[sample.name] = sample.reason

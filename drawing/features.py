@@ -87,7 +87,7 @@ def plane(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str], t
 
 
 def attention_sheet(images: Sequence[np.ndarray], maps: Sequence[np.ndarray], title: str = "") -> Figure:
-    """Where each head looks, over each image: bright places get much attention, dark ones little.
+    """Where each head looks, over each image: bright places get much attention, black ones none; each on its own scale.
 
     Args:
         images: uint8 [H, W, 3] each.
@@ -102,10 +102,13 @@ def attention_sheet(images: Sequence[np.ndarray], maps: Sequence[np.ndarray], ti
         for j in range(heads + 1):
             axes = figure.add_subplot(len(images), heads + 1, i * (heads + 1) + j + 1)
             smooth = "nearest" if max(height, width) < 64 else "antialiased"
-            axes.imshow(image if j == 0 else image.mean(2), cmap=None if j == 0 else "gray", interpolation=smooth)
-            if j:
+            if j == 0:
+                axes.imshow(image, interpolation=smooth)
+            else:
+                # Faint, so that brightness says where a head looks, and not how bright the image is.
+                axes.imshow(image.mean(2), cmap="gray", vmin=-255, vmax=510, interpolation=smooth)
                 extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-                axes.imshow(shares[j - 1], cmap="inferno", alpha=0.7, extent=extent, interpolation="bilinear", vmin=0)
+                axes.imshow(shares[j - 1], cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear", vmin=0)
             axes.axis("off")
             if i == 0:
                 axes.set_title(f"head {j}" if j else "image", fontsize=8)

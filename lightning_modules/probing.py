@@ -97,10 +97,15 @@ def judged(
         sides: The first is judged; of several, each is named as well, `knn_top1_student`.
         probes: Which are asked.
         neighbours: How many vote.
+
+    Raises:
+        Mistake: All known images are of one class.
     """
     metrics: dict[str, float | Tensor] = {}
     for probe in probes:
         labels, known_labels = seen["label"], known["label"]
+        if bool((known_labels == known_labels[0]).all()):
+            raise Mistake("the training images are all of one class: a probe needs two or more to tell apart")
         classes = int(torch.cat([labels, known_labels]).max()) + 1
         for side in sides:
             if probe == "linear":

@@ -53,7 +53,7 @@ class SelfSupervised(Task):
     for the class of each evaluated image: `knn_top1` of the side that the paper evaluates, and of both by name if both
     are asked for. With the probe `linear`, a logistic regression on the same features tells the classes, too:
     `linear_top1`. It also says how spread the representations are, and warns when they have collapsed. Images without
-    classes have no probes, and the rank of their features says which checkpoint is best.
+    classes have no probes, and nothing says which checkpoint is best.
 
     Args:
         network: the learner: `models.self_supervised.MoCo`, `BYOL` or `DINO`.
@@ -118,11 +118,9 @@ class SelfSupervised(Task):
         super().setup(stage)
         if self.probes and self.data is not None and not self.data.num_classes and stage != "predict":
             rank_zero_warn(
-                "the images have no classes that a probe could tell apart: the best checkpoint is the one whose "
-                "features have the highest rank"
+                "the images have no classes that a probe could tell apart: none is asked, and no checkpoint is the best"
             )
-            # "RankMe", arXiv 2210.02885, chooses by it.
-            self.probes, self.shown, self.monitor = [], ("rank",), "val/rank"
+            self.probes, self.monitor, self.shown, self.curves = [], None, ("rank",), ("rank",)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import torch
+from albumentations.augmentations.crops.transforms import CropSizeError
 from torch.utils.data import DataLoader
 
 from datamodules.batches import EvalBatches, Key, SideBySide, TrainBatches
@@ -67,6 +68,9 @@ class Samples:
             return self.pipeline(sample, epoch, index) | {"index": index}
         except DataError as problem:
             return BadSample(index, shown(self.source.name(index)), str(problem), label)
+        except CropSizeError as problem:
+            reason = f"a crop is larger than the image: crop the image smaller, or resize it first ({problem})"
+            return BadSample(index, shown(self.source.name(index)), reason, label, skippable=False)
         except Exception:
             reason = f"the transforms failed on this sample:\n{traceback.format_exc()}"
             return BadSample(index, shown(self.source.name(index)), reason, label, skippable=False)

@@ -196,6 +196,10 @@ class Cli(LightningCLI):
         )
         if self.command == "predict":
             self.predictions.add_to(parser)
+        if self.command in ("validate", "test"):
+            parser.add_argument(
+                "--probe", type=str | None, help="judge the network's features instead: knn, linear or knn,linear"
+            )
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

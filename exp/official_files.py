@@ -22,6 +22,7 @@ class Translation:
         state: Them.
         system: Whose layout it is.
         title: What its layout is called.
+        published: Of a student and a teacher, the one that the paper evaluates; None for no such pair.
         pixels: How the images look that they expect; None where nobody says it.
         notes: What else was left out, a phrase each.
     """
@@ -29,6 +30,7 @@ class Translation:
     state: State
     system: str
     title: str
+    published: str | None = None
     pixels: Pixels | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -64,6 +66,7 @@ def translated(
         converted,
         system,
         layout.title,
+        layout.published,
         pixels,
         tuple(str(note.message) for note in told),
     )

@@ -22,7 +22,7 @@ from exp.usage import UsageError
 from exp.weight_files import WeightFileError, read
 from lightning_modules import Task
 from models import official
-from models.official import State
+from models.official import State, backbones
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Start:
         pixels: How the images look that the weights expect.
         layout: In whose official layout they were; empty for ours.
         averaged: Averages of the same weights, in our layout, that the file has besides.
+        taken: What of the weights was taken, where they are not of such a network; a phrase.
     """
 
     absent: Mapping[str, list[str]]
@@ -46,10 +47,11 @@ class Start:
     pixels: Statement = field(default=Statement(), compare=False)
     layout: str = ""
     averaged: State | None = field(default=None, compare=False, repr=False)
+    taken: str = ""
 
     def message(self) -> str:
         """Whose layout it was, what starts afresh and what is left out, in one line; empty if there is nothing."""
-        parts = [self.recognised()] if self.layout else []
+        parts = [each for each in (self.recognised() if self.layout else "", self.taken) if each]
         if self.absent:
             parts.append(f"starting afresh: {_listed(self.absent)}")
         if self.spare:
@@ -118,7 +120,8 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) 
         cli: the command.
         path: an exp checkpoint, what `convert` wrote or would read, or the weights of a network of timm's, or a
             package's. For a part of a network it may hold that part alone, or a whole network with a part of the same
-            name.
+            name. Of a student and a teacher, a network that is neither gets the backbone of the one that is evaluated;
+            and of a backbone, both of them get it.
         part: attribute of the module, dotted: `network`, `teacher`, `network.backbone`.
         averages: whether averages that a training has besides are looked for, too.
 
@@ -155,11 +158,13 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) 
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
     notes = tuple(str(note.message) for note in told)
+    foreign = official.foreign(state)
     try:
-        return replace(_put(network, rest, state), notes=notes, pixels=pixels, averaged=beside)
+        # Also of an official layout, which may be that of a network of timm's, which takes it as it is.
+        start = _put(network, rest, state, checkpoint.get("published"), moves=not foreign)
+        return replace(start, notes=notes, pixels=pixels, averaged=beside)
     except official.LayoutError as error:
-        # Asked only now: an official layout may be that of a network of timm's, which takes it as it is.
-        if not official.foreign(state):
+        if not foreign:
             raise UsageError(
                 f"{option} {path}: {error}; give weights of this network, or a file in an official layout that "
                 "`python -m exp convert` knows"
@@ -172,7 +177,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) 
             f"{option} {path}: {error}; `python -m exp convert --system NAME` reads it as another system's"
         ) from error
     try:
-        start = _put(network, rest, found.state)
+        start = _put(network, rest, found.state, found.published)
     except official.LayoutError as error:
         raise UsageError(
             f"{option} {path}: weights in the official {found.title} layout, which are not this network's ({error}): "
@@ -183,20 +188,39 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) 
     return replace(start, notes=found.notes, pixels=pixels, layout=found.title, averaged=beside)
 
 
-def _put(network: nn.Module, part: str, state: State) -> Start:
+def _put(network: nn.Module, part: str, state: State, side: str | None = None, moves: bool = True) -> Start:
     """Puts weights in our layout into a network, or into a part of it; see `start_from`.
+
+    Args:
+        network: the network.
+        part: where the part is in it, dotted; empty for all of it.
+        state: the weights.
+        side: whose backbone is taken of a student and a teacher; by default that of the one that the paper evaluates.
+        moves: whether a backbone is looked for where network and weights are not of a kind.
 
     Raises:
         LayoutError: they do not fit.
     """
     behind: list[str] = []
+    moved = None
+    wants_sides, has_sides = backbones.holds_sides(network.state_dict()), backbones.holds_sides(state)
+    if moves and has_sides and not wants_sides:
+        if part:
+            state, _ = backbones.published_backbone(state, side)
+        else:
+            moved = backbones.into_classifier(network, state, side)
+    elif moves and wants_sides and not part and not has_sides:
+        moved = backbones.into_learner(network, state)
+    if moved is not None:
+        state = moved.state
     if part:
         state, behind = _with_part(network, part, state)
     absent, spare = official.absent_parts(network, state), official.spare_parts(network, state)
     stayed = official.load(network, state)
     expected = {name for names in absent.values() for name in names}
     spare |= {"layers behind the feature maps": behind} if behind else {}
-    return Start(absent, spare, [name for name in stayed if name not in expected])
+    start = Start(absent, spare, [name for name in stayed if name not in expected])
+    return start if moved is None else replace(start, absent=moved.absent, spare=moved.spare, taken=moved.taken)
 
 
 def to_evaluate(cli: Cli) -> Path:
@@ -225,6 +249,13 @@ def to_evaluate(cli: Cli) -> Path:
         raise UsageError(f"{cli.command} needs the whole network, by --weights FILE: {parts} only start a training")
     path = files[WHOLE]
     start = start_from(cli, path, averages=True)
+    if cli.config.get("probe") is not None:
+        # Features need no more than a backbone.
+        evaluated = _with_averages(cli.model, start)
+        if leads and (message := start.message()):
+            print(f"{path}: {message}{evaluated}")
+        hand_over(cli, {WHOLE: (path, start.pixels)}, leads)
+        return path
     kinds = {"missing": start.absent, "without a place": start.spare}
     if strange := [f"{kind}: {_listed(parts)}" for kind, parts in kinds.items() if parts]:
         raise UsageError(

@@ -18,6 +18,7 @@ from lightning_modules.internals import step_counts
 from lightning_modules.optimization import Quantity
 from lightning_modules.task import Batch
 from lightning_modules.teachers import tell_if_none_moves
+from models.features import Embedder, embedder_of
 from models.mistakes import Mistake
 from models.processes import gathered_rows
 from models.semi_supervised.ctaugment import moved_rates, recognition
@@ -44,6 +45,11 @@ class SemiSupervised(Classification):
         super().__init__(network, **options)
         self.teacher = deepcopy(network).requires_grad_(False)
         self.unlabelled_weight = unlabelled_weight
+
+    def embedders(self) -> dict[str, Embedder]:
+        """What makes features of images, of the teacher, which is judged, and of the student."""
+        sides = {"teacher": embedder_of(self.teacher), "student": embedder_of(self.network)}
+        return {side: embedder for side, embedder in sides.items() if embedder is not None}
 
     @override
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

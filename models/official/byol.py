@@ -83,4 +83,5 @@ LAYOUT = Layout(
     unpack=_as_torch_has_it,
     pack=_as_haiku_has_it,
     pixels=IMAGENET | {"size": (224, 224), "interpolation": "bicubic", "crop": 0.875},
+    published="student",
 )

@@ -106,6 +106,7 @@ class Layout:
         pack: Its inverse. Official weights must hold all that it gives back, and the same values.
         pixels: How the images look that the published weights expect (`models.pixels`), or a function that tells it by
             the official weights; None where nobody has published it.
+        published: Of a student and a teacher, the one that the paper evaluates; None for no such pair.
     """
 
     title: str
@@ -117,6 +118,7 @@ class Layout:
     unpack: Callable[[State], State] = dict
     pack: Callable[[State], State] = dict
     pixels: Stated | Callable[[State], Stated | None] | None = None
+    published: str | None = None
 
     def matches(self, state: Mapping[str, Any]) -> bool:
         """Whether names look like official weights of this system, wrapped or not."""

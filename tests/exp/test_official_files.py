@@ -53,6 +53,20 @@ def test_every_official_file_enters_its_network(name: str, tmp_path: Path) -> No
         assert torch.equal(value, ours[key].to(value.dtype)), key
 
 
+@pytest.mark.parametrize(("name", "side"), [("dino", "teacher"), ("spatial_ensemble", "teacher"), ("moco", "student")])
+def test_the_published_side_is_the_backbone_of_another_network(name: str, side: str, tmp_path: Path) -> None:
+    ours, layout = weights(name), layout_of(name)
+    torch.save({"state_dict": layout.to_official(ours)}, tmp_path / "theirs.pth")
+    backbone = BUILD[name]().student.backbone
+    cli: Any = SimpleNamespace(model=SimpleNamespace(network=backbone))
+    start = start_from(cli, tmp_path / "theirs.pth")
+    assert start.message().startswith(
+        f"weights in the official {layout.title} layout, translated; the {side}'s backbone"
+    )
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, ours[f"{side}.backbone.{key}"]), key
+
+
 class FlatMapping(dict):
     """Pickled as Haiku's own dictionary of this name."""
 

@@ -147,7 +147,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) 
             state = official.unwrap(checkpoint, averaged)
         # What a checkpoint keeps apart from its network, such as what trained beside a student.
         apart = checkpoint.get(top) if isinstance(checkpoint, Mapping) else None
-        if isinstance(apart, Mapping):
+        if isinstance(apart, Mapping) and top != WHOLE:
             tensors = {name: each for name, each in apart.items() if isinstance(each, Mapping)}
             state = {f"{name}.{key}": value for name, each in tensors.items() for key, value in each.items()}
         if packaged := network_of(path):

@@ -137,6 +137,14 @@ def test_a_training_of_byol_in_jax_is_read(kind: str, tmp_path: Path, monkeypatc
         assert torch.equal(value, ours[key]), key
 
 
+def test_an_entry_may_be_called_as_the_part_that_it_is_for(tmp_path: Path) -> None:
+    ours = weights("moco")
+    torch.save({"network": ours}, tmp_path / "ours.pth")
+    cli = with_network("moco")
+    assert start_from(cli, tmp_path / "ours.pth").message() == ""
+    assert torch.equal(cli.model.network.queue.keys, ours["queue.keys"])
+
+
 def fixmatch() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of the config's network in the official layout, and averages of them."""
     network = Cli(FIXMATCH, "validate").model.network

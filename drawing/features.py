@@ -69,7 +69,7 @@ def plane(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str], t
     axes.set_yticks([])
     size = max(6.0, min(24.0, 8000 / max(1, len(points))))
     if labels is None:
-        axes.scatter(*points.T, s=size, linewidths=0, alpha=0.8)
+        axes.scatter(points[:, 0], points[:, 1], s=size, linewidths=0, alpha=0.8)
         return figure
     present = np.unique(labels)
     few = len(present) <= MOST_COLOURS
@@ -78,7 +78,7 @@ def plane(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str], t
         own = points[labels == label]
         colour = palette(place if few else place / max(1, len(present) - 1))
         name = short(names[int(label)] if int(label) < len(names) else str(label), IN_CAPTION)
-        axes.scatter(*own.T, s=size, linewidths=0, alpha=0.8, color=colour, label=name)
+        axes.scatter(own[:, 0], own[:, 1], s=size, linewidths=0, alpha=0.8, color=colour, label=name)
         if not few:
             axes.annotate(name, np.median(own, 0), fontsize=5, ha="center", va="center")
     if few:

@@ -62,7 +62,7 @@ def probe(cli: Cli, checkpoint: Path, folder: Path) -> None:
         run = getattr(trainer, cli.command)
         run(judge, data, ckpt_path=cli.config.ckpt_path, weights_only=True, verbose=False)
         known, seen = judge.known, judge.seen
-        metrics = judge.findings.metrics
+        metrics = judge.conclude(split).metrics
         if trainer.is_global_zero:
             stored["train"].write(known)
             stored[split].write(seen)
@@ -135,7 +135,7 @@ def digest(cli: Cli, checkpoint: Path, split: str) -> str:
         split: `train`, `val` or `test`.
     """
     config, trainer = {name: cli.plain.get(name) for name in _DECIDING}, cli.trainer
-    batches = trainer.limit_val_batches, trainer.limit_test_batches  # type: ignore[attr-defined]
+    batches = trainer.limit_val_batches, trainer.limit_test_batches
     said = [config, code_version(cli.plain), str(cli.datamodule.pixels), str(trainer.precision), batches]
     made = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for text in (_identity(str(checkpoint)), *_images(cli.datamodule, split)):

@@ -150,10 +150,6 @@ class Probing(Task):
     # A checkpoint is the probed task's.
 
     @override
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
-        return self.probed.state_dict(*args, **options)
-
-    @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         return self.probed.load_state_dict(state_dict, *args, **options)
 

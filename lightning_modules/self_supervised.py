@@ -89,8 +89,12 @@ class SelfSupervised(Task):
         self.probes = valid_probes(probes)
         self.shown = tuple(f"{probe}_top1" for probe in self.probes)
         self.monitor = f"val/{self.shown[0]}"
-        others: list[Side] = ["student", "teacher"] if evaluates == "both" else []
-        self.sides = list(dict.fromkeys([network.published if others else evaluates or network.published, *others]))
+        if evaluates == "both":
+            # The first is judged.
+            others: list[Side] = ["student", "teacher"]
+            self.sides = list(dict.fromkeys([network.published, *others]))
+        else:
+            self.sides = [evaluates or network.published]
         self.clip_each = clip_each
         self.network_schedules = network_schedules or {}
         for name in self.network_schedules:
@@ -195,13 +199,13 @@ class SelfSupervised(Task):
         with self._precision():
             for batch in batches:
                 on_device = self._on_device(batch)
-                found.add(*self.inputs(on_device), on_device)
+                found.add(self.inputs(on_device)[0], on_device)
         return found.merged(self.device)
 
     @override
     def count(self, batch: Batch, split: str) -> dict[str, Any]:
         """Counts a batch; returns `index` and the published side's `features`."""
-        found = self._seen.add(*self.inputs(batch), batch)
+        found = self._seen.add(self.inputs(batch)[0], batch)
         for name, value in self.network.tally(*self.inputs(batch)).items():
             self._tally[name] = self._tally[name] + value.double() if name in self._tally else value.double()
         return {"index": batch["index"], "features": found[self.sides[0]]}

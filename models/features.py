@@ -65,7 +65,7 @@ def _pooled(maps: Tensor, channels_last: bool = False) -> Tensor:
 
 def _as_it_normalises(network: Any, images: Tensor) -> Tensor:
     """Images as a detector of torchvision's, which normalises them itself, gives them to its backbone."""
-    transform = getattr(network, "transform", None)
+    transform: Any = getattr(network, "transform", None)
     if not hasattr(transform, "image_mean"):
         return images
     return torch.stack([transform.normalize(image) for image in images])

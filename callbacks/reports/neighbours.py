@@ -75,8 +75,8 @@ class Neighbours(Predictions):
         found: list[list[tuple[int, float]]] = []
         for row, file in enumerate(files):
             pairs = zip(nearest_ones[row].tolist(), similarities[row].tolist(), strict=True)
-            others = [pair for pair in pairs if own[pair[0]] != os.path.realpath(file)]
-            found.append(others[: self.neighbours])
+            itself = os.path.realpath(file)
+            found.append([pair for pair in pairs if own[pair[0]] != itself][: self.neighbours])
         told = [
             {"file": file, "neighbours": [{"file": names[i], "similarity": round(s, 4)} for i, s in each]}
             for file, each in zip(files, found, strict=True)

@@ -47,7 +47,9 @@ def published_backbone(state: Mapping[str, Tensor], side: str | None = None) -> 
     Returns:
         Weights of the backbone alone, and whose they are.
     """
-    side = side or ("teacher" if any(name in state for name in _TEACHERS) else "student")
+    if not isinstance(side, str) or side not in _SIDES:
+        # A file of somebody else's may say anything.
+        side = "teacher" if any(name in state for name in _TEACHERS) else "student"
     prefix = _SIDES[side]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}, side
 

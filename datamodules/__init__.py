@@ -21,6 +21,7 @@ from datamodules.pixels import Pixels
 from datamodules.scenes import DigitScenes
 from datamodules.segmentation_folder import SegmentationFolder
 from datamodules.stick_figures import StickFigures
+from datamodules.unlabelled import UnlabelledFolder
 from datamodules.views import FewLabels, MultiView, View
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "Pixels",
     "SegmentationFolder",
     "StickFigures",
+    "UnlabelledFolder",
     "View",
 ]

@@ -299,6 +299,11 @@ class DataModule(lightning.LightningDataModule, ABC):
         """Every training sample once over all processes, in order and with the evaluation transforms."""
         return self._evaluation_loader("train")
 
+    def file_dataloader(self, paths: list[Path]) -> Loader:
+        """Image files, and those in folders, as the split ``files``: each once over all processes."""
+        self._sources["files"] = ImageFiles(paths)
+        return self._evaluation_loader("files")
+
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
         """Every validation sample once over all processes; nothing if no sample was held out."""

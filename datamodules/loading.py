@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import torch
+from albumentations.augmentations.crops.transforms import CropSizeError
 from torch.utils.data import DataLoader
 
 from datamodules.batches import EvalBatches, Key, SideBySide, TrainBatches
@@ -67,6 +68,9 @@ class Samples:
             return self.pipeline(sample, epoch, index) | {"index": index}
         except DataError as problem:
             return BadSample(index, shown(self.source.name(index)), str(problem), label)
+        except CropSizeError as problem:
+            reason = f"a crop is larger than the image: crop the image smaller, or resize it first ({problem})"
+            return BadSample(index, shown(self.source.name(index)), reason, label, skippable=False)
         except Exception:
             reason = f"the transforms failed on this sample:\n{traceback.format_exc()}"
             return BadSample(index, shown(self.source.name(index)), reason, label, skippable=False)
@@ -138,6 +142,9 @@ class Loader:
         position: Epoch and batches consumed in it, as the trainer counts them; None without one.
         num_workers: Worker processes; 0 loads in the main process.
         pin_memory: Whether batches are put in page-locked memory.
+
+    Attributes:
+        begin: Called with the epoch before the first batch of it, or of the rest of it, is loaded.
     """
 
     def __init__(
@@ -151,6 +158,7 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         self.batches, self.report, self.position = batches, report, position
+        self.begin: Callable[[int], None] | None = None
         self.num_workers = num_workers
         self._cursor = _Cursor(batches)
         self._running: int | None = None
@@ -217,6 +225,8 @@ class Loader:
         """Batches from the present position on."""
         # A generator, so that the position is read at the first batch: Lightning asks for the iterator first and sets
         # the epoch afterwards.
+        if self.begin is not None:
+            self.begin(self._cursor.epoch)
         iterator = self._iterate()
         self._running, self._cursor.samples = self._cursor.epoch, 0
         for batch, bad in iterator:

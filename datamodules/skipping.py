@@ -39,9 +39,11 @@ class Skipping:
                 remedy = (
                     "Repair or remove the file, or set on_bad_sample: skip to leave such samples out."
                     if sample.skippable
-                    else "Check train_transforms and eval_transforms."
+                    else "Check train_transforms, eval_transforms and views."
                 )
-                raise DataError(f"{sample}\n{remedy}")
+                # Of a fault in the transforms the reason is a traceback.
+                told = f"{sample}\n" if "\n" in sample.reason else f"{str(sample).removesuffix('.')}. "
+                raise DataError(told + remedy)
             if sample.name in self.skipped:
                 continue
             self.skipped[sample.name] = sample.reason

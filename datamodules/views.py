@@ -11,9 +11,11 @@ from typing_extensions import override
 
 from datamodules.base import DataModule
 from datamodules.errors import DataError, OptionError
+from datamodules.loading import Loader
 from datamodules.ordering import derived_seed
 from datamodules.pixels import Pixels
 from datamodules.splits import Source, Subset
+from datamodules.transforms.ctaugment import Probed, Rates, control_of
 from datamodules.transforms.pipeline import Augmentation, Transform
 from datamodules.transforms.views import Views
 
@@ -41,12 +43,17 @@ class MultiView(DataModule):
         views: Views of each training image.
 
     Raises:
-        OptionError: There are none, or less than one copy of one.
+        OptionError: There are none, or less than one copy of one, or one that needs labels.
     """
+
+    has_labels = False
 
     def __init__(self, data: DataModule, views: list[View]) -> None:
         if not views or any(view.copies < 1 for view in views):
             raise OptionError("views: name at least one view, each with copies of 1 or more.")
+        self._control = control_of([view.transforms for view in views])
+        if self._control is not None and not self.has_labels:
+            raise OptionError("views: CTAugment learns from labelled images: put the data module into FewLabels.")
         super().__init__(
             data.batch_size,
             data.train_transforms,
@@ -104,6 +111,8 @@ class FewLabels(MultiView):
         OptionError: Less than one label or unlabelled image.
     """
 
+    has_labels = True
+
     def __init__(
         self,
         data: DataModule,
@@ -124,6 +133,30 @@ class FewLabels(MultiView):
     def streams(self) -> dict[str, int]:
         return {"train": self.unlabelled_ratio * self.batch_size, "labelled": self.batch_size}
 
+    @property
+    def rates(self) -> Rates | None:
+        """What `CTAugment` draws by; None without."""
+        return None if self._control is None else self._control.rates
+
+    @override
+    def pipeline_for(self, split: str) -> Augmentation:
+        pipeline = super().pipeline_for(split)
+        if split != "labelled" or self._control is None:
+            return pipeline
+        return Probed(pipeline, self._control, derived_seed(self.seed, "probes"))
+
+    @override
+    def train_dataloader(self) -> Loader:
+        loader = super().train_dataloader()
+        if self.rates is not None:
+            loader.begin = self.rates.begin
+        return loader
+
+    @override
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return batch | {"probe": self._normalised(batch["probe"])} if "probe" in batch else batch
+
     @override
     def open(self) -> dict[str, Source | None]:
         sources = super().open()
@@ -135,12 +168,15 @@ class FewLabels(MultiView):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Which training images are labelled."""
-        return {} if self._chosen is None else {"labelled": torch.from_numpy(self._chosen)}
+        """Which training images are labelled, and what `CTAugment` draws by."""
+        state: dict[str, Any] = {} if self._chosen is None else {"labelled": torch.from_numpy(self._chosen)}
+        return state if self.rates is None else state | {"rates": self.rates.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the images that were labelled."""
+        """Goes on with the images that were labelled, and the rates that there were."""
+        if "rates" in state_dict and self.rates is not None:
+            self.rates.load_state_dict(state_dict["rates"])
         if "labelled" in state_dict:
             self._chosen = state_dict["labelled"].numpy()
             if "train" in self._sources:

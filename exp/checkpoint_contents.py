@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "epoch": (int,),
     "global_step": (int,),
     "loops": (dict,),
+    "published": (str,),
     "optimizer_states": (list,),
     "lr_schedulers": (list,),
     "pytorch-lightning_version": (str,),

@@ -112,7 +112,7 @@ def read_checkpoint(path: Path, tensors: bool = True) -> dict[str, Any]:
 def _not_ours(path: Path, content: Any) -> CheckpointError:
     found = f"it has {some(content)}" if isinstance(content, dict) else f"it holds a {type(content).__name__}"
     return CheckpointError(
-        path, f"not a checkpoint of exp ({found})", "official checkpoints are translated by `python -m exp convert`"
+        path, f"not a checkpoint of exp ({found})", "an official file goes with a config, by --config and --weights"
     )
 
 

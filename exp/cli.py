@@ -185,8 +185,9 @@ class Cli(LightningCLI):
         parser.add_argument(
             "--weights",
             type=str | dict[str, str] | None,
-            help="start from these weights, of an exp checkpoint or one that `convert` wrote, or `package`: of an "
-            "installed package; --weights.PART=FILE: weights of a part, such as teacher or network.backbone",
+            help="start from these weights, of an exp checkpoint, an official file or one that `convert` wrote, or "
+            "`package`: of an installed package; --weights.PART=FILE: weights of a part, such as teacher or "
+            "network.backbone",
         )
         parser.add_argument(
             "--ckpt_path",
@@ -200,6 +201,10 @@ class Cli(LightningCLI):
         )
         if self.command == "predict":
             self.predictions.add_to(parser)
+        if self.command in ("validate", "test"):
+            parser.add_argument(
+                "--probe", type=str | None, help="judge the network's features instead: knn, linear or knn,linear"
+            )
         parser.add_class_arguments(Checkpoints, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

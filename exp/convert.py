@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,28 +64,18 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     Raises:
         ConvertError: The source cannot be understood or the target not be written.
     """
-    from exp.pixels import of_a_run, stated_by, stated_in
+    from exp.official_files import translated
     from exp.weight_files import WeightFileError, read
-    from models import official
+    from models.official import LayoutError
 
     try:
-        checkpoint = read(source)
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", UserWarning)
-            state = official.unwrap(checkpoint, ema)
-            system = system or official.system_of(state, to)
-            layout = official.layout_of(system)
-            converted = layout.to_ours(state) if to == "ours" else layout.to_official(state)
-            # What the file itself says of its images outweighs what is published of the system; a run of ours that says
-            # nothing had those of its data.
-            pixels = stated_in(source, checkpoint)
-            if pixels is None and not of_a_run(checkpoint):
-                pixels = stated_by(layout.pixels_of(state if to == "ours" else converted))
-    except (WeightFileError, official.LayoutError) as error:
+        found = translated(source, read(source), system, to, ema)
+    except (WeightFileError, LayoutError) as error:
         raise ConvertError(str(error)) from error
+    converted, system, pixels = found.state, found.system, found.pixels
     write(converted, target, None if pixels is None else pixels.plain())
-    for note in notes:
-        print(f"exp convert: {source}: {note.message}", file=sys.stderr)
+    for note in found.notes:
+        print(f"exp convert: {source}: {note}", file=sys.stderr)
     numbers = sum(tensor.numel() for tensor in converted.values())
     weights = f"{system} {'averaged ' if ema else ''}weights in {'our' if to == 'ours' else 'the official'} layout"
     look = "not stated" if pixels is None else pixels

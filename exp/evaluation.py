@@ -14,6 +14,7 @@ from callbacks.whole_files import write_whole
 from exp.cli import Cli
 from exp.errors import exit_code
 from exp.packaged_weights import network_of
+from exp.probe import probe
 from exp.quiet import silence
 from exp.trainers import place_reports
 from exp.usage import UsageError
@@ -24,13 +25,18 @@ def evaluate(argv: list[str], command: str) -> int:
     """Evaluates a checkpoint; prints a table and writes it, with pictures, beside the checkpoint's run.
 
     Args:
-        argv: what follows the command's name.
+        argv: what follows the command's name; a checkpoint may come first, without `--ckpt_path`.
         command: `validate` or `test`.
     """
     silence()
+    if argv and not argv[0].startswith("-"):
+        argv = [f"--ckpt_path={argv[0]}", *argv[1:]]
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
         checkpoint = to_evaluate(cli)
+        if cli.config.probe is not None:
+            probe(cli, checkpoint, output_folder(cli, checkpoint, "probe"))
+            return outcome.code
         folder = output_folder(cli, checkpoint, command)
         place_reports(cli.trainer, Place(folder, folder))
         before = _times(folder)

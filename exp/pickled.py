@@ -279,6 +279,8 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.bytearray": lambda *given: bytearray(_bytes(*given)),
     "builtins.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
     "_codecs.encode": _bytes,
+    # Dictionaries that do not change, of networks of JAX.
+    **{f"haiku._src.data_structures.{kind}": _dict for kind in ("FlatMapping", "FlatMap", "frozendict")},
     "argparse.Namespace": lambda *_: Namespace(),
     "types.SimpleNamespace": lambda *_: Namespace(),
     "numpy.dtype": _dtype,

@@ -316,7 +316,7 @@ def _plain(content: Any) -> Any:
     if not isinstance(content, dict) or not any(isinstance(value, Record) for value in content.values()):
         return content
     for name, value in content.items():
-        content[name] = _as_dict(value)
+        content[name] = _as_tuple(_as_dict(value))
     return content
 
 
@@ -326,6 +326,12 @@ def _as_dict(value: Any) -> Any:
     if isinstance(value.state, Mapping) and isinstance(value.state.get("_modules"), Mapping):
         return dict(_weights_of(value))
     return value.items or value
+
+
+def _as_tuple(value: Any) -> Any:
+    """The values of a tuple whose fields have names, of which a file names only the class."""
+    is_plain = isinstance(value, Record) and value.state is None and not value.elements
+    return value.arguments if is_plain and len(value.arguments) > 1 else value
 
 
 def _weights_of(network: Record) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch import nn
 from exp.checkpoint_io import read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.cli import WHOLE, Cli
+from exp.official_files import apart_from_its_teacher, averaged_beside, translated
 from exp.packaged_weights import PACKAGE, file_of, in_timms_names, network_of, networks_in, pixels_of
-from exp.pixels import Statement, hand_over, hand_over_checkpoint, stated_by, statement_of
+from exp.pixels import Statement, hand_over, hand_over_checkpoint, of_a_run, stated_by, statement_of
 from exp.usage import UsageError
 from exp.weight_files import WeightFileError, read
+from lightning_modules import Task
 from models import official
-from models.official import State
+from models.official import State, backbones
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Start:
         classifier: Names of the parameters of a classifier of another number of classes.
         notes: What else was left out, a phrase each: what is of a training and not of its network.
         pixels: How the images look that the weights expect.
+        layout: In whose official layout they were; empty for ours.
+        averaged: Averages of the same weights, in our layout, that the file has besides.
+        taken: What of the weights was taken, where they are not of such a network; a phrase.
     """
 
     absent: Mapping[str, list[str]]
@@ -40,10 +45,13 @@ class Start:
     classifier: list[str]
     notes: Sequence[str] = ()
     pixels: Statement = field(default=Statement(), compare=False)
+    layout: str = ""
+    averaged: State | None = field(default=None, compare=False, repr=False)
+    taken: str = ""
 
     def message(self) -> str:
-        """What starts afresh and what is left out, in one line; empty if there is nothing of the kind."""
-        parts = []
+        """Whose layout it was, what starts afresh and what is left out, in one line; empty if there is nothing."""
+        parts = [each for each in (self.recognised() if self.layout else "", self.taken) if each]
         if self.absent:
             parts.append(f"starting afresh: {_listed(self.absent)}")
         if self.spare:
@@ -51,6 +59,10 @@ class Start:
         if self.classifier:
             parts.append(f"another number of classes, so {', '.join(self.classifier)} start afresh")
         return "; ".join([*parts, *self.notes])
+
+    def recognised(self) -> str:
+        """In whose official layout the weights were."""
+        return f"weights in the official {self.layout} layout, translated"
 
 
 def weight_files(cli: Cli) -> dict[str, Path]:
@@ -98,7 +110,7 @@ def check_weights(cli: Cli) -> None:
             )
 
 
-def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
+def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) -> Start:
     """Puts weights into the command's network, or into a part of its module.
 
     A classifier of another number of classes stays as it was initialised, and so do the parts that the network says a
@@ -106,22 +118,28 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
 
     Args:
         cli: the command.
-        path: an exp checkpoint, what `convert` wrote, or the weights of a network of timm's, or a package's. For a part
-            of a network it may hold that part alone, or a whole network with a part of the same name.
+        path: an exp checkpoint, what `convert` wrote or would read, or the weights of a network of timm's, or a
+            package's. For a part of a network it may hold that part alone, or a whole network with a part of the same
+            name. Of a student and a teacher, a network that is neither gets the backbone of the one that is evaluated;
+            and of a backbone, both of them get it.
         part: attribute of the module, dotted: `network`, `teacher`, `network.backbone`.
+        averages: whether averages that a training has besides are looked for, too.
 
     Returns:
         What stayed, and what was left out.
 
     Raises:
-        UsageError: the file does not fit, or is in an official layout.
+        UsageError: the file does not fit.
     """
     option = _option(part)
     top, _, rest = part.partition(".")
-    part_of(cli, part)
+    module = part_of(cli, part)
     network = getattr(cli.model, top)
     try:
         checkpoint = read(path)
+        beside = None
+        if averages and of_a_run(checkpoint) and _followers(cli.model):
+            checkpoint, beside = apart_from_its_teacher(checkpoint)
         # Of a run with averaged weights, what its evaluation used.
         averaged = isinstance(checkpoint, Mapping) and "averaging_state" in checkpoint
         with warnings.catch_warnings(record=True) as told:
@@ -129,33 +147,80 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE) -> Start:
             state = official.unwrap(checkpoint, averaged)
         # What a checkpoint keeps apart from its network, such as what trained beside a student.
         apart = checkpoint.get(top) if isinstance(checkpoint, Mapping) else None
-        if isinstance(apart, Mapping):
+        if isinstance(apart, Mapping) and top != WHOLE:
             tensors = {name: each for name, each in apart.items() if isinstance(each, Mapping)}
             state = {f"{name}.{key}": value for name, each in tensors.items() for key, value in each.items()}
         if packaged := network_of(path):
             state = in_timms_names(packaged, state)
             pixels = Statement(stated_by(pixels_of(packaged)))
         else:
-            pixels = statement_of(path, checkpoint, part_of(cli, part))
+            pixels = statement_of(path, checkpoint, module)
     except (WeightFileError, official.LayoutError) as error:
         raise UsageError(f"{option} {path}: {error}") from error
-    behind: list[str] = []
-    fitted = state
-    if rest:
-        fitted, behind = _with_part(network, rest, state)
-    absent, spare = official.absent_parts(network, fitted), official.spare_parts(network, fitted)
+    notes = tuple(str(note.message) for note in told)
+    foreign = official.foreign(state)
     try:
-        stayed = official.load(network, fitted)
+        # Also of an official layout, which may be that of a network of timm's, which takes it as it is.
+        start = _put(network, rest, state, checkpoint.get("published"), moves=not foreign)
+        return replace(start, notes=notes, pixels=pixels, averaged=beside)
     except official.LayoutError as error:
-        # Asked only now: an official layout may be that of a network of timm's, which takes it as it is.
-        if official.foreign(state):
-            message = "an official layout; translate it with `python -m exp convert` first"
-            raise UsageError(f"{option} {path}: {message}") from error
-        raise UsageError(f"{option} {path}: {error}") from error
+        if not foreign:
+            raise UsageError(
+                f"{option} {path}: {error}; give weights of this network, or a file in an official layout that "
+                "`python -m exp convert` knows"
+            ) from error
+    try:
+        found = translated(path, checkpoint)
+        beside = averaged_beside(checkpoint, found.system, set(found.state)) if averages else None
+    except (WeightFileError, official.LayoutError) as error:
+        raise UsageError(
+            f"{option} {path}: {error}; `python -m exp convert --system NAME` reads it as another system's"
+        ) from error
+    try:
+        start = _put(network, rest, found.state, found.published)
+    except official.LayoutError as error:
+        raise UsageError(
+            f"{option} {path}: weights in the official {found.title} layout, which are not this network's ({error}): "
+            f"give a config whose network is {found.title}'s, of their size"
+        ) from error
+    if found.pixels is not None:
+        pixels = Statement(found.pixels)
+    return replace(start, notes=found.notes, pixels=pixels, layout=found.title, averaged=beside)
+
+
+def _put(network: nn.Module, part: str, state: State, side: str | None = None, moves: bool = True) -> Start:
+    """Puts weights in our layout into a network, or into a part of it; see `start_from`.
+
+    Args:
+        network: the network.
+        part: where the part is in it, dotted; empty for all of it.
+        state: the weights.
+        side: whose backbone is taken of a student and a teacher; by default that of the one that the paper evaluates.
+        moves: whether a backbone is looked for where network and weights are not of a kind.
+
+    Raises:
+        LayoutError: they do not fit.
+    """
+    behind: list[str] = []
+    moved = None
+    wants_sides, has_sides = backbones.holds_sides(network.state_dict()), backbones.holds_sides(state)
+    if moves and has_sides and not wants_sides:
+        if part:
+            state, _ = backbones.published_backbone(state, side)
+        else:
+            moved = backbones.into_classifier(network, state, side)
+    elif moves and wants_sides and not part and not has_sides:
+        moved = backbones.into_learner(network, state)
+    if moved is not None:
+        state = moved.state
+    if part:
+        state, behind = _with_part(network, part, state)
+    absent, spare = official.absent_parts(network, state), official.spare_parts(network, state)
+    stayed = official.load(network, state)
     expected = {name for names in absent.values() for name in names}
     spare |= {"layers behind the feature maps": behind} if behind else {}
-    notes = tuple(str(note.message) for note in told)
-    return Start(absent, spare, [name for name in stayed if name not in expected], notes, pixels)
+    start = Start(absent, spare, [name for name in stayed if name not in expected])
+    return start if moved is None else replace(start, absent=moved.absent, spare=moved.spare, taken=moved.taken)
 
 
 def to_evaluate(cli: Cli) -> Path:
@@ -171,8 +236,8 @@ def to_evaluate(cli: Cli) -> Path:
     checkpoint, files = cli.config.ckpt_path, weight_files(cli)
     if (checkpoint is None) == (not files):
         raise UsageError(
-            f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights: of `convert`, or "
-            f"`{PACKAGE}`"
+            f"{cli.command} needs --ckpt_path, a checkpoint of a run, or a config and --weights: an official file, one "
+            f"of `convert`, or `{PACKAGE}`"
         )
     leads = cli.trainer.is_global_zero
     if checkpoint is not None:
@@ -183,7 +248,14 @@ def to_evaluate(cli: Cli) -> Path:
         parts = ", ".join(map(_option, files))
         raise UsageError(f"{cli.command} needs the whole network, by --weights FILE: {parts} only start a training")
     path = files[WHOLE]
-    start = start_from(cli, path)
+    start = start_from(cli, path, averages=True)
+    if cli.config.get("probe") is not None:
+        # Features need no more than a backbone.
+        evaluated = _with_averages(cli.model, start)
+        if leads and (message := start.message()):
+            print(f"{path}: {message}{evaluated}")
+        hand_over(cli, {WHOLE: (path, start.pixels)}, leads)
+        return path
     kinds = {"missing": start.absent, "without a place": start.spare}
     if strange := [f"{kind}: {_listed(parts)}" for kind, parts in kinds.items() if parts]:
         raise UsageError(
@@ -195,10 +267,37 @@ def to_evaluate(cli: Cli) -> Path:
             f"--weights {path}: another number of classes, so it has nothing for {official.some(start.classifier)}; "
             "train it by `python -m exp fit --weights`, or set the network's num_classes"
         )
-    for note in start.notes:
-        print(f"--weights {path}: {note}")
+    evaluated = _with_averages(cli.model, start)
+    if leads:
+        told = [f"{start.recognised()}{evaluated}"] if start.layout else []
+        for note in [*told, *start.notes]:
+            print(f"--weights {path}: {note}")
     hand_over(cli, {WHOLE: (path, start.pixels)}, leads)
     return path
+
+
+def _with_averages(model: Any, start: Start) -> str:
+    """Gives what an evaluation looks at the averaged weights of a file, and a teacher without these its student's.
+
+    A teacher within the network has its own.
+
+    Returns:
+        What of averages an official file has given, to be told.
+    """
+    followers = _followers(model)
+    for each in followers:
+        official.load(each, start.averaged or model.network.state_dict())
+    if start.averaged is None:
+        return ""
+    if not followers:
+        official.load(model.network, start.averaged)
+    return f"; {'its averaged weights are the teacher' if followers else 'of them the averaged ones'}"
+
+
+def _followers(model: Any) -> list[nn.Module]:
+    """The teachers that follow the network of a task from outside of it."""
+    pairs = model.teacher_pairs() if isinstance(model, Task) else []
+    return [teacher for student, teacher in pairs if student is model.network]
 
 
 def _packaged(part: str, module: nn.Module) -> dict[str, Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,20 +15,31 @@ from typing_extensions import override
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.internals import Clock, step_counts, trainer_of
 from lightning_modules.optimization import Quantity
+from lightning_modules.probing import Embedded, Features, Probe, judged, valid_probes
 from lightning_modules.schedules import Schedule
 from lightning_modules.task import Batch, Task
 from lightning_modules.teachers import tell_if_none_moves
+from models.features import Embedder
 from models.mistakes import Mistake
-from models.self_supervised.collapse import effective_rank
-from models.self_supervised.knn import knn_votes
 from models.self_supervised.learner import Learner, Side
-from models.self_supervised.linear_probe import linear_logits
 
-# Features whose rank is estimated; a singular value decomposition of more takes long.
-_RANKED = 2048
-Probe = Literal["knn", "linear"]
 # Optimiser steps before which nothing is said of a collapse: deep networks begin with all images at nearly one point.
 _YOUNG = 100
+
+
+@dataclass(frozen=True)
+class FeatureFindings(Findings):
+    """What an evaluation found, with the features that it is about.
+
+    Args:
+        side: whose they are, `student` or `teacher`.
+        known: of the training images, without augmentation.
+        seen: of the evaluated images.
+    """
+
+    side: Side = "student"
+    known: Features = field(default_factory=dict)
+    seen: Features = field(default_factory=dict)
 
 
 class SelfSupervised(Task):
@@ -40,7 +52,8 @@ class SelfSupervised(Task):
     An evaluation takes the features of all training images, without augmentation, and lets the nearest of them vote
     for the class of each evaluated image: `knn_top1` of the side that the paper evaluates, and of both by name if both
     are asked for. With the probe `linear`, a logistic regression on the same features tells the classes, too:
-    `linear_top1`. It also says how spread the representations are, and warns when they have collapsed.
+    `linear_top1`. It also says how spread the representations are, and warns when they have collapsed. Images without
+    classes have no probes, and nothing says which checkpoint is best.
 
     Args:
         network: the learner: `models.self_supervised.MoCo`, `BYOL` or `DINO`.
@@ -73,12 +86,15 @@ class SelfSupervised(Task):
         super().__init__(network, **options)
         network.generator = self.shared_generator
         self.neighbours = neighbours
-        if not probes or not set(probes) <= set(get_args(Probe)):
-            raise Mistake(f"probes: name {' or '.join(get_args(Probe))}, or both, not {list(probes)}")
-        self.probes = list(dict.fromkeys(probes))
-        self.monitor = f"val/{self.probes[0]}_top1"
+        self.probes = valid_probes(probes)
         self.shown = tuple(f"{probe}_top1" for probe in self.probes)
-        self.sides: list[Side] = ["student", "teacher"] if evaluates == "both" else [evaluates or network.published]
+        self.monitor = f"val/{self.shown[0]}"
+        if evaluates == "both":
+            # The first is judged.
+            others: list[Side] = ["student", "teacher"]
+            self.sides = list(dict.fromkeys([network.published, *others]))
+        else:
+            self.sides = [evaluates or network.published]
         self.clip_each = clip_each
         self.network_schedules = network_schedules or {}
         for name in self.network_schedules:
@@ -88,13 +104,33 @@ class SelfSupervised(Task):
                     f"network_schedules: {type(network).__name__} has no number {name!r}; it has "
                     f"{', '.join(numbers) or 'none'}"
                 )
-        self._known: dict[str, Tensor] = {}
-        self._seen: dict[str, list[Tensor]] = {}
+        self._known: Features = {}
+        self._seen = Embedded({})
         self._tally: dict[str, Tensor] = {}
+
+    def embedders(self) -> dict[str, Embedder]:
+        """What makes features of images, by the sides that are evaluated; the first is judged."""
+        return {side: self.network.side(side).features for side in self.sides}
 
     @override
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return self.network.pairs()
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Does without probes where the images have no classes."""
+        super().setup(stage)
+        if self.probes and self.data is not None and not self.data.num_classes and stage != "predict":
+            rank_zero_warn(
+                "the images have no classes that a probe could tell apart: none is asked, and no checkpoint is the best"
+            )
+            self.probes, self.monitor, self.shown, self.curves = [], None, ("rank",), ("rank",)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says whose features are evaluated, for those who go on with a backbone alone."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["published"] = self.sides[0]
 
     # A training step.
 
@@ -148,74 +184,47 @@ class SelfSupervised(Task):
 
     @override
     def start(self, split: str) -> None:
-        self._seen = {"label": [], **{side: [] for side in self.sides}}
+        self._seen = Embedded(self.embedders())
         self._tally = {}
-        self._known = self._features_of_training_images()
+        self._known = self.features_of(self.data.plain_train_dataloader())
 
     @torch.no_grad()
-    def _features_of_training_images(self) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {"label": [], **{side: [] for side in self.sides}}
+    def features_of(self, batches: Iterable[Batch]) -> Features:
+        """Features of images by side, of all processes; the network is in evaluation mode.
+
+        Args:
+            batches: as the data module's loaders yield them.
+        """
+        found = Embedded(self.embedders())
         with self._precision():
-            for batch in self.data.plain_train_dataloader():
-                self._note(self._on_device(batch), found)
-        return self._of_all_processes(found)
-
-    def _note(self, batch: Batch, found: dict[str, list[Tensor]]) -> None:
-        for side in self.sides:
-            found[side].append(self.network.side(side).features(*self.inputs(batch)).float())
-        found["label"].append(batch["label"])
-
-    def _of_all_processes(self, found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-        own = {name: torch.cat(values).cpu() for name, values in found.items() if values}
-        every = gathered(own)
-        return {
-            name: torch.cat([each[name] for each in every if name in each]).to(self.device)
-            for name in found
-            if any(name in each for each in every)
-        }
+            for batch in batches:
+                on_device = self._on_device(batch)
+                found.add(self.inputs(on_device)[0], on_device)
+        return found.merged(self.device)
 
     @override
     def count(self, batch: Batch, split: str) -> dict[str, Any]:
         """Counts a batch; returns `index` and the published side's `features`."""
-        self._note(batch, self._seen)
+        found = self._seen.add(self.inputs(batch)[0], batch)
         for name, value in self.network.tally(*self.inputs(batch)).items():
             self._tally[name] = self._tally[name] + value.double() if name in self._tally else value.double()
-        return {"index": batch["index"], "features": self._seen[self.sides[-1]][-1]}
+        return {"index": batch["index"], "features": found[self.sides[0]]}
 
     @override
     def finish(self, split: str) -> Findings:
-        seen, known = self._of_all_processes(self._seen), self._known
-        labels = seen["label"]
-        metrics: dict[str, float | Tensor] = {}
-        classes = int(torch.cat([labels, known["label"]]).max()) + 1
-        for side in self.sides:
-            is_judged = side == self.network.published or len(self.sides) == 1
-            for probe in self.probes:
-                top1 = (self._told_by(probe, seen[side], known[side], classes).argmax(1) == labels).float().mean()
-                if len(self.sides) > 1:
-                    metrics[f"{probe}_top1_{side}"] = top1
-                if is_judged:
-                    metrics[f"{probe}_top1"] = top1
-            if is_judged:
-                metrics["rank"] = effective_rank(seen[side][:_RANKED])
+        seen, known = self._seen.merged(self.device), self._known
+        metrics = judged(known, seen, self.sides, self.probes, self.neighbours)
         tallies = gathered({name: value.cpu() for name, value in self._tally.items()})
         summed = {name: torch.stack([each[name] for each in tallies if each]).sum(0) for name in tallies[0]}
-        signs = {name: value.float() for name, value in self.network.signs(summed, len(labels)).items()}
+        signs = {name: value.float() for name, value in self.network.signs(summed, len(seen["index"])).items()}
         if (why := self.network.collapsed(signs)) and not self._has_hardly_begun():
             rank_zero_warn(f"the features have collapsed: {why}. What is learnt from here on is worth nothing.")
-        return Findings(metrics | signs)
+        return FeatureFindings(metrics | signs, self.sides[0], known, seen)
 
     def _has_hardly_begun(self) -> bool:
         """Whether a training is so young that its projections may lie close together all the same."""
         trainer = trainer_of(self)
         return trainer is not None and trainer.state.fn == "fit" and trainer.global_step < _YOUNG
-
-    def _told_by(self, probe: Probe, features: Tensor, known: Tensor, classes: int) -> Tensor:
-        """What a probe says of each class, [n, classes]."""
-        labels = self._known["label"]
-        if probe == "linear":
-            return linear_logits(features, known, labels, classes)
-        return knn_votes(features, known, labels, classes, self.neighbours)
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -18,9 +18,12 @@ from lightning_modules.internals import step_counts
 from lightning_modules.optimization import Quantity
 from lightning_modules.task import Batch
 from lightning_modules.teachers import tell_if_none_moves
+from models.features import Embedder, embedder_of
 from models.mistakes import Mistake
+from models.processes import gathered_rows
+from models.semi_supervised.ctaugment import moved_rates, recognition
 from models.semi_supervised.fixmatch import fixmatch_loss
-from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp
+from models.semi_supervised.mean_teacher import consistency_kl, consistency_mse, sigmoid_ramp, tie
 
 _STUDENT = "_student"
 
@@ -42,6 +45,11 @@ class SemiSupervised(Classification):
         super().__init__(network, **options)
         self.teacher = deepcopy(network).requires_grad_(False)
         self.unlabelled_weight = unlabelled_weight
+
+    def embedders(self) -> dict[str, Embedder]:
+        """What makes features of images, of the teacher, which is judged, and of the student."""
+        sides = {"teacher": embedder_of(self.teacher), "student": embedder_of(self.network)}
+        return {side: embedder for side, embedder in sides.items() if embedder is not None}
 
     @override
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -65,6 +73,24 @@ class SemiSupervised(Classification):
             self.evaluation[_STUDENT] = MetricCollection({"top1": accuracy}).to(self.device)
         self.evaluation[_STUDENT]["top1"].update(self.network(*self.inputs(batch)), batch["label"])
         return super().count(batch, split)
+
+    @torch.no_grad()
+    def probe(self, labelled: Batch) -> None:
+        """Learns from probes of labelled images which strengths of `CTAugment` the teacher still recognises.
+
+        Every process learns from the probes of all, so that their rates stay the same.
+
+        Args:
+            labelled: Batch with `probe` and `policy`, or without both.
+        """
+        rates = getattr(self.data, "rates", None)
+        if rates is None or "probe" not in labelled:
+            return
+        self.teacher.eval()
+        logits = self.teacher(self.in_memory_order(labelled["probe"]))
+        self.teacher.train()
+        bins, values = gathered_rows(labelled["policy"]), gathered_rows(recognition(logits, labelled["label"]))
+        rates.learnt = moved_rates(rates.learnt.to(bins.device, non_blocking=True), bins, values, rates.decay)
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two views [B, 3, H, W] of the unlabelled images of a training batch.
@@ -123,6 +149,7 @@ class FixMatch(SemiSupervised):
         weak_images, strong_images = self.views(batch)
         labelled = batch["labelled"]
         images, targets = labelled["image"], labelled["label"]
+        self.probe(labelled)
         # One forward pass for all: batch norms are over labelled and unlabelled images.
         if self.labels_from == "student":
             logits, weak, strong = self(torch.cat([images, weak_images, strong_images])).split(
@@ -154,12 +181,16 @@ class MeanTeacher(SemiSupervised):
     rises over the first epochs. The cross-entropy is the mean over the labelled images; the published code divides its
     sum by the images of the whole batch.
 
+    A network with two heads (`ShakeShake`) is compared with labels by the first one and with the teacher's first one by
+    the second, and their logits are tied.
+
     Reference: "Mean teachers are better role models", arXiv 1703.01780.
 
     Args:
         network: images [B, 3, H, W] -> logits [B, K].
         consistency: `mse` of probabilities or `kl`.
         ramp_epochs: epochs over which the weight rises, exp(-5 (1 - epoch / ramp_epochs)^2).
+        tie_weight: what the squared distance of two heads' logits is multiplied by.
         options: see `SemiSupervised`; published runs have an `unlabelled_weight` of 100 with `mse` on CIFAR-10.
 
     Raises:
@@ -167,13 +198,18 @@ class MeanTeacher(SemiSupervised):
     """
 
     def __init__(
-        self, network: nn.Module, consistency: Literal["mse", "kl"] = "mse", ramp_epochs: float = 5.0, **options: Any
+        self,
+        network: nn.Module,
+        consistency: Literal["mse", "kl"] = "mse",
+        ramp_epochs: float = 5.0,
+        tie_weight: float = 0.01,
+        **options: Any,
     ) -> None:
         super().__init__(network, **options)
         if consistency not in ("mse", "kl"):
             raise Mistake(f"consistency is mse or kl, not {consistency!r}")
         self.consistency = {"mse": consistency_mse, "kl": consistency_kl}[consistency]
-        self.ramp_epochs = ramp_epochs
+        self.ramp_epochs, self.tie_weight = ramp_epochs, tie_weight
         self._weight = self.unlabelled_weight
 
     @override
@@ -197,14 +233,22 @@ class MeanTeacher(SemiSupervised):
         own_view, teachers_view = self.views(batch)
         labelled = batch["labelled"]
         images, targets = labelled["image"], labelled["label"]
-        student = self(torch.cat([images, own_view]))
+        self.probe(labelled)
+        seen = torch.cat([images, own_view])
+        network: Any = self.network
+        if getattr(network, "consistency_head", None) is None:
+            of_labels = student = self(seen)
+        else:
+            of_labels, student = network.both_heads(self.in_memory_order(seen))
         with torch.no_grad():
             teacher = self.teacher(self.in_memory_order(torch.cat([images, teachers_view])))
-        logits = student[: len(images)]
+        logits = of_labels[: len(images)]
         losses = {
             "ce": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing),
             "consistency": self._weight * self.consistency(student, teacher) / len(student),
         }
+        if of_labels is not student:
+            losses["tie"] = self.tie_weight * tie(of_labels, student) / len(student)
         metrics = {
             "top1": (logits.argmax(1) == targets).float().mean(),
             "teacher_top1": (teacher[len(images) :].argmax(1) == batch["train"]["label"]).float().mean(),

@@ -62,7 +62,7 @@ class Task(LightningModule, ABC):
         Mistake: a multiplier that is not positive, or fits no parameter; a network that refuses to be compiled.
     """
 
-    monitor: str = "val/loss"
+    monitor: str | None = "val/loss"
     monitor_mode: str = "min"
     # Metrics of an evaluation that the progress bar shows.
     shown: tuple[str, ...] = ()

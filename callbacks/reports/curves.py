@@ -26,8 +26,8 @@ class LearningCurve(Report):
     def draw(self) -> Mapping[str, Figure]:
         assert self.place is not None
         series, title = self.place.series, self.place.title
-        monitored = self.task.monitor.split("/", 1)[-1]
-        quantities = dict.fromkeys(["loss", *(self.task.curves or (monitored,))])
+        monitored = [self.task.monitor.split("/", 1)[-1]] if self.task.monitor else []
+        quantities = dict.fromkeys(["loss", *(self.task.curves or monitored)])
         panels = {quantity: {s: series(f"{s}/{quantity}") for s in ("train", "val")} for quantity in quantities}
         figures = {"learning_curve": learning_curve(panels, title)}
         scheduled: dict[str, dict[str, Series]] = {q: {"train": series(f"train/{q}")} for q in self.task.quantities}

@@ -148,7 +148,7 @@ class Predictions(Report, ABC):
 
 def title_of(images: int, shown: int) -> str:
     """What stands over a sheet of images."""
-    return f"{images} images" + (f", the first {shown}" if images > shown else "")
+    return f"{images} image{'' if images == 1 else 's'}" + (f", the first {shown}" if images > shown else "")
 
 
 def wait_for(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Augmentation: the pipeline that makes it reproducible, and transforms that albumentations lacks."""
 
+from datamodules.transforms.ctaugment import CTAugment
 from datamodules.transforms.detection import MultiScaleCrop, RandomSizeCrop, ResizeShortestEdge, ScaleJitter
 from datamodules.transforms.fixmatch import RandAugmentMC
 from datamodules.transforms.photometric import PhotometricDistortion
@@ -12,6 +13,7 @@ from datamodules.transforms.views import Views
 
 __all__ = [
     "AutoAugment",
+    "CTAugment",
     "ClassBalancedCrop",
     "MultiScaleCrop",
     "PaddedCrop",

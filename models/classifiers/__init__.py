@@ -4,6 +4,7 @@ from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
 from models.classifiers.dynamic_kernels import dynamic_kernels
 from models.classifiers.ranet import RANet
+from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.shallow_deep import ShallowDeepNetwork
 from models.classifiers.timm_classifier import timm_classifier
 from models.classifiers.wide_resnet import WideResNet
@@ -13,6 +14,7 @@ __all__ = [
     "DRNet",
     "RANet",
     "ResolutionPredictor",
+    "ShakeShake",
     "ShallowDeepNetwork",
     "WideResNet",
     "dynamic_kernels",

@@ -34,4 +34,5 @@ LAYOUT = Layout(
     official=[r"student\.head\.last_layer\..*", r"center"],
     ours=[r"student\.projector\.last_layer\.direction", r"centre\.value"],
     pixels=IMAGENET | {"size": (224, 224), "interpolation": "bicubic", "crop": 0.875},
+    published="teacher",
 )

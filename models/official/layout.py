@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from models.official import haiku
 from models.official.patterns import OFFICIAL, OURS, Group, Names, Slot
 from models.pixels import Stated
 
@@ -105,6 +106,7 @@ class Layout:
         pack: Its inverse. Official weights must hold all that it gives back, and the same values.
         pixels: How the images look that the published weights expect (`models.pixels`), or a function that tells it by
             the official weights; None where nobody has published it.
+        published: Of a student and a teacher, the one that the paper evaluates; None for no such pair.
     """
 
     title: str
@@ -116,6 +118,7 @@ class Layout:
     unpack: Callable[[State], State] = dict
     pack: Callable[[State], State] = dict
     pixels: Stated | Callable[[State], Stated | None] | None = None
+    published: str | None = None
 
     def matches(self, state: Mapping[str, Any]) -> bool:
         """Whether names look like official weights of this system, wrapped or not."""
@@ -297,7 +300,7 @@ def _entry(checkpoint: Mapping[str, Any], ema: bool, depth: int = 0) -> Mapping[
         raise LayoutError("no weights in it: its entries hold each other")
     # In our checkpoints the average stands where other callbacks and Lightning itself look for weights.
     averaged = ("state_dict", *_AVERAGED) if "averaging_state" in checkpoint else _AVERAGED
-    if not ema and (both := _of_a_pair(checkpoint)):
+    if not ema and (both := _of_a_pair(checkpoint) or haiku.flat(checkpoint)):
         return both
     entries = averaged if ema else (*_RAW, *averaged)
     entry = next((name for name in entries if isinstance(checkpoint.get(name), Mapping) and checkpoint[name]), None)

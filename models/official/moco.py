@@ -31,4 +31,5 @@ LAYOUT = Layout(
     official=[r"encoder_q\..*", r"encoder_k\..*", r"queue"],
     ours=[r"student\.backbone\..*", r"queue\.keys"],
     pixels=IMAGENET | {"size": (224, 224), "interpolation": "bilinear", "crop": 0.875},
+    published="student",
 )

@@ -29,4 +29,5 @@ LAYOUT = Layout(
     official=[r"student_encoder\.fc\.4\.weight", r"teacher_encoder\..*"],
     ours=[r"student\.projector\.3\.bias", r"predictor\.3\.bias"],
     pixels=IMAGENET | {"size": (224, 224), "interpolation": "bilinear", "crop": 0.875},
+    published="teacher",
 )

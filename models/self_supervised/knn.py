@@ -10,6 +10,23 @@ from torch import Tensor
 _ROWS = 1024
 
 
+def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest neighbours of features in a bank.
+
+    Args:
+        features: [n, C].
+        bank: [N, C].
+        k: Neighbours; all of a bank that has fewer.
+
+    Returns:
+        Cosine similarities, the largest first, and positions in the bank, int64; both [n, k].
+    """
+    known = F.normalize(bank, dim=1)
+    found = [(part @ known.T).topk(min(k, len(known))) for part in F.normalize(features, dim=1).split(_ROWS)]
+    similarities, positions = zip(*found, strict=True)
+    return torch.cat(similarities), torch.cat(positions)
+
+
 def knn_votes(
     features: Tensor, bank: Tensor, labels: Tensor, num_classes: int, k: int = 20, temperature: float = 0.07
 ) -> Tensor:
@@ -29,10 +46,6 @@ def knn_votes(
     Returns:
         [n, num_classes].
     """
-    known = F.normalize(bank, dim=1)
-    votes = []
-    for part in F.normalize(features, dim=1).split(_ROWS):
-        similarity, nearest = (part @ known.T).topk(min(k, len(known)))
-        weights = (similarity / temperature).exp()
-        votes.append(weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[nearest], weights))
-    return torch.cat(votes)
+    similarities, positions = nearest(features, bank, k)
+    weights = (similarities / temperature).exp()
+    return weights.new_zeros(len(features), num_classes).scatter_add_(1, labels[positions], weights)

@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_names_its_neighbours(last: Path) -> None:
 def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "official.pth"
     torch.save({"model": {"a": torch.ones(1)}}, path)
-    said = r"not a checkpoint of exp \(it has model\); official checkpoints are translated by `python -m exp convert`"
+    said = r"not a checkpoint of exp \(it has model\); an official file goes with a config, by --config and --weights"
     with pytest.raises(CheckpointError, match=said):
         read_checkpoint(path)
     torch.save([torch.ones(1)], path)

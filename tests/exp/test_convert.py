@@ -141,7 +141,7 @@ def broken(folder: Path, ours: dict) -> dict[str, tuple[Path, list[str], str]]:
         "text": (folder / "text.pth", [], "not a checkpoint"),
         "text as safetensors": (folder / "text.safetensors", [], "not a safetensors file"),
         "code": (folder / "pickle.pth", [], "not a checkpoint"),
-        "unknown system": (folder / "good.pth", ["--system", "resnext"], "'resnext'; known: adpc, condconv, convnext,"),
+        "unknown system": (folder / "good.pth", ["--system", "resnext"], "'resnext'; known: adpc, byol, condconv,"),
         "no average": (folder / "good.pth", ["--ema"], "no averaged weights"),
         "already official": (folder / "good.pth", ["--to", "official"], "our layout of none of the systems"),
     }

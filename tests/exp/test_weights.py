@@ -50,7 +50,8 @@ def test_imagenet_weights_start_a_training_and_are_no_segmenter(
     message = start_from(cli, trunk).message()
     assert message == "starting afresh: falloffs of masked convolutions (143 tensors), exits (78 tensors)"
     assert torch.equal(cli.model.network.backbone.conv2.weight, state["conv2.weight"])
-    assert "an official layout; translate it" in refused(capsys, lambda: start_from(cli, official))
+    translated = "weights in the official ImageNet HRNet layout, translated"
+    assert start_from(cli, official).message().startswith(f"{translated}; {message}")
     message = refused(capsys, lambda: to_evaluate(Cli([ADPC, f"--weights={trunk}"], "validate")))
     assert "(missing: falloffs of masked convolutions (143 tensors), exits (78 tensors)); train it by" in message
     back = tmp_path / "back.pth"

@@ -13,6 +13,7 @@ import models.backbones  # noqa: F401  registers our networks with timm
 from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
 from models.classifiers.ranet import RANet
+from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.wide_resnet import WideResNet
 from models.detectors.deformable_detr import DeformableDETR
 from models.detectors.detr import DETR
@@ -112,6 +113,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "adpc/confidence": lambda: ADPC(**_ADPC | {"pooled_dim": None}),
     "adpc/all": lambda: ADPC(**_ADPC),
     "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *STAGES[1:]]}),
+    "byol": lambda: BYOL(_resnet(), hidden_dim=4, out_dim=3),
     "condconv": _timm("condconv_mobilenetv2_100", num_classes=4),
     "convnext": _timm("convnext_tiny", num_classes=3, **_CONVNEXT),
     "convnext/dense": _timm("convnext_tiny_dense", features_only=True, num_classes=0, out_indices=(1, 2), **_CONVNEXT),
@@ -145,6 +147,8 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "hrnet/segmenter": lambda: HRNetSegmenter(5, STAGES),
     "hrnet/pose": lambda: HRNetPose(4, STAGES),
     "hrnet_imagenet": _Trunk,
+    "mean_teacher": lambda: ShakeShake(14, 4, 5, two_heads=True),
+    "mean_teacher/equal_widths": lambda: ShakeShake(8, 16, 5, two_heads=True),
     "mmdet": lambda: MaskRCNN(**_CONVNEXT_DETECTOR),
     "mmdet/cascade": lambda: CascadeMaskRCNN(**_CONVNEXT_DETECTOR),
     "moco": lambda: MoCo(_resnet(), out_dim=3, queue_size=4),

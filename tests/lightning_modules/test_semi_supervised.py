@@ -13,9 +13,10 @@ from lightning.pytorch import Callback
 
 from callbacks import Rule, Smoothing, StepSeed
 from datamodules import Digits, FewLabels, View
+from datamodules.transforms import CTAugment
 from lightning_modules import AverageWarmup, FixMatch, MeanTeacher
 from lightning_modules.semi_supervised import SemiSupervised
-from models.classifiers import WideResNet
+from models.classifiers import ShakeShake, WideResNet
 from models.mistakes import Mistake
 from tests.library.recorder import SaveEverywhere
 
@@ -23,12 +24,18 @@ KINDS = {
     "fixmatch": lambda: FixMatch(network(), threshold=0.3, optimizer=sgd),
     "fixmatch of a teacher": lambda: FixMatch(network(), threshold=0.3, labels_from="teacher", optimizer=sgd),
     "mean teacher": lambda: MeanTeacher(network(), unlabelled_weight=5.0, ramp_epochs=2, optimizer=sgd),
+    "mean teacher of two heads": lambda: MeanTeacher(two_heads(), unlabelled_weight=5.0, optimizer=sgd),
 }
 
 
 def network() -> WideResNet:
     torch.manual_seed(0)
     return WideResNet(10, 1, 10, base_width=4, norm_momentum=0.1)
+
+
+def two_heads() -> ShakeShake:
+    torch.manual_seed(0)
+    return ShakeShake(8, 4, two_heads=True)
 
 
 def sgd(groups: Any) -> torch.optim.Optimizer:
@@ -40,7 +47,17 @@ def data() -> FewLabels:
     return FewLabels(Digits(batch_size=20), [View([]), View(moved)], 4, unlabelled_ratio=10)
 
 
-def fit(module: SemiSupervised, *callbacks: Callback, resume: Path | None = None, **limits: Any) -> FewLabels:
+def controlled() -> FewLabels:
+    return FewLabels(Digits(batch_size=20), [View([]), View([CTAugment(decay=0.8)])], 4, unlabelled_ratio=10)
+
+
+def fit(
+    module: SemiSupervised,
+    *callbacks: Callback,
+    resume: Path | None = None,
+    images: FewLabels | None = None,
+    **limits: Any,
+) -> FewLabels:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     rule = Rule(momentum=0.9, momentum_schedule=AverageWarmup())
     trainer = lightning.Trainer(
@@ -50,7 +67,7 @@ def fit(module: SemiSupervised, *callbacks: Callback, resume: Path | None = None
         **quiet,
         **{"max_steps": 4, "limit_val_batches": 0} | limits,  # type: ignore[arg-type]
     )
-    images = data()
+    images = images or data()
     trainer.fit(module, images, ckpt_path=resume, weights_only=True)
     return images
 
@@ -64,6 +81,42 @@ def test_a_resumed_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> Non
     assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
     saved = torch.load(tmp_path / "batch3.ckpt", weights_only=True)
     assert saved["FewLabels"]["labelled"].shape == (40,)
+
+
+@pytest.mark.parametrize("place", ["batch3", "batch6", "epoch0"])
+def test_rates_of_augmentation_go_on_where_they_were(place: str, tmp_path: Path) -> None:
+    """In the middle of an epoch, behind its last batch and behind its end."""
+    whole, again = KINDS["fixmatch"](), KINDS["fixmatch"]()
+    images = fit(whole, SaveEverywhere(tmp_path), max_steps=9, images=controlled())
+    resumed = fit(again, resume=tmp_path / f"{place}.ckpt", max_steps=9, images=controlled())
+    assert images.rates is not None
+    assert resumed.rates is not None
+    assert torch.equal(images.rates.learnt, resumed.rates.learnt)
+    assert torch.equal(images.rates.drawn, resumed.rates.drawn)
+    assert images.rates.learnt.min() < images.rates.drawn.min() < 1.0
+    state = again.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
+
+
+def test_rates_are_what_the_teacher_recognises() -> None:
+    module, images = KINDS["fixmatch"](), controlled()
+    # The teacher says that everything is a seven, whatever the student thinks of it.
+    for parameter in module.teacher.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    module.teacher.head.bias.data[7] = 50.0
+    images.trainer = module.trainer = None  # type: ignore[assignment]
+    module._data = images
+    batch = images.on_after_batch_transfer(next(iter(images.train_dataloader())), 0)["labelled"]
+    statistics = {name: value.clone() for name, value in module.teacher.named_buffers()}
+    module.probe(batch)
+    expected = torch.ones_like(images.rates.learnt)  # type: ignore[union-attr]
+    for bins, label in zip(batch["policy"].tolist(), batch["label"].tolist(), strict=True):
+        for used in bins:
+            if used >= 0:
+                expected[used] = expected[used] * 0.8 + (label == 7) * 0.2
+    torch.testing.assert_close(images.rates.learnt, expected)  # type: ignore[union-attr]
+    assert module.teacher.training
+    assert all(torch.equal(value, statistics[name]) for name, value in module.teacher.named_buffers())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,6 +160,29 @@ def test_the_weight_of_the_teacher_rises() -> None:
     e = torch.e
     expected = [5 * e**-5] * 6 + [5 * e**-1.25] * 6 + [5.0] * 2
     assert weights == pytest.approx(expected)
+
+
+def test_two_heads_are_tied_and_compared_each_with_its_own() -> None:
+    module, images = MeanTeacher(two_heads(), unlabelled_weight=5.0, ramp_epochs=0, tie_weight=0.5), data()
+    batch = images.on_after_batch_transfer(next(iter(images.train_dataloader())), 0)
+    module.teacher.head.load_state_dict(module.teacher.consistency_head.state_dict())
+    found: dict[str, float] = {}
+    module.total_loss = lambda losses, metrics, size: found.update(  # type: ignore[method-assign]
+        {name: float(value) for name, value in losses.items()}
+    )
+    # Without mixing, both heads see the same features.
+    module.eval()
+    module.network.head.weight.data.zero_()
+    module.network.head.bias.data.zero_()
+    module.training = True
+    module.training_step(batch, 0)
+    labelled, own = batch["labelled"]["image"], batch["train"]["image"][0][0]
+    logits = module.network.both_heads(torch.cat([labelled, own]))[1]
+    assert found["ce"] == pytest.approx(float(torch.tensor(10.0).log()))
+    assert found["tie"] == pytest.approx(0.5 * float(logits.square().sum()) / 10 / len(logits), rel=1e-5)
+    teacher = module.teacher(torch.cat([labelled, batch["train"]["image"][0][1]]))
+    distance = (logits.softmax(1) - teacher.softmax(1)).square().sum() / 10 / len(logits)
+    assert found["consistency"] == pytest.approx(5 * float(distance), rel=1e-4)
 
 
 def test_few_labels_go_far() -> None:

@@ -112,9 +112,7 @@ class ComputeBudget(Report):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Counts the static parts and, to train, adds the penalty; before the module compiles its network."""
         if not isinstance(pl_module, Task):
-            raise Mistake(
-                f"ComputeBudget: {type(pl_module).__name__} takes no penalties; lightning_modules.Task does"
-            )
+            raise Mistake(f"ComputeBudget: {type(pl_module).__name__} takes no penalties; lightning_modules.Task does")
         if self._static is None:
             self._static = 0.0
             if self.scope == "network":

@@ -25,12 +25,10 @@ def evaluate(argv: list[str], command: str) -> int:
     """Evaluates a checkpoint; prints a table and writes it, with pictures, beside the checkpoint's run.
 
     Args:
-        argv: what follows the command's name; a checkpoint may come first, without `--ckpt_path`.
+        argv: what follows the command's name.
         command: `validate` or `test`.
     """
     silence()
-    if argv and not argv[0].startswith("-"):
-        argv = [f"--ckpt_path={argv[0]}", *argv[1:]]
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
         checkpoint = to_evaluate(cli)

@@ -89,9 +89,7 @@ class FoundObjects(Predictions):
                 shown.append(found.drawn_on(images[-1], (image.shape[0], image.shape[1])))
                 captions.append(f"{Path(file).name}: {len(found.labels)}")
         title = f"{title_of(len(results), ON_SHEET)}; score >= {threshold:g}"
-        sheet = write_picture(
-            folder / "contact_sheet.png", detection_sheet(images, shown, names, captions, title)
-        )
+        sheet = write_picture(folder / "contact_sheet.png", detection_sheet(images, shown, names, captions, title))
         console.print(table, highlight=False)
         queries = [folder / "queries"] if self.query is not None else []
         return [target, sheet, folder / "pictures", *queries]

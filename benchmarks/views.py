@@ -141,7 +141,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="image folder with train/; without it, JPEGs are composed")
     parser.add_argument("--repeats", type=int, default=5, help="measured passes of each pipeline")
     parser.add_argument("--batch", type=int, default=32, help="images of one batch")
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="which augmentations")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="which augmentations"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -5,8 +5,9 @@
 lightly's are its heads, losses and momentum update, put together as the examples of its documentation do it. Both have
 the same backbone, crops, batch, sizes of heads and queue, and optimiser; a step is the teacher's update, forward and
 backward pass, and the optimiser's step. Sizes are the published ones at 224 pixels, and those of lightly's examples at
-32. Both take turns, on one thread; time is CPU time, and the ratio, lightly's to ours, the median of the repeats': above
-one, ours is faster. lightly is in the extra `benchmarks`.
+32. All take turns, on one thread; time is CPU time, and a ratio, lightly's to ours, the median of the repeats': above
+one, ours is faster. With convolutions, ours is measured with the task's option `channels_last`, too. lightly is in the
+extra `benchmarks`.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def optimizer_of(learner: str, network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
 
 
-def ours(learner: str, backbone: nn.Module, size: int) -> Step:
-    """A step with this project's learner and smoother."""
+def ours(learner: str, backbone: nn.Module, size: int, order: torch.memory_format = torch.contiguous_format) -> Step:
+    """A step with this project's learner and smoother, images and weights in a memory order."""
     network: Learner
     if learner == "BYOL":
         network = BYOL(backbone, **BYOL_SIZES[size])
@@ -76,17 +77,22 @@ def ours(learner: str, backbone: nn.Module, size: int) -> Step:
         network = MoCo(backbone, queue_size=QUEUES[size], shuffle=False)
     else:
         network = DINO(backbone, dict(DINO_SIZES[size]))
+    network.to(memory_format=order)
     smoother = Smoother({"teacher": (network.student, network.teacher)})
     optimizer, steps = optimizer_of(learner, network), count()
 
     def step(views: list[Tensor]) -> None:
         smoother.update(MOMENTUM, 0.0, step_seed(0, -1, next(steps)))
-        network(views).backward()
+        network([_in_order(view, order) for view in views]).backward()
         optimizer.step()
         network.advance()
         optimizer.zero_grad()
 
     return step
+
+
+def _in_order(views: Tensor, order: torch.memory_format) -> Tensor:
+    return views.flatten(0, 1).contiguous(memory_format=order).unflatten(0, views.shape[:2])
 
 
 class Theirs(nn.Module):
@@ -95,6 +101,7 @@ class Theirs(nn.Module):
     Args:
         backbone: Images to features.
         head: One of lightly's.
+        teacher_head: Another of its kind.
         predictor: One of lightly's, or nothing.
     """
 
@@ -121,19 +128,20 @@ class Theirs(nn.Module):
 
 def theirs(learner: str, backbone: nn.Module, size: int) -> Step:
     """A step with lightly's modules."""
-    dim, nothing = int(backbone.num_features), nn.Identity()  # type: ignore[arg-type]
+    dim = int(backbone.num_features)  # type: ignore[arg-type]
     criterion: nn.Module
     if learner == "BYOL":
         hidden = BYOL_SIZES[size]["hidden_dim"]
-        network = Theirs(backbone, BYOLProjectionHead(dim, hidden, 256), BYOLPredictionHead(256, hidden, 256))
+        heads = [BYOLProjectionHead(dim, hidden, 256) for _ in range(2)]
+        network = Theirs(backbone, *heads, BYOLPredictionHead(256, hidden, 256))
         criterion = NegativeCosineSimilarity()
     elif learner == "MoCo":
-        network = Theirs(backbone, MoCoProjectionHead(dim, dim, 128), nothing)
+        network = Theirs(backbone, *(MoCoProjectionHead(dim, dim, 128) for _ in range(2)), nn.Identity())
         criterion = NTXentLoss(0.2, memory_bank_size=(QUEUES[size], 128))
     else:
-        sizes = DINO_SIZES[size]
-        network = Theirs(backbone, DINOProjectionHead(dim, *sizes.values()), nothing)
-        criterion = DINOLoss(sizes["out_dim"])
+        head = {name.replace("out_dim", "output_dim"): value for name, value in DINO_SIZES[size].items()}
+        network = Theirs(backbone, *(DINOProjectionHead(dim, **head) for _ in range(2)), nn.Identity())
+        criterion = DINOLoss(head["output_dim"])
     optimizer = optimizer_of(learner, network)
 
     def loss(views: list[Tensor]) -> Tensor:
@@ -160,7 +168,12 @@ def theirs(learner: str, backbone: nn.Module, size: int) -> Step:
 def compare(learner: str, name: str, size: int, repeats: int) -> None:
     """Prints the times of a step, and their ratio."""
     views = crops(learner, size)
-    steps = {"ours": ours(learner, backbone_of(name, size), size), "theirs": theirs(learner, backbone_of(name, size), size)}
+    steps = {
+        "here": ours(learner, backbone_of(name, size), size),
+        "lightly": theirs(learner, backbone_of(name, size), size),
+    }
+    if name.startswith("resnet"):
+        steps["channels_last"] = ours(learner, backbone_of(name, size), size, torch.channels_last)
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for repeat in range(repeats + 1):
         for side, step in steps.items():
@@ -168,13 +181,16 @@ def compare(learner: str, name: str, size: int, repeats: int) -> None:
             step(views)
             if repeat:
                 seconds[side].append(time.process_time() - started)
-    ratios = sorted(their / own for own, their in zip(seconds["ours"], seconds["theirs"], strict=True))
-    print(
-        f"{learner:5s} {name:21s} {size:4d} pixels, batch {BATCH[size]:3d}: {1e3 * statistics.median(seconds['ours']):7.1f} ms, "
-        f"lightly {1e3 * statistics.median(seconds['theirs']):7.1f} ms, ratio {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
-        flush=True,
-    )
+    print(f"{learner:5s} {name:21s} {size:4d} pixels, batch {BATCH[size]:3d}: ", end="")
+    print(f"lightly {1e3 * statistics.median(seconds['lightly']):.0f} ms", end="")
+    for side in [each for each in steps if each != "lightly"]:
+        ratios = sorted(their / own for own, their in zip(seconds[side], seconds["lightly"], strict=True))
+        median = 1e3 * statistics.median(seconds[side])
+        print(
+            f"; {side} {median:.0f} ms, ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+            end="",
+        )
+    print(flush=True)
 
 
 def main() -> None:
@@ -182,10 +198,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9, help="measured steps of each")
     parser.add_argument("--learners", nargs="+", choices=["BYOL", "MoCo", "DINO"], default=["BYOL", "MoCo", "DINO"])
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
     parser.add_argument("--sizes", nargs="+", type=int, choices=list(BATCH), default=list(BATCH), help="of images")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for learner, name, size in product(options.learners, BACKBONES, options.sizes):
+    for learner, name, size in product(options.learners, options.backbones, options.sizes):
         compare(learner, name, size, options.repeats)
 
 

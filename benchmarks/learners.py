@@ -17,26 +17,31 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count, product
 from typing import Any
 
 import timm
 import torch
-from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss
-from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, DINOProjectionHead, MoCoProjectionHead
-from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
 from lightning_modules.randomness import step_seed
 from models.self_supervised import BYOL, DINO, Learner, MoCo
 from models.smoothing import Smoother
 
+try:
+    from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, DINOProjectionHead, MoCoProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+except ImportError as error:
+    raise SystemExit("this benchmark compares with lightly, which is not installed: pip install lightly") from error
+
 MOMENTUM = 0.99
 BACKBONES = ("resnet18", "vit_tiny_patch16_224")
 BATCH = {32: 32, 224: 4}
 LOCAL = {32: 16, 224: 96}
 # Of heads and queue: as published at 224 pixels, and as in lightly's examples at 32.
-BYOL_SIZES: dict[int, dict[str, int]] = {32: {"hidden_dim": 1024}, 224: {"hidden_dim": 4096}}
+HIDDEN = {32: 1024, 224: 4096}
 QUEUES = {32: 4096, 224: 65536}
 DINO_SIZES: dict[int, dict[str, int]] = {
     32: {"hidden_dim": 512, "bottleneck_dim": 64, "out_dim": 2048},
@@ -72,7 +77,7 @@ def ours(learner: str, backbone: nn.Module, size: int, order: torch.memory_forma
     """A step with this project's learner and smoother, images and weights in a memory order."""
     network: Learner
     if learner == "BYOL":
-        network = BYOL(backbone, **BYOL_SIZES[size])
+        network = BYOL(backbone, HIDDEN[size])
     elif learner == "MoCo":
         network = MoCo(backbone, queue_size=QUEUES[size], shuffle=False)
     else:
@@ -100,15 +105,14 @@ class Theirs(nn.Module):
 
     Args:
         backbone: Images to features.
-        head: One of lightly's.
-        teacher_head: Another of its kind.
+        head: Makes one of lightly's.
         predictor: One of lightly's, or nothing.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, teacher_head: nn.Module, predictor: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: Callable[[], nn.Module], predictor: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head, self.predictor = backbone, head, predictor
-        self.backbone_momentum, self.head_momentum = copy.deepcopy(backbone), teacher_head
+        self.backbone, self.head, self.predictor = backbone, head(), predictor
+        self.backbone_momentum, self.head_momentum = copy.deepcopy(backbone), head()
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.head_momentum)
 
@@ -131,17 +135,17 @@ def theirs(learner: str, backbone: nn.Module, size: int) -> Step:
     dim = int(backbone.num_features)  # type: ignore[arg-type]
     criterion: nn.Module
     if learner == "BYOL":
-        hidden = BYOL_SIZES[size]["hidden_dim"]
-        heads = [BYOLProjectionHead(dim, hidden, 256) for _ in range(2)]
-        network = Theirs(backbone, *heads, BYOLPredictionHead(256, hidden, 256))
+        hidden = HIDDEN[size]
+        head = partial(BYOLProjectionHead, dim, hidden, 256)
+        network = Theirs(backbone, head, BYOLPredictionHead(256, hidden, 256))
         criterion = NegativeCosineSimilarity()
     elif learner == "MoCo":
-        network = Theirs(backbone, *(MoCoProjectionHead(dim, dim, 128) for _ in range(2)), nn.Identity())
+        network = Theirs(backbone, partial(MoCoProjectionHead, dim, dim, 128), nn.Identity())
         criterion = NTXentLoss(0.2, memory_bank_size=(QUEUES[size], 128))
     else:
-        head = {name.replace("out_dim", "output_dim"): value for name, value in DINO_SIZES[size].items()}
-        network = Theirs(backbone, *(DINOProjectionHead(dim, **head) for _ in range(2)), nn.Identity())
-        criterion = DINOLoss(head["output_dim"])
+        options = {name.replace("out_dim", "output_dim"): value for name, value in DINO_SIZES[size].items()}
+        network = Theirs(backbone, partial(DINOProjectionHead, dim, **options), nn.Identity())
+        criterion = DINOLoss(options["output_dim"])
     optimizer = optimizer_of(learner, network)
 
     def loss(views: list[Tensor]) -> Tensor:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import lightly.transforms
 import torch
 import yaml
 from torch.utils.data import DataLoader
@@ -32,9 +31,14 @@ from torchvision.transforms import InterpolationMode, v2
 from benchmarks.image_pipeline import compose_photographs
 from datamodules import ImageFolder, MultiView, View
 
+try:
+    from lightly.transforms import BYOLTransform, DINOTransform, MoCoV2Transform
+except ImportError as error:
+    raise SystemExit("this benchmark compares with lightly, which is not installed: pip install lightly") from error
+
 RECIPES = {"moco_v2": "MoCo v2, two views", "byol": "BYOL, two views", "dino": "DINO, ten crops"}
 COMPOSED = ((500, 375), (1500, 1000))
-Transform = Callable[[Any], list[torch.Tensor]]
+Transform = Callable[[Any], Any]
 
 
 def recipe_views(name: str) -> list[View]:
@@ -90,8 +94,8 @@ def torchvision_views(name: str) -> Transform:
 def lightly_views(name: str) -> Transform:
     """The published transform of lightly for a recipe."""
     if name == "moco_v2":
-        return lightly.transforms.MoCoV2Transform()
-    return lightly.transforms.BYOLTransform() if name == "byol" else lightly.transforms.DINOTransform(n_local_views=8)
+        return MoCoV2Transform()
+    return BYOLTransform() if name == "byol" else DINOTransform(n_local_views=8)
 
 
 def peer_loader(root: Path, batch: int, transform: Transform) -> DataLoader:

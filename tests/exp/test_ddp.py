@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.library.runner import PATIENCE, SMALL, run
+from models.self_supervised import MoCo
+from tests.library.runner import PATIENCE, SMALL, fork, run, write_to
 
 ROOT = Path(__file__).parents[2]
 CONFIG = [*SMALL, "--model.network.drop_path_rate=0", "--experiment=run"]
@@ -124,3 +128,45 @@ def test_a_process_that_dies_ends_the_job(tmp_path: Path) -> None:
     code = process.wait(60)
     assert code not in (0, 75)
     assert "rank 1 was killed by signal 9" in (tmp_path / "log.txt").read_text()
+
+
+def rank_of_moco(rank: int, port: int, folder: Path) -> None:
+    """Makes this process one of two that a launcher has started, which keeps what MoCo shuffles and queues."""
+    os.chdir(folder)
+    write_to(os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT))
+    launched = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in launched.items()})
+    order, advance, orders = MoCo.order, MoCo.advance, []
+
+    def keep_order(self: MoCo, count: int) -> torch.Tensor:
+        orders.append(order(self, count))
+        return orders[-1]
+
+    def keep_queue(self: MoCo) -> None:
+        advance(self)
+        kept = {"orders": torch.stack(orders), "keys": self.queue.keys, "pointer": self.queue.pointer}
+        torch.save(kept, folder / f"{rank}.pt")
+
+    MoCo.order, MoCo.advance = keep_order, keep_queue  # type: ignore[method-assign]
+
+
+def test_moco_shuffles_and_queues_alike_on_two_processes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = ["fit", f"--config={ROOT}/configs/self_supervised/moco_digits.yaml", *TWO, "--wandb=disabled"]
+    argv += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=1"]
+    argv += ["--model.network.init_args.split_norms=1", "--model.schedule=null", "--test=false", "--experiment=run"]
+    started = [fork(argv, lambda rank=rank: rank_of_moco(rank, port, tmp_path)) for rank in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+    assert codes == [0, 0], "".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in ("orders", "keys", "pointer"))
+    # Four batches of 128 from both processes, each shuffled in another way.
+    assert first["pointer"].item() == 512
+    assert [sorted(order.tolist()) for order in first["orders"]] == [list(range(128))] * 4
+    assert len({tuple(order.tolist()) for order in first["orders"]}) == 4
+    torch.testing.assert_close(first["keys"].norm(dim=0), torch.ones(1024))
+    losses = {step: value for (step, name), value in metrics(tmp_path).items() if name == "train/loss"}
+    assert len(losses) == 4
+    assert all(map(math.isfinite, losses.values()))

@@ -31,10 +31,10 @@ class UnlabelledFolder(DataModule):
         root: The folder.
         batch_size: Samples of one batch over all processes.
         holdout: Images that are not trained on, to look at the features with: a number, or a fraction below 1.
-        views: Views of each training image; by default two as contrastive learning has them: random crops, flips,
-            colours and grey.
-        options: Further options of ``DataModule``. Images to evaluate are resized to a shorter side of 256 and cropped
-            to the middle 224x224 by default.
+        views: Views of each training image; by default two by ``train_transforms``.
+        options: Further options of ``DataModule``. By default images to train on are cropped at random, flipped and
+            changed in colour, as contrastive learning has it, and others resized to a shorter side of 256 and cropped
+            to the middle 224x224.
 
     Raises:
         OptionError: If there are views without any, or less than one copy of one.
@@ -51,7 +51,16 @@ class UnlabelledFolder(DataModule):
         super().__init__(batch_size, **options)
         if views is not None and (not views or any(view.copies < 1 for view in views)):
             raise OptionError("views: name at least one view, each with copies of 1 or more.")
-        self.root, self.holdout, self.views = Path(root), holdout, views
+        self.root, self.holdout, self._views = Path(root), holdout, views
+
+    @property
+    def views(self) -> list[View]:
+        """Views of each training image."""
+        return self._views or [View(self.train_transforms, copies=2)]
+
+    @override
+    def default_train_transforms(self) -> list[Transform]:
+        return contrastive_view(self.pixels)
 
     @override
     def default_eval_transforms(self) -> list[Transform]:
@@ -69,8 +78,7 @@ class UnlabelledFolder(DataModule):
     def pipeline_for(self, split: str) -> Augmentation:
         if split != "train":
             return super().pipeline_for(split)
-        views = self.views or [View(contrastive_view(self.pixels), copies=2)]
-        return Views([view.transforms for view in views for _ in range(view.copies)], self.stream_seed(split))
+        return Views([view.transforms for view in self.views for _ in range(view.copies)], self.stream_seed(split))
 
 
 def contrastive_view(pixels: Pixels) -> list[Transform]:

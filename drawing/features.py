@@ -106,9 +106,9 @@ def attention_sheet(images: Sequence[np.ndarray], maps: Sequence[np.ndarray], ti
                 axes.imshow(image, interpolation=smooth)
             else:
                 # Faint, so that brightness says where a head looks, and not how bright the image is.
-                axes.imshow(image.mean(2), cmap="gray", vmin=-255, vmax=510, interpolation=smooth)
+                axes.imshow(image.mean(2), cmap="gray", vmin=-128, vmax=320, interpolation=smooth)
                 extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-                axes.imshow(shares[j - 1], cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear", vmin=0)
+                axes.imshow(shares[j - 1], cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear", vmin=0)
             axes.axis("off")
             if i == 0:
                 axes.set_title(f"head {j}" if j else "image", fontsize=8)

@@ -121,7 +121,7 @@ def start_from(cli: Cli, path: Path, part: str = WHOLE, averages: bool = False) 
         path: an exp checkpoint, what `convert` wrote or would read, or the weights of a network of timm's, or a
             package's. For a part of a network it may hold that part alone, or a whole network with a part of the same
             name. Of a student and a teacher, a network that is neither gets the backbone of the one that is evaluated;
-            and of a backbone, both of them get it.
+            and of a backbone, or of a learner of another kind, both of them get it.
         part: attribute of the module, dotted: `network`, `teacher`, `network.backbone`.
         averages: whether averages that a training has besides are looked for, too.
 
@@ -202,15 +202,16 @@ def _put(network: nn.Module, part: str, state: State, side: str | None = None, m
         LayoutError: they do not fit.
     """
     behind: list[str] = []
-    moved = None
+    moved, taken = None, ""
     wants_sides, has_sides = backbones.holds_sides(network.state_dict()), backbones.holds_sides(state)
     if moves and has_sides and not wants_sides:
         if part:
-            state, _ = backbones.published_backbone(state, side)
+            state, side = backbones.published_backbone(state, side)
+            taken = f"the {side}'s backbone is taken ({len(state)} tensors)"
         else:
             moved = backbones.into_classifier(network, state, side)
-    elif moves and wants_sides and not part and not has_sides:
-        moved = backbones.into_learner(network, state)
+    elif moves and wants_sides and not part and (not has_sides or backbones.of_another_kind(network, state)):
+        moved = backbones.into_learner(network, state, side)
     if moved is not None:
         state = moved.state
     if part:
@@ -219,7 +220,7 @@ def _put(network: nn.Module, part: str, state: State, side: str | None = None, m
     stayed = official.load(network, state)
     expected = {name for names in absent.values() for name in names}
     spare |= {"layers behind the feature maps": behind} if behind else {}
-    start = Start(absent, spare, [name for name in stayed if name not in expected])
+    start = Start(absent, spare, [name for name in stayed if name not in expected], taken=taken)
     return start if moved is None else replace(start, absent=moved.absent, spare=moved.spare, taken=moved.taken)
 
 

@@ -70,13 +70,27 @@ def into_classifier(network: nn.Module, state: Mapping[str, Tensor], side: str |
     return Fitted(backbone | {name: own[name] for name in fresh}, taken, _by_part(fresh), _by_part(rest))
 
 
-def into_learner(network: nn.Module, state: Mapping[str, Tensor]) -> Fitted:
+def of_another_kind(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether weights of a student and a teacher have other parts than a learner, beside their backbones."""
+    parts = [
+        set(_by_part([name for name in names if not name.startswith(tuple(_SIDES.values()))]))
+        for names in (network.state_dict(), state)
+    ]
+    return parts[0] != parts[1]
+
+
+def into_learner(network: nn.Module, state: Mapping[str, Tensor], side: str | None = None) -> Fitted:
     """Weights of one backbone for the student and the teacher of a learner, whose other parts stay as they are.
 
     Args:
         network: Network of a student and a teacher.
-        state: Weights of a network of timm's or ours, perhaps with a classifier.
+        state: Weights of a network of timm's or ours, perhaps with a classifier; or of another student and teacher.
+        side: Whose backbone of these; by default that which the paper evaluates.
     """
+    rest: list[str] = []
+    if holds_sides(state):
+        whole, (state, side) = state, published_backbone(state, side)
+        rest = [name for name in whole if not name.startswith(_SIDES[side])]
     own = network.state_dict()
     backbones = [name for name in own if name.startswith(tuple(_SIDES.values()))]
     names = {name.removeprefix(prefix) for name in backbones for prefix in _SIDES.values()}
@@ -86,7 +100,7 @@ def into_learner(network: nn.Module, state: Mapping[str, Tensor]) -> Fitted:
     fresh = [name for name in own if name not in backbones]
     placed = {prefix + name: value for prefix in _SIDES.values() for name, value in kept.items()}
     taken = f"taken as the backbone of student and teacher ({len(kept)} tensors)"
-    return Fitted(placed | {name: own[name] for name in fresh}, taken, _by_part(fresh), _by_part(spare))
+    return Fitted(placed | {name: own[name] for name in fresh}, taken, _by_part(fresh), _by_part([*spare, *rest]))
 
 
 def _behind_features(network: nn.Module, names: Collection[str], backbone: Collection[str]) -> list[str]:

@@ -18,6 +18,7 @@ from exp.weights import Start, start_from, to_evaluate, weight_files
 from models import official, pose, segmenters
 from models.detectors.features import Features
 from models.segmenters.dynamic_routing import DynamicRouting
+from models.self_supervised import BYOL
 from tests.library.recipes import ROOT
 from tests.library.refusals import refused
 
@@ -208,6 +209,19 @@ def test_a_teacher_starts_from_the_network_of_a_run(tmp_path: Path) -> None:
     assert not torch.equal(student.conv_stem.weight, run.conv_stem.weight)
     # The same part of a network that has one of this name.
     assert start_from(cli, tmp_path / "run.ckpt", "teacher.blocks") == Start({}, {}, [])
+
+
+def test_a_backbone_starts_from_a_student_or_its_teacher(tmp_path: Path) -> None:
+    learner = BYOL(timm.create_model("plain_conv", num_classes=0), hidden_dim=8, out_dim=4)
+    nn.init.constant_(next(iter(learner.teacher.backbone.parameters())), 0.5)
+    weights = {f"network.{name}": value for name, value in learner.state_dict().items()}
+    for said, side in ({}, learner.student), ({"published": "teacher"}, learner.teacher):
+        torch.save({"state_dict": weights} | said, tmp_path / "run.ckpt")
+        cli = Cli([DETR], "fit")
+        start = start_from(cli, tmp_path / "run.ckpt", BACKBONE)
+        assert start.message() == f"the {said.get('published', 'student')}'s backbone is taken (18 tensors)"
+        body = cli.model.network.backbone.body
+        assert torch.equal(body.stages_0[0].weight, side.backbone.stages[0][0].weight)
 
 
 def test_what_starts_a_network_says_of_its_parts_holds_for_a_part(tmp_path: Path) -> None:

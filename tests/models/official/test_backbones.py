@@ -8,7 +8,7 @@ from torch import nn
 
 from models.classifiers import WideResNet, timm_classifier
 from models.official import LayoutError, load
-from models.official.backbones import holds_sides, into_classifier, into_learner, published_backbone
+from models.official.backbones import holds_sides, into_classifier, into_learner, of_another_kind, published_backbone
 from models.self_supervised import BYOL, DINO, Learner
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [4, 6, 8, 10], "kernel_sizes": 3}
@@ -64,6 +64,19 @@ def test_both_sides_take_a_classifiers_backbone(kind: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.predictor.state_dict().items())
     assert list(fitted.absent) == ["student.projector", "teacher.projector", "predictor"]
     assert list(fitted.spare) == ["head"]
+
+
+def test_a_learner_goes_on_from_one_of_another_kind() -> None:
+    source, network = learner("timm", DINO), learner("timm", BYOL)
+    state = source.state_dict()
+    assert of_another_kind(network, state)
+    assert not of_another_kind(learner("timm", DINO), state)
+    fitted = into_learner(network, state)
+    load(network, fitted.state)
+    taken = source.teacher.backbone.state_dict()
+    for side in (network.student, network.teacher):
+        assert all(torch.equal(value, taken[name]) for name, value in side.backbone.state_dict().items())
+    assert set(fitted.spare) == {"centre", "student.backbone", "student.projector", "teacher.projector"}
 
 
 @pytest.mark.parametrize("kind", ["timm", "ours"])

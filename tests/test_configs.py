@@ -323,7 +323,7 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
             "--data.init_args.num_workers=0",
             *(f"--data.init_args.{s}_transforms=[]" for s in ("train", "eval")),
         ]
-    elif "root" in data["init_args"]:
+    elif "root" in data["init_args"] or "data" in data["init_args"]:
         root = tmp_path / data["init_args"]["root"]
         root.mkdir(parents=True)
         if data["class_path"].endswith("PackedImages"):

@@ -26,7 +26,14 @@ def task(name: str, **options: Any) -> SelfSupervised:
     return SelfSupervised(learner(name), optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3), **options)
 
 
-def fit(module: SelfSupervised, name: str, *callbacks: Callback, resume: Path | None = None, smoothing: Smoothing | None = None, **limits: Any) -> None:
+def fit(
+    module: SelfSupervised,
+    name: str,
+    *callbacks: Callback,
+    resume: Path | None = None,
+    smoothing: Smoothing | None = None,
+    **limits: Any,
+) -> None:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(
         accelerator="cpu",

@@ -70,6 +70,9 @@ class Part:
         """
         found = {}
         for key, schedule in {"lr": self.schedule, **self.schedules}.items():
+            if options.get(key) == 0 and isinstance(schedule, Constant):
+                # A network that is to stay as it is, such as one that others are compared with.
+                continue
             if not isinstance(base := options.get(key), float | int) or isinstance(base, bool) or not base:
                 numbers = [name for name, value in options.items() if type(value) in (int, float) and value]
                 raise Mistake(

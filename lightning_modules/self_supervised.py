@@ -132,6 +132,12 @@ class SelfSupervised(Task):
         super().on_save_checkpoint(checkpoint)
         checkpoint["published"] = self.sides[0]
 
+    @override
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Images of an evaluation; of a training batch those that a teacher sees, the first views of one size."""
+        images = batch["image"]
+        return (self.in_memory_order(images[0].flatten(0, 1) if isinstance(images, list) else images),)
+
     # A training step.
 
     @override

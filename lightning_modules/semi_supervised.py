@@ -92,6 +92,13 @@ class SemiSupervised(Classification):
         bins, values = gathered_rows(labelled["policy"]), gathered_rows(recognition(logits, labelled["label"]))
         rates.learnt = moved_rates(rates.learnt.to(bins.device, non_blocking=True), bins, values, rates.decay)
 
+    @override
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Images of an evaluation; of a training batch all that there are, labelled ones and both views."""
+        if "labelled" not in batch:
+            return super().inputs(batch)
+        return (self.in_memory_order(torch.cat([batch["labelled"]["image"], *self.views(batch)])),)
+
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two views [B, 3, H, W] of the unlabelled images of a training batch.
 

@@ -306,22 +306,25 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("EXP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     argv = without_weights(command(path))
-    data = built(path).plain["data"]
+    data, options = built(path).plain["data"], "--data.init_args"
+    if "data" in data["init_args"]:
+        # Views of another data module's images.
+        data, options = data["init_args"]["data"], "--data.init_args.data.init_args"
     if data["class_path"].endswith(("DigitScenes", "DigitStreets", "StickFigures")):
         batch = data["init_args"]["batch_size"]
-        argv = [*argv, f"--data.init_args.num_train={batch}", "--data.init_args.num_val=4"]
+        argv = [*argv, f"{options}.num_train={batch}", f"{options}.num_val=4"]
     elif data["class_path"].endswith("CamVid"):
         write_camvid(tmp_path / data["init_args"]["root"])
     elif data["class_path"].endswith(("ImageFolder", "UnlabelledFolder")):
         write_class_folders(tmp_path / data["init_args"]["root"], classes=5, images=16)
-        argv = [*argv, "--data.init_args.num_workers=0"]
+        argv = [*argv, f"{options}.num_workers=0"]
     elif data["class_path"].endswith("Coco"):
         write_coco(tmp_path / data["init_args"]["root"])
         # As small as they are: at full size one batch takes a minute.
         argv = [
             *argv,
-            "--data.init_args.num_workers=0",
-            *(f"--data.init_args.{s}_transforms=[]" for s in ("train", "eval")),
+            f"{options}.num_workers=0",
+            *(f"{options}.{s}_transforms=[]" for s in ("train", "eval")),
         ]
     elif "root" in data["init_args"]:
         root = tmp_path / data["init_args"]["root"]
@@ -330,9 +333,9 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
             pack(root, **arrays(n=40, classes=10))
         else:
             write_cifar(root, CIFAR100 if "CIFAR100" in data["class_path"] else CIFAR10, monkeypatch)
-        argv = [*argv, "--data.init_args.batch_size=10", "--data.init_args.holdout=10"]
+        argv = [*argv, f"{options}.batch_size=10", f"{options}.holdout=10"]
         if data["init_args"].get("num_train"):
-            argv = [*argv, "--data.init_args.num_train=20"]
+            argv = [*argv, f"{options}.num_train=20"]
     write_weights(path, tmp_path)
     ended = run("fit", [*argv, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"], tmp_path)
     assert ended.code == 0, ended.output

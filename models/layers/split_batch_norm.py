@@ -19,7 +19,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         options: Of `nn.BatchNorm2d`.
     """
 
-    def __init__(self, channels: int, parts: int = 8, **options: float | bool) -> None:
+    def __init__(self, channels: int, parts: int = 8, **options: float | bool | None) -> None:
         super().__init__(channels, **options)  # type: ignore[arg-type]
         self.parts = parts
 
@@ -35,8 +35,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         beside = x.unflatten(0, (self.parts, -1)).transpose(0, 1).flatten(1, 2)
         means, variances = self.running_mean.repeat(self.parts), self.running_var.repeat(self.parts)
         weight, bias = (None if each is None else each.repeat(self.parts) for each in (self.weight, self.bias))
-        assert self.momentum is not None
-        y = F.batch_norm(beside, means, variances, weight, bias, True, self.momentum, self.eps)
+        # Without a momentum, batches weigh alike.
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        y = F.batch_norm(beside, means, variances, weight, bias, True, share, self.eps)
         with torch.no_grad():
             self.running_mean.copy_(means.unflatten(0, (self.parts, -1)).mean(0))
             self.running_var.copy_(variances.unflatten(0, (self.parts, -1)).mean(0))
@@ -52,7 +53,7 @@ def split_batch_norms(network: nn.Module, parts: int) -> nn.Module:
     """
     for name, child in network.named_children():
         if type(child) is nn.BatchNorm2d:
-            split = SplitBatchNorm2d(child.num_features, parts, eps=child.eps, momentum=child.momentum or 0.1)
+            split = SplitBatchNorm2d(child.num_features, parts, eps=child.eps, momentum=child.momentum)
             split.load_state_dict(child.state_dict())
             setattr(network, name, split.train(child.training))
         else:

@@ -24,7 +24,7 @@ class Smoother:
     |---|---|
     | `own` | are left alone: the teacher's own forward passes in training mode move them, as published |
     | `copy` | are the student's |
-    | `ema` | are averaged with the rule's effective momentum (arXiv 2101.08482) |
+    | `ema` | are averaged with the effective momentum that the weights beside them have (arXiv 2101.08482) |
     | `recalibrate` | are left alone, and whoever trains estimates them anew before an evaluation |
 
     Args:
@@ -52,8 +52,8 @@ class Smoother:
         self.names: list[str] = []
         self.teacher: list[Tensor] = []
         self.student: list[Tensor] = []
-        # Those that are averaged, and those that are copied.
-        self._averaged: list[tuple[Tensor, Tensor]] = []
+        # Those that are averaged, by a keep probability of their own or the common one, and those that are copied.
+        self._averaged: dict[float | None, list[tuple[Tensor, Tensor]]] = {}
         self._copied: list[tuple[Tensor, Tensor]] = []
         for name, (student, teacher) in pairs.items():
             theirs, its = dict(student.named_parameters()), dict(teacher.named_parameters())
@@ -65,8 +65,10 @@ class Smoother:
                 given, buffers = dict(student.named_buffers()), dict(teacher.named_buffers())
                 _check_names(name, given, buffers)
                 for each, buffer in buffers.items():
+                    own = _first(keep or {}, f"{name}.{each}" if name else each)
                     averaged = batch_norm == "ema" and buffer.is_floating_point()
-                    (self._averaged if averaged else self._copied).append((buffer, given[each]))
+                    where = self._averaged.setdefault(own, []) if averaged else self._copied
+                    where.append((buffer, given[each]))
         self.units = Units(unit, self.names, self.teacher)
         self._keep_of = [_first(keep or {}, name) for name in self.names]
         for text in keep or {}:
@@ -105,7 +107,11 @@ class Smoother:
                 seen.append(choice.watched)
             self.renewed = torch.cat(seen)
         self.ages.add_(1).masked_fill_(self.renewed, 0)
-        for buffers, rate in ((self._averaged, effective_momentum(keep, momentum)), (self._copied, 0.0)):
+        rates = [
+            (buffers, effective_momentum(keep if own is None else own, momentum))
+            for own, buffers in self._averaged.items()
+        ]
+        for buffers, rate in (*rates, (self._copied, 0.0)):
             its, theirs = ([pair[i] for pair in buffers] for i in range(2))
             moving_average(its, self._in_its_precision(theirs, its), rate)
 

@@ -12,12 +12,15 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from callbacks import AveragedWeights, PreciseBN, Rule, StepSeed, WeightEMA
+from lightning_modules import Detection
 from tests.library.batches import Batches
 from tests.library.reports import trainer_with
 from tests.library.taught_task import normed
+from tests.library.toy_detector import ToyDetector, ToyScenes
 from tests.library.toy_task import Line, Numbers, Sums, seeded
 
 State = dict[str, Tensor]
+WB = ("weight", "bias")
 
 
 class Same(Numbers):
@@ -41,7 +44,11 @@ class States(Callback):
         self.evaluated.append(copy.deepcopy(pl_module.state_dict()))
 
 
-def fit(module: Sums, folder: Path, *callbacks: Callback, data: Any = None, **options: Any) -> Trainer:
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.5)
+
+
+def fit(module: Any, folder: Path, *callbacks: Callback, data: Any = None, **options: Any) -> Trainer:
     trainer = trainer_with(
         StepSeed(3), *callbacks, folder=folder, num_sanity_val_steps=0, **{"max_epochs": 2, **options}
     )
@@ -104,6 +111,53 @@ def test_statistics_may_be_those_of_the_averaged_weights(tmp_path: Path) -> None
         maps = [again[0](each) for each in images]
         torch.testing.assert_close(state["network.1.running_mean"], torch.stack([x.mean(0) for x in maps]).mean(0))
         torch.testing.assert_close(state["network.1.running_var"], torch.stack([x.var(0) for x in maps]).mean(0))
+
+
+class NormedDetector(ToyDetector):
+    """A detector with a batch norm over what it sees of an image."""
+
+    def __init__(self) -> None:
+        super().__init__(has_masks=False)
+        self.backbone: Any = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+def test_a_detector_is_evaluated_with_stitched_weights_and_their_statistics(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, states, data = Detection(NormedDetector(), optimizer=sgd), States(), ToyScenes()
+    initial = copy.deepcopy(module.state_dict())
+    # Whole layers, of which the backbone's stay as they were.
+    rule = Rule(0.0, 0.5, "layer", keep_layers={"backbone": 1.0})
+    fit(module, tmp_path, AveragedWeights(rule, "recalibrate"), states, data=data)
+    past = [initial, *states.trained]
+    for evaluated in states.evaluated:
+        assert torch.equal(evaluated["network.backbone.0.weight"], initial["network.backbone.0.weight"])
+        ages = [[torch.equal(each[f"network.head.{x}"], evaluated[f"network.head.{x}"]) for each in past] for x in WB]
+        # Weight and bias are of one and the same step.
+        assert ages[0] == ages[1]
+        assert sum(ages[0]) == 1
+    assert len({value["network.head.bias"].tolist()[0] for value in states.evaluated}) > 1
+    maps = [
+        torch.nn.functional.linear(
+            torch.stack([image.mean((1, 2)) for image in batch["image"]]),
+            *(initial[f"network.backbone.0.{x}"] for x in WB),
+        )
+        for batch in data.loader()
+    ]
+    statistics = module.state_dict()
+    torch.testing.assert_close(
+        statistics["network.backbone.1.running_mean"], torch.stack([x.mean(0) for x in maps]).mean(0)
+    )
+    torch.testing.assert_close(
+        statistics["network.backbone.1.running_var"], torch.stack([x.var(0) for x in maps]).mean(0)
+    )
+    assert module.findings is not None
+    # What was found is what these weights find.
+    found = {each.index: each.scores for each in module.findings.images}
+    module.eval()
+    for index in range(data.images):
+        batch = data.batch([index])
+        (expected,) = module.network(batch["image"], batch["target"])
+        torch.testing.assert_close(torch.as_tensor(found[index]), expected["scores"].double())
 
 
 def test_averages_are_finer_than_weights_of_half_precision(tmp_path: Path) -> None:

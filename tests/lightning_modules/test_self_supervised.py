@@ -26,11 +26,18 @@ def task(name: str, **options: Any) -> SelfSupervised:
     return SelfSupervised(learner(name), optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3), **options)
 
 
-def fit(module: SelfSupervised, name: str, *callbacks: Callback, resume: Path | None = None, **limits: Any) -> None:
+def fit(
+    module: SelfSupervised,
+    name: str,
+    *callbacks: Callback,
+    resume: Path | None = None,
+    smoothing: Smoothing | None = None,
+    **limits: Any,
+) -> None:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.Trainer(
         accelerator="cpu",
-        callbacks=[StepSeed(3), Smoothing(Rule(momentum=0.9)), *callbacks],
+        callbacks=[StepSeed(3), smoothing or Smoothing(Rule(momentum=0.9)), *callbacks],
         num_sanity_val_steps=0,
         **quiet,
         **{"max_steps": 4, "limit_val_batches": 0} | limits,  # type: ignore[arg-type]
@@ -50,6 +57,26 @@ def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> Non
         fit(again, name, resume=tmp_path / f"batch{batch}.ckpt", max_steps=6)
         state = again.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statistics_of_a_teacher_may_be_estimated_over_the_views_that_it_sees(name: str) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Recording(SelfSupervised):
+        def inputs(self, batch: Any) -> tuple[Any, ...]:
+            (images,) = super().inputs(batch)
+            seen.append(images)
+            torch.testing.assert_close(images, batch["image"][0].flatten(0, 1))
+            return (images,)
+
+    module = Recording(learner(name), optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3))
+    fit(module, name, smoothing=Smoothing(Rule(0.5), "recalibrate"), max_epochs=1, max_steps=-1)
+    assert {each.shape for each in seen} == {(512, 3, 8, 8)}
+    conv = module.network.teacher.get_submodule("backbone.conv")
+    with torch.no_grad():
+        expected = torch.stack([conv(images).mean((0, 2, 3)) for images in seen]).mean(0)
+    torch.testing.assert_close(module.network.teacher.state_dict()["backbone.norm.running_mean"], expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,13 +56,14 @@ def fit(
     *callbacks: Callback,
     resume: Path | None = None,
     images: FewLabels | None = None,
+    smoothing: Smoothing | None = None,
     **limits: Any,
 ) -> FewLabels:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     rule = Rule(momentum=0.9, momentum_schedule=AverageWarmup())
     trainer = lightning.Trainer(
         accelerator="cpu",
-        callbacks=[StepSeed(3), Smoothing(rule, batch_norm="copy"), *callbacks],
+        callbacks=[StepSeed(3), smoothing or Smoothing(rule, batch_norm="copy"), *callbacks],
         num_sanity_val_steps=0,
         **quiet,
         **{"max_steps": 4, "limit_val_batches": 0} | limits,  # type: ignore[arg-type]
@@ -70,6 +71,27 @@ def fit(
     images = images or data()
     trainer.fit(module, images, ckpt_path=resume, weights_only=True)
     return images
+
+
+def test_statistics_of_a_teacher_may_be_estimated_over_all_images_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    inputs = SemiSupervised.inputs
+
+    def recording(self: SemiSupervised, batch: Any) -> tuple[Any, ...]:
+        (images,) = inputs(self, batch)
+        parts = images.split([20, 200, 200])
+        for part, given in zip(parts, [batch["labelled"]["image"], *batch["train"]["image"][0]], strict=True):
+            torch.testing.assert_close(part, given)
+        seen.append(images)
+        return (images,)
+
+    monkeypatch.setattr(SemiSupervised, "inputs", recording)
+    module = KINDS["fixmatch of a teacher"]()
+    fit(module, smoothing=Smoothing(Rule(0.5), "recalibrate"), max_epochs=1, max_steps=-1)
+    with torch.no_grad():
+        expected = torch.stack([module.teacher.stem(images).mean((0, 2, 3)) for images in seen]).mean(0)
+    first = next(each for each in module.teacher.modules() if isinstance(each, torch.nn.BatchNorm2d))
+    torch.testing.assert_close(first.running_mean, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -187,6 +187,15 @@ def test_a_schedule_of_what_the_optimiser_lacks_is_refused(tmp_path: Path) -> No
         trained(module, tmp_path)
 
 
+def test_what_has_a_rate_of_0_stays_as_it_was(tmp_path: Path) -> None:
+    module = seeded(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
+    before = copy.deepcopy(module.state_dict())
+    trained(module, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    with pytest.raises(ValueError, match="SGD has no lr other than 0 that could follow a schedule"):
+        trained(seeded(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0), schedule=WarmupCosine()), tmp_path)
+
+
 def test_the_learning_rate_grows_with_the_batch(tmp_path: Path) -> None:
     optimizer = lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=0.04)  # noqa: E731
     for reference, lr in ((16, 0.05), (2, 0.4), (None, 0.1)):

@@ -10,7 +10,7 @@ from timm.layers import DropPath
 import models.backbones  # noqa: F401  registers our networks with timm
 from models.classifiers import timm_classifier
 from models.mistakes import Mistake
-from models.self_supervised import BYOL, DINO, DINOHead, Encoder, Learner, MoCo, mlp_head
+from models.self_supervised import BYOL, DINO, DINOHead, Encoder, Learner, MoCo, Pixels, mlp_head
 from models.self_supervised.collapse import direction_sums, effective_rank, spread
 from models.self_supervised.dino import Centre, cross_entropies
 from models.self_supervised.knn import knn_votes
@@ -161,6 +161,13 @@ def test_norms_keep_byols_projections_apart() -> None:
         torch.manual_seed(0)
         spreads.append(float(trained(BYOL(SmallConv(), 32, 16, norm=norm))["spread"]))
     assert spreads[0] > 0.5 > 0.3 > spreads[1]
+
+
+def test_pixels_may_be_features() -> None:
+    images = torch.randn(5, 3, 8, 8)
+    network = BYOL(Pixels(8), 16, 8).eval()
+    assert torch.equal(network(images), images.flatten(1))
+    assert parameters(network.student.backbone) == 0
 
 
 def parameters(module: torch.nn.Module, trained: bool | None = None) -> int:

@@ -104,6 +104,17 @@ def test_parts_of_a_batch_are_normalised_apart() -> None:
     torch.testing.assert_close(split.eval()(x), nn.functional.batch_norm(x, split.running_mean, split.running_var))
 
 
+def test_without_a_momentum_parts_of_all_batches_weigh_alike() -> None:
+    torch.manual_seed(0)
+    split = SplitBatchNorm2d(3, 2, momentum=None)
+    batches = [torch.randn(6, 3, 4, 4) * scale for scale in (1, 2, 3)]
+    for batch in batches:
+        split(batch)
+    parts = torch.stack([part.transpose(0, 1).flatten(1) for batch in batches for part in batch.chunk(2)])
+    torch.testing.assert_close(split.running_mean, parts.mean(2).mean(0))
+    torch.testing.assert_close(split.running_var, parts.var(2).mean(0))
+
+
 def test_norms_are_split_in_place() -> None:
     network = SmallConv()
     names = list(network.state_dict())

@@ -35,6 +35,16 @@ def test_running_statistics_go_by_the_policy(policy: str, share: float) -> None:
     assert teacher.state_dict()["1.num_batches_tracked"] == (1 if share else 2)
 
 
+def test_averaged_statistics_keep_the_pace_of_the_weights_beside_them() -> None:
+    student, teacher = (nn.Sequential(*network(seed), *network(seed + 2)) for seed in (1, 2))
+    before = copy.deepcopy(teacher.state_dict())
+    Smoother({"teacher": (student, teacher)}, batch_norm="ema", keep={"teacher.3": 0.9}).update(0.5, 0.6, 0)
+    for name, share in (("1.running_mean", 0.4 * 0.5), ("3.running_mean", 0.1 * 0.5)):
+        expected = before[name].lerp(student.state_dict()[name], share)
+        torch.testing.assert_close(teacher.state_dict()[name], expected)
+        assert not torch.equal(expected, before[name])
+
+
 def test_pairs_are_by_name_and_in_any_order() -> None:
     class Student(nn.Module):
         def __init__(self) -> None:

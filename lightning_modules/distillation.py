@@ -52,13 +52,13 @@ class Distillation(nn.Module):
         clip: largest norm of their gradient.
 
     Raises:
-        Mistake: no term, a weight below 0, or nothing to inherit under a name.
+        Mistake: neither a term nor anything to inherit, a weight below 0, or nothing to inherit under a name.
     """
 
     def __init__(
         self,
         teacher: nn.Module,
-        terms: dict[str, Term],
+        terms: dict[str, Term] | None = None,
         task_weight: float = 1.0,
         inherit: Sequence[str] = (),
         optimizer: MakeOptimizer = torch.optim.AdamW,
@@ -66,12 +66,12 @@ class Distillation(nn.Module):
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        if not terms:
-            raise Mistake("distillation: give it a term, such as models.distillation.Logits")
+        if not terms and not inherit:
+            raise Mistake("distillation: give it a term, such as models.distillation.Logits, or something to inherit")
         if task_weight < 0:
             raise Mistake(f"distillation: task_weight is 0 or more, not {task_weight:g}")
         self.teacher = teacher.requires_grad_(False).eval()
-        self.terms = nn.ModuleDict(terms)
+        self.terms = nn.ModuleDict(terms or {})
         self.task_weight, self.inherit = task_weight, list(inherit)
         self.optimizer, self.schedule, self.clip = optimizer, schedule or Constant(), clip
         # What the teacher's weights say of the images that they expect; None: the student's.
@@ -173,6 +173,11 @@ class Distillation(nn.Module):
                 )
             for name in shared:
                 own[name].copy_(theirs[name])
+
+    def observed(self) -> dict[str, Tensor]:
+        """What the terms say of the last batch beside their losses, by the name that it is logged under."""
+        terms: dict[str, Term] = dict(self.terms.items())  # type: ignore[arg-type]
+        return {f"distil_{name}_{key}": value for name, term in terms.items() for key, value in term.observed.items()}
 
     def _loss(self, term: Term, part: str, task: Task) -> Tensor:
         """A loss of a term, which is asked once a batch for all of them."""

@@ -296,6 +296,8 @@ class Task(LightningModule, ABC):
         total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
         self.losses = {name: value.detach() for name, value in losses.items()}
         terms = {"loss": total.detach(), **metrics}
+        if self.distillation is not None:
+            terms |= self.distillation.observed()
         if len(losses) > 1:
             terms |= {f"loss_{name}": value for name, value in self.losses.items()}
         self._step_log.add(terms)

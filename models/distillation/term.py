@@ -25,6 +25,7 @@ class Term(nn.Module, ABC):
         names: Of its losses, where it has several.
         step: Optimiser steps that are done; set before each call.
         total_steps: Of the whole training.
+        observed: What is worth knowing of the last call beside its losses, scalars by name.
     """
 
     names: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Term(nn.Module, ABC):
         self.student_layers = list(student)
         self.teacher_layers = list(student if teacher is None else teacher)
         self.step, self.total_steps = 0, 0
+        self.observed: dict[str, Tensor] = {}
 
     def prepare(self, student: Seen, teacher: Seen) -> None:
         """Builds what depends on the shapes of features, and refuses what cannot be compared.

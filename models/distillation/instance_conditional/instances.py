@@ -25,12 +25,14 @@ class Slots(NamedTuple):
         boxes: [N, K, 4], x0, y0, x1, y1 relative to the image.
         is_real: bool [N, K], whether the object is there.
         is_empty: bool [N, K], whether there is nothing in the slot.
+        most: The largest number of objects of an image, which are in the first slots; None where that is not known.
     """
 
     labels: Tensor
     boxes: Tensor
     is_real: Tensor
     is_empty: Tensor
+    most: int | None = None
 
 
 class Prior(nn.Module):
@@ -125,7 +127,8 @@ def fill(
         place = torch.arange(most, device=own.device)
         is_real.append(place < count)
         is_empty.append(place >= len(others))
-    return Slots(*(torch.stack(each) for each in (all_labels, all_boxes, is_real, is_empty)))
+    filled = (torch.stack(each) for each in (all_labels, all_boxes, is_real, is_empty))
+    return Slots(*filled, most=max(map(len, labels)))
 
 
 class Described(NamedTuple):

@@ -52,6 +52,28 @@ def weight_map(logits: Tensor, counts: Tensor, temperature: float | Tensor = 1.0
     return torch.einsum("nhks,nk->nhs", weights, counts.to(weights.dtype))
 
 
+def focus(logits: Tensor, boxes: Tensor, counts: Tensor, centres: Tensor) -> Tensor:
+    """How much more a decoder looks into the boxes of objects than it would if it looked everywhere alike.
+
+    Args:
+        logits: [N, H, K, S].
+        boxes: [N, K, 4], x0, y0, x1, y1 relative to the image.
+        counts: bool [N, K], the slots with objects.
+        centres: [N, S, 2], x and y of each cell relative to the image, beyond 1 on padding.
+
+    Returns:
+        Share of the weights that is within the box, the mean over heads, by the box's share of the image; the mean over
+        all objects, 0 without any.
+    """
+    x, y = centres[:, None].unbind(-1)
+    x0, y0, x1, y1 = boxes.unsqueeze(-2).unbind(-1)
+    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    mass = torch.einsum("nhks,nks->nk", logits.softmax(-1), inside.to(logits.dtype)) / logits.shape[1]
+    area = ((x1 - x0) * (y1 - y0))[..., 0].clamp(min=1e-6)
+    used = counts.to(mass.dtype)
+    return (mass / area * used).sum() / used.sum().clamp(min=1)
+
+
 def imitation_loss(
     student: Tensor,
     teacher: Tensor,

@@ -32,11 +32,13 @@ class Memory:
         cells: [N, S, C].
         padding: bool [N, S], True on padding.
         position: [N, S, C], sines and cosines of each cell's place within its level.
+        centres: [N, S, 2], x and y of each cell's middle relative to the image; None where nobody asks.
     """
 
     cells: Tensor
     padding: Tensor
     position: Tensor
+    centres: Tensor | None = None
 
     @classmethod
     def of(cls, maps: Sequence[Tensor], sizes: Sequence[Size], padded: Size) -> Memory:
@@ -47,14 +49,23 @@ class Memory:
             sizes: Height and width of each image, in pixels.
             padded: Of the batch that they were padded to.
         """
-        cells, padding, position = [], [], []
+        cells, padding, position, centres = [], [], [], []
+        extent = torch.tensor([(width, height) for height, width in sizes], device=maps[0].device)
         for features in maps:
             mask = padding_mask(features.shape[-2:], sizes, padded, features.device)
             cells.append(features.flatten(2).transpose(1, 2))
             padding.append(mask.flatten(1))
             position.append(sine_position_encoding(mask, features.shape[1] // 2).flatten(2).transpose(1, 2))
+            centres.append(_centres(mask.shape[1:], padded, mask.device) / extent[:, None])
         joined = torch.cat(cells, 1)
-        return cls(joined, torch.cat(padding, 1), torch.cat(position, 1).to(joined.dtype))
+        return cls(joined, torch.cat(padding, 1), torch.cat(position, 1).to(joined.dtype), torch.cat(centres, 1))
+
+
+def _centres(cells: Sequence[int], padded: Size, device: torch.device) -> Tensor:
+    """Where the middle of each cell of a level is, [H W, 2], x and y in pixels."""
+    y = (torch.arange(cells[0], device=device) + 0.5) * (padded[0] / cells[0])
+    x = (torch.arange(cells[1], device=device) + 0.5) * (padded[1] / cells[1])
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
 
 
 def padding_mask(cells: Sequence[int], sizes: Sequence[Size], padded: Size, device: torch.device) -> Tensor:

@@ -24,6 +24,7 @@ from models.distillation.instance_conditional.losses import (
     Form,
     Norm,
     auxiliary_losses,
+    focus,
     imitation_loss,
     weight_map,
 )
@@ -179,7 +180,14 @@ class InstanceConditional(Term):
         """
         assert self.decoder is not None
         assert self.projections is not None
-        looked = self.look(Memory.of(teacher, sizes, padded), described)
+        memory = Memory.of(teacher, sizes, padded)
+        looked = self.look(memory, described)
+        assert memory.centres is not None
+        with torch.no_grad():
+            first = slice(slots.most)
+            self.observed["focus"] = focus(
+                looked[-1].logits[:, :, first], slots.boxes[:, first], slots.is_real[:, first], memory.centres
+            )
         identification, localisation = self.auxiliary(looked, slots, described)
         found = {"identification": identification, "localisation": localisation}
         if self.imitation:
@@ -202,13 +210,14 @@ class InstanceConditional(Term):
 
     def follow(self, values: Sequence[Tensor], looked: Sequence[Looked], slots: Slots) -> Tensor:
         """The imitation, without its weight, the mean over the layers."""
-        counts = ~slots.is_empty if self.with_fakes else slots.is_real
+        first = slice(None if self.with_fakes else slots.most)
+        counts = (~slots.is_empty if self.with_fakes else slots.is_real)[:, first]
         temperature = self.temperature_now()
         losses = [
             imitation_loss(
                 own,
                 each.values.detach(),
-                weight_map(each.logits.detach(), counts, temperature),
+                weight_map(each.logits[:, :, first].detach(), counts, temperature),
                 self.form,
                 self.norm,
                 self.per_image,

@@ -9,6 +9,7 @@ from torch import Tensor
 from models.distillation import InstanceConditional, Masked, Seen
 from models.distillation.instance_conditional.decoder import ConditionalDecoder
 from models.distillation.instance_conditional.instances import Prior, num_slots
+from models.distillation.instance_conditional.losses import focus
 from models.distillation.instance_conditional.memory import padding_mask
 from models.distillation.masked import within
 from models.mistakes import Mistake
@@ -73,6 +74,18 @@ def test_the_student_learns_nothing_before_the_warm_up_is_over() -> None:
         assert gradients(loss, term, student)["student"] is (step == 100)
         assert gradients(loss, term, student)["projections"]
     assert values[0].item() == values[1].item()
+
+
+def test_focus_by_hand() -> None:
+    # Two cells beside each other; the box is the left one, at which one head looks thrice as much, the other all alike.
+    logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log().view(1, 2, 1, 2)
+    boxes, centres = torch.tensor([[[0.0, 0.0, 0.5, 1.0]]]), torch.tensor([[[0.25, 0.5], [0.75, 0.5]]])
+    there = torch.tensor([[True]])
+    assert focus(logits, boxes, there, centres).item() == pytest.approx((0.75 + 0.5) / 2 / 0.5)
+    assert focus(logits, boxes, ~there, centres).item() == 0
+    term = built()
+    term(seen(0), seen(1))
+    assert 0 < term.observed["focus"].item() < 20
 
 
 def test_images_without_objects_cost_nothing() -> None:

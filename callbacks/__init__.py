@@ -13,6 +13,7 @@ from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.threshold_curve import ThresholdCurve
 from callbacks.smoothing import Rule, Smoothing
+from callbacks.spherical_motion import SphericalMotion
 from callbacks.step_seed import StepSeed
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Preemption",
     "Rule",
     "Smoothing",
+    "SphericalMotion",
     "StepSeed",
     "ThresholdCurve",
     "WeightEMA",

@@ -32,6 +32,7 @@ VECTORS = [
     "dynamic_routing/cell_gate2_down",
     "ranet/conv_bn",
     "semantic_segmentation/upernet_convnext",
+    "smd/scale_invariance",
     "solq/deform_transformer",
     "spatial_ensemble/encoder_eval",
     "student_teacher/dino_vit",

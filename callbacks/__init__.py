@@ -11,6 +11,7 @@ from callbacks.precise_bn import PreciseBN
 from callbacks.preemption import Preempted, Preemption
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
+from callbacks.reports.spherical_motion import SphericalMotionCurve
 from callbacks.reports.threshold_curve import ThresholdCurve
 from callbacks.smoothing import Rule, Smoothing
 from callbacks.spherical_motion import SphericalMotion
@@ -33,6 +34,7 @@ __all__ = [
     "Rule",
     "Smoothing",
     "SphericalMotion",
+    "SphericalMotionCurve",
     "StepSeed",
     "ThresholdCurve",
     "WeightEMA",

@@ -73,13 +73,14 @@ class MotionRecord:
         values = [row[column] for row in self.values(layer)]
         return sum(values) / len(values)
 
-    def add(self, step: int, steps: Sequence[Step], balances: bool) -> dict[str, float]:
+    def add(self, step: int, steps: Sequence[Step], balances: bool, spans: bool) -> dict[str, float]:
         """Takes a measurement.
 
         Args:
             step: optimiser steps that are done.
             steps: of each weight.
             balances: whether weights are left to come to an equilibrium.
+            spans: whether what is travelled is more than a step.
 
         Returns:
             What is to be logged, by name and layer.
@@ -99,6 +100,7 @@ class MotionRecord:
                 "unit_gradient": unit,
                 "cos": each.product / unit if unit else math.nan,
                 "effective_lr": effective_learning_rate(each.setting, norm) if norm else math.nan,
+                "travelled": each.travelled if spans else math.nan,
                 "momentum_norm": math.sqrt(each.buffer) if each.setting.theory == "sgdm" else math.nan,
             }
             logged |= {f"{name}/{each.layer}": value for name, value in values.items() if not math.isnan(value)}

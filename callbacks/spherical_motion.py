@@ -316,7 +316,7 @@ class SphericalMotion(Callback):
             )
             for weight, setting, row in zip(self.weights, self.settings, rows, strict=True)
         ]
-        logged = self.record.add(step, steps, held is None)
+        logged = self.record.add(step, steps, held is None, self.span > 1)
         if self.granularity == "filter":
             assert self.last is not None
             for each, blocks in zip(steps, self.last.blocks, strict=True):

@@ -2,9 +2,10 @@
 
     python -m benchmarks.spherical_motion
 
-A ResNet-18 on images of 32x32 pixels, and the smallest ConvNeXt of timm on 64x64, in Lightning without a logger. Trainings with and
-without take turns, on one thread; printed are medians of CPU time, which other work on the machine disturbs less than
-wall-clock, and the median of the ratios of neighbours. The first steps, in which weights are found, count apart.
+A ResNet-18 on images of 32x32 pixels and timm's smallest ConvNeXt on 64x64, in Lightning without a logger. Trainings
+with and without take turns, on one thread; printed are medians of CPU time, which other work on the machine disturbs
+less than wall-clock, and the median of the ratios of neighbours. The first steps, in which weights are found, count
+apart.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class SphericalMotionCurve(Report):
         "angle_ratio.png": "angles of several small steps by that of a large one",
     }
     files: ClassVar = {
-        "spherical_motion.csv": "every scale-invariant layer: how far from equilibrium, and since when in it",
+        "spherical_motion.csv": "every scale-invariant layer, next to its equilibrium",
         "spherical_filters.csv": "every part of it that is invariant by itself",
         "spherical_motion.txt": "what was said of the schedule",
     }
@@ -120,7 +120,7 @@ class SphericalMotionCurve(Report):
         yield [
             *("layer", "tensors", "unit", "parts", "loose", "theory", "angle", "prediction", "ratio", "norm"),
             *("equilibrium_norm", "unit_square_mean", "unit_square_variance", "unit_square_least"),
-            *("in_equilibrium_from", "expected_from", *flags),
+            *("in_equilibrium_from", "settles_in", *flags),
         ]
         assert motion.weights is not None
         for weight, setting in zip(motion.weights, motion.settings, strict=True):

@@ -53,7 +53,8 @@ def try_first_batch(command: Sequence[str]) -> Trial:
 
 def _run(command: Sequence[str], trial: Trial) -> None:
     here = ["accelerator=auto", "strategy=auto", "devices=1", "num_nodes=1", "precision=32-true", "fast_dev_run=true"]
-    quiet = ["enable_progress_bar=false", "enable_model_summary=false"]
+    # The one step is one of those that are logged.
+    quiet = ["log_every_n_steps=1", "enable_progress_bar=false", "enable_model_summary=false"]
     cli = Cli([*command, *(f"--trainer.{setting}" for setting in [*here, *quiet])], "fit")
     trial.monitor = cli.checkpoints.monitor or getattr(cli.model, "monitor", None)
     trial.mode = str(cli.checkpoints.mode or getattr(cli.model, "monitor_mode", "max"))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from models.spherical_motion.theory import Setting, steps_to_equilibrium, time_constant
 
-# A learning rate that is divided by more at a step, and by less than STILL before and after it, has dropped, and does not
-# merely fall.
+# A learning rate that is divided by more at a step, and by less than STILL before and after it, has dropped, and does
+# not merely fall.
 LEAST_DROP, STILL = 1.5, 1.1
 # Angular updates nearer to their equilibrium's than that have followed.
 NEAR = 0.1

@@ -60,4 +60,5 @@ class Noise(lightning.LightningDataModule):
             }
             for _ in range(self.steps)
         ]
+        assert self.trainer is not None
         return Batches(batches[self.trainer.global_rank :: self.trainer.world_size])

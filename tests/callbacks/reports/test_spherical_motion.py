@@ -45,7 +45,7 @@ def test_pictures_and_tables_are_written_next_to_other_runs(tmp_path: Path) -> N
         ("7", "layer", "1", "sgdm"),
     ]
     assert float(rows[0]["prediction"]) == pytest.approx(math.sqrt(2 * 0.1 * 0.01 / 1.9), rel=1e-5)
-    assert rows[0]["expected_from"] == "75"
+    assert rows[0]["settles_in"] == "75"
     assert rows[0]["small_steps"] == "true"
     with (tmp_path / "large" / "spherical_filters.csv").open() as file:
         assert sum(1 for _ in file) == 1 + 8 + 8 + 1

@@ -126,24 +126,21 @@ class SphericalMotion(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to look at gradients, or goes on where a checkpoint was."""
         assert isinstance(pl_module, Task)
-        self._trainer, self._task = trainer, pl_module
+        self._trainer = trainer
         self._parameters = {name: each for name, each in pl_module.named_parameters() if each.requires_grad}
         self._evidence = Evidence(pl_module, lambda name: any(fnmatch(_short(name), each) for each in self.targets))
         self._places = _places(trainer.optimizers, self._parameters)
+        self._rates = _rates(pl_module, self._parameters)
         self._next = max(self._next, trainer.global_step)
         self._resume(pl_module.device)
         if self.angular_rate is not None:
-            table = self._table(self.angular_schedule or Constant(), self.angular_rate)
+            clock, schedule = Clock(trainer), self.angular_schedule or Constant()
+            table = schedule.table(self.angular_rate, clock.steps_per_epoch, clock.total_steps or 1).tolist()
             rate = self._rate = lambda step: table[min(step, len(table) - 1)]
             pl_module.quantities["smd_angular_rate"] = Quantity(rate, _nowhere)
             for optimizer in trainer.optimizers:
                 optimizer.register_step_post_hook(self._turn)
-
-    def _table(self, schedule: Schedule, base: float) -> list[float]:
-        clock = Clock(self._trainer)
-        return [float(value) for value in schedule.table(base, clock.steps_per_epoch, clock.total_steps or 1)]
 
     # Which weights there are.
 
@@ -166,13 +163,9 @@ class SphericalMotion(Callback):
         optimizer, group = self._places[weight.tensors[0]]
         return setting_of(type(optimizer).__name__, group, self.theory)
 
-    def _quantity(self, weight: Invariant) -> Quantity | None:
+    def _lr(self, weight: Invariant) -> Quantity | None:
         """The learning rate over the steps of the part that a weight is of."""
-        parameter = self._parameters[weight.tensors[0]]
-        for name, part in self._task.parts().items():
-            if any(each is parameter for each in part.module.parameters()):
-                return self._task.quantities.get("lr" if part is self._task.main else f"{name}_lr")
-        return None
+        return self._rates.get(weight.tensors[0])
 
     def _announce(self, settings: list[Setting]) -> None:
         assert self.weights is not None
@@ -199,7 +192,7 @@ class SphericalMotion(Callback):
         step, total = self._trainer.global_step, Clock(self._trainer).total_steps or 0
         seen = set()
         for weight, setting in zip(self.weights, settings, strict=True):
-            quantity = self._quantity(weight)
+            quantity = self._lr(weight)
             if not setting.balances or quantity is None or setting in seen:
                 continue
             seen.add(setting)
@@ -218,7 +211,6 @@ class SphericalMotion(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Rescales before the first batch of a step whose learning rate has dropped."""
         step = trainer.global_step
         if step < self._next:
             return
@@ -227,7 +219,7 @@ class SphericalMotion(Callback):
             return
         factors = set()
         for each in self.weights:
-            quantity, setting = self._quantity(each), self._setting(each)
+            quantity, setting = self._lr(each), self._setting(each)
             drop = drop_at(quantity.at, step) if quantity is not None else 1.0
             if drop > 1 and setting.balances:
                 factor = rescaling(setting, drop)
@@ -238,7 +230,6 @@ class SphericalMotion(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Looks at gradients, and keeps what weights are before the step."""
         clock = Clock(trainer)
         step = clock.step
         if self.weights is None:
@@ -288,7 +279,6 @@ class SphericalMotion(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Measures the step, where it is logged."""
         if self._measurement is None:
             return
         motion, measurement, self._measurement = self._measurement.motion(), self._measurement, None
@@ -388,6 +378,18 @@ def _places(optimizers: list[Any], parameters: dict[str, Any]) -> dict[str, tupl
         for own in each_one
         for group in own.param_groups
         for parameter in group["params"]
+        if parameter in names
+    }
+
+
+def _rates(task: Task, parameters: dict[str, Any]) -> dict[str, Quantity]:
+    """The learning rate over the steps of each parameter, by its name, as far as there is a schedule."""
+    names = {parameter: name for name, parameter in parameters.items()}
+    return {
+        names[parameter]: task.quantities[key]
+        for part_name, part in task.parts().items()
+        if (key := "lr" if part is task.main else f"{part_name}_lr") in task.quantities
+        for parameter in part.module.parameters()
         if parameter in names
     }
 

@@ -245,7 +245,8 @@ class SphericalMotion(Callback):
             self._started = copies(self.weights, self._parameters)
         if clock.logs() and trainer.is_global_zero:
             self.settings = [self._setting(each) for each in self.weights]
-            self._measurement = Measurement(self.weights, self._parameters, self._gradients(), self._buffers())
+            found, parts = (self._gradients(), self._buffers()), self.granularity == "filter"
+            self._measurement = Measurement(self.weights, self._parameters, *found, parts)
 
     def _gradients(self) -> dict[str, Tensor]:
         return {name: each.grad for name, each in self._parameters.items() if each.grad is not None}

@@ -31,9 +31,11 @@ def block_dot(a: Sequence[Tensor], b: Sequence[Tensor], blocks: int = 1) -> Tens
     Returns:
         [blocks].
     """
-    products = [
-        torch.linalg.vecdot(in_blocks(one, blocks), in_blocks(other, blocks)) for one, other in zip(a, b, strict=True)
-    ]
+    pairs = [(in_blocks(one, blocks), in_blocks(other, blocks)) for one, other in zip(a, b, strict=True)]
+    if blocks == 1:
+        products = [torch.dot(one[0], other[0])[None] for one, other in pairs]
+    else:
+        products = [torch.linalg.vecdot(one, other) for one, other in pairs]
     return products[0] if len(products) == 1 else torch.stack(products).sum(0)
 
 
@@ -55,7 +57,7 @@ def turn_parts(before: Sequence[Tensor], after: Sequence[Tensor], blocks: int = 
     steps = [in_blocks(b, blocks) - in_blocks(a, blocks) for a, b in zip(before, after, strict=True)]
     own = [in_blocks(a, blocks) for a in before]
     along = block_dot(own, steps, blocks) / square
-    across = [step - along[:, None] * a for a, step in zip(own, steps, strict=True)]
+    across = [step.addcmul_(a, -along[:, None]) for a, step in zip(own, steps, strict=True)]
     return square, along, block_dot(across, across, blocks)
 
 

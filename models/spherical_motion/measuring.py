@@ -34,6 +34,7 @@ class Measurement:
         parameters: of the module, by name.
         gradients: of the step, by the same names; those that are missing count as zero.
         buffers: momentum before the step, by the same names, as far as there is any.
+        parts: whether blocks are measured one by one; else a weight without loose blocks is one, which takes less.
     """
 
     @torch.no_grad()
@@ -43,21 +44,26 @@ class Measurement:
         parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
+        parts: bool,
     ) -> None:
         self.weights, self.parameters = weights, parameters
+        self._blocks = [each.blocks if parts or each.loose else 1 for each in weights]
         self.before = copies(weights, parameters)
-        self._sums = []
-        for each, w in zip(weights, self.before, strict=True):
-            g, v = (each.view(_filled(each, parameters, found)) for found in (gradients, buffers))
-            pairs = ((g, g), (w, g), (v, v), (v, g))
-            self._sums.append([block_dot(a, b, each.blocks) for a, b in pairs])
+        self._sums: list[list[Tensor]] = []
+        for each, w, blocks in zip(weights, self.before, self._blocks, strict=True):
+            g = each.view(_filled(each, parameters, gradients))
+            momentum = [torch.zeros(blocks, device=w[0].device)] * 2
+            if any(name in buffers for name in each.tensors):
+                v = each.view(_filled(each, parameters, buffers))
+                momentum = [block_dot(v, v, blocks), block_dot(v, g, blocks)]
+            self._sums.append([block_dot(g, g, blocks), block_dot(w, g, blocks), *momentum])
 
     @torch.no_grad()
     def motion(self) -> Motion:
         """What happened since."""
         layers, blocks = [], []
-        for each, before, sums in zip(self.weights, self.before, self._sums, strict=True):
-            square, along, across = turn_parts(before, each.view(self.parameters), each.blocks)
+        for each, before, sums, count in zip(self.weights, self.before, self._sums, self._blocks, strict=True):
+            square, along, across = turn_parts(before, each.view(self.parameters), count)
             gradient, product, buffer, cross = sums
             columns = [square, gradient, product, buffer, cross, along, across]
             if each.loose:

@@ -46,11 +46,13 @@ class ComputeBudget(Report):
 
     The share is what `models.compute.expected` says of the training forward pass, averaged over the batch and over all
     processes before the penalty is taken, so that no process is penalised on its own. With accumulated gradients each
-    micro-batch is.
+    micro-batch is. Or the penalty of each sample's share is averaged (`per_sample`).
 
     DRNet's regulariser `eta max(0, (mean F - alpha) / (C_max - C_min))` (arXiv 2106.02898) is `form: hinge`,
     `scope: layer`, `span: range`, `weight: eta` and `target: alpha / C_max`. That of Dynamic Routing,
-    `lambda (E / E_all - mu)^2` (arXiv 2003.10401), is `scope: dynamic`, `weight: lambda` and `target: mu`.
+    `lambda (E / E_all - mu)^2` (arXiv 2003.10401), is `scope: dynamic`, `weight: lambda` and `target: mu`. DyFPN's,
+    `lambda sum_i ((cost_i - target) / (max - min))^2` over the two images i of a device (arXiv 2012.00779), is
+    `scope: dynamic`, `span: range`, `per_sample: true`, `weight: 2 lambda` and `target: target / max`.
 
     Logs `train/compute_share`, `train/compute_target`, `train/compute_weight`, and `val/` and `test/compute_share` over
     all samples.
@@ -64,6 +66,7 @@ class ComputeBudget(Report):
             and the penalties are averaged. `dynamic`: the share of all dynamic layers together, without static parts.
         span: what counts as a difference of 1: all the `dense` compute, or its `range`, the dense compute less the
             least that can be chosen.
+        per_sample: whether every sample is to meet the target, or the mean of them.
         warmup_epochs: the weight rises linearly from 0 for so long; fractions of an epoch are allowed.
         begin_epochs: there is no penalty before that, and the warm-up begins then.
 
@@ -82,6 +85,7 @@ class ComputeBudget(Report):
         form: Form = "squared",
         scope: Literal["network", "layer", "dynamic"] = "network",
         span: Literal["dense", "range"] = "dense",
+        per_sample: bool = False,
         warmup_epochs: float = 0.0,
         begin_epochs: float = 0.0,
     ) -> None:
@@ -101,6 +105,7 @@ class ComputeBudget(Report):
         self.form: Form = form
         self.scope = scope
         self.span = span
+        self.per_sample = per_sample
         self.warmup_epochs = warmup_epochs
         self.begin_epochs = begin_epochs
         self._static: float | None = None
@@ -142,15 +147,17 @@ class ComputeBudget(Report):
 
     def _penalty(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         compute = self._compute(pl_module)
-        own = self._shares(compute).mean(1)
+        shares = self._shares(compute)
+        own = shares.mean(1)
         # The value is that of all processes, the gradient that of this one: gradients are averaged afterwards.
         mean = trainer.strategy.reduce(own.detach().clone(), reduce_op="mean")
         self._share = mean.mean()
         parts = list(compute.layers.values()) if self.scope == "layer" else [compute]
         spans = [_range_share(part) if self.span == "range" else 1.0 for part in parts]
+        aimed = shares if self.per_sample else own + (mean - own.detach())
         penalties = [
-            budget_penalty(share, self.target, self.form, span)
-            for share, span in zip((own + (mean - own.detach())).unbind(), spans, strict=True)
+            budget_penalty(share, self.target, self.form, span).mean()
+            for share, span in zip(aimed.unbind(), spans, strict=True)
         ]
         self._weight = self.weight_at(trainer)
         return torch.stack(penalties).mean() * self._weight

@@ -9,6 +9,7 @@ kind and without knowing the layer's class:
 | `map` | int64 [B, h, w] | which option applies at each position |
 | `choice` | int64 [B] | which option a sample got |
 | `route` | float [B, layers, levels, ways] | how far each way through a grid is open; 0 where it is closed |
+| `levels` | int64 [B, levels] | which option each level of a pyramid, finest first, got |
 | `exit` | bool [B, exits, h, w] | whether each position was computed for an exit; exits that were reached only |
 | `span` | float [B, options] | how far each option, a head for instance, looks, in positions |
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from models.compute import has_values
 
-Kind = Literal["mixture", "map", "choice", "route", "exit", "span"]
+Kind = Literal["mixture", "map", "choice", "route", "levels", "exit", "span"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Decision:
         values: The decisions, without gradient.
         option: What one option is called, in the singular: `kernel`, `region`, `resolution`.
         names: Of the options; for a `route`, of the ways.
-        costs: What a `choice` of each option takes, as a share of the dearest; empty for other kinds.
+        costs: What a `choice` of each option takes, as a share of the dearest; of `levels`, what each option of the
+            first level takes, then of the second, and so on, as a share of all that they can take; else empty.
         grid: Of a `route`.
     """
 

@@ -73,6 +73,7 @@ SHEETS: dict[str, Sheet] = {
     "drnet": torch_style,
     "dvt/deit": torch_style,
     "dvt/t2t": torch_style,
+    "dyfpn": mmdetection,
     "dynamic_conv": unpublished,
     "dynamic_routing": caffe_style,
     "dynamic_routing/all": caffe_style,
@@ -94,7 +95,7 @@ SHEETS: dict[str, Sheet] = {
     "torchvision_detectors/fcos": torch_style,
     "upernet": mmdetection,
 }
-DETECTORS = ("deformable_detr", "detectron2", "detr", "mmdet", "smca", "solq", "torchvision_detectors")
+DETECTORS = ("deformable_detr", "detectron2", "detr", "dyfpn", "mmdet", "smca", "solq", "torchvision_detectors")
 SIDE = {"dvt/deit": 32, "dvt/t2t": 32, "ranet": 32, "ranet/imagenet": 96} | dict.fromkeys(DETECTORS, 160)
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "condconv/efficientnet": lambda: timm.create_model("condconv_efficientnet_b0_4e", num_classes=4),

@@ -43,6 +43,8 @@ class GumbelSelection(nn.Module):
         super().__init__()
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """Scores [B, m] to one-hot samples [B, m]."""
-        return straight_through(scores, gumbel_noise(torch.rand_like(scores)), self.temperature)[0]
+    def forward(self, scores: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scores [B, m], and Gumbel noise [B, m] if it is given, to one-hot samples [B, m]."""
+        if noise is None:
+            noise = gumbel_noise(torch.rand_like(scores))
+        return straight_through(scores, noise, self.temperature)[0]

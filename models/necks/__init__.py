@@ -18,8 +18,10 @@ from collections.abc import Callable
 
 from torch import nn
 
+from models.necks.dyfpn import DyFPN
 from models.necks.fpn import FPN, Extra
+from models.necks.inception import InceptionFPN
 
 Neck = Callable[[list[int], int, Extra, bool], nn.Module]
 
-__all__ = ["FPN", "Extra", "Neck"]
+__all__ = ["FPN", "DyFPN", "Extra", "InceptionFPN", "Neck"]

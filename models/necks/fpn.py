@@ -44,8 +44,25 @@ class FPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps [B, in_chans[i], h_i, w_i] to levels [B, out_chans, ...], finest first, the extra ones last."""
-        normed = {str(i): norm(feature) for i, (norm, feature) in enumerate(zip(self.norms, features, strict=True))}
-        levels = list(self.fpn(normed).values())
+        maps = self.normed(features)
+        return self.levels(maps, self.laterals(maps))
+
+    def normed(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's maps behind the norms, where there are any."""
+        return [norm(feature) for norm, feature in zip(self.norms, features, strict=True)]
+
+    def laterals(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """What each map [B, in_chans[i], h_i, w_i] gives to its level [B, out_chans, h_i, w_i]."""
+        return [conv(x) for conv, x in zip(self.fpn.inner_blocks, maps, strict=True)]
+
+    def levels(self, maps: Sequence[Tensor], laterals: Sequence[Tensor]) -> list[Tensor]:
+        """Adds laterals up from the coarsest to the finest, and makes the levels of the sums; then the extra ones."""
+        sums = [laterals[-1]]
+        for lateral in reversed(laterals[:-1]):
+            sums.insert(0, lateral + F.interpolate(sums[0], size=lateral.shape[-2:], mode="nearest"))
+        levels = [conv(x) for conv, x in zip(self.fpn.layer_blocks, sums, strict=True)]
+        if self.fpn.extra_blocks is not None:
+            levels, _ = self.fpn.extra_blocks(levels, list(maps), [])
         if self.pools:
             levels.append(F.max_pool2d(levels[-1], 1, stride=2))
         return levels

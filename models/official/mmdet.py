@@ -21,16 +21,19 @@ _PYRAMID: Table = [
     *block("backbone.stages.{stage}.{block}", "backbone.body.stages_{stage}.blocks.{block}"),
     ("neck.lateral_convs.{level}.conv", "neck.fpn.inner_blocks.{level}.0", WEIGHT_BIAS),
     ("neck.fpn_convs.{level}.conv", "neck.fpn.layer_blocks.{level}.0", WEIGHT_BIAS),
+]
+RPN: Table = [
     ("rpn_head.rpn_conv", "rpn.head.conv.0.0", WEIGHT_BIAS),
     ("rpn_head.rpn_cls", "rpn.head.cls_logits", WEIGHT_BIAS),
     ("rpn_head.rpn_reg", "rpn.head.bbox_pred", WEIGHT_BIAS),
 ]
 
 
-def _table(stage: str, fully_connected: bool) -> Table:
+def two_stage(pyramid: Table, stage: str = "", fully_connected: bool = True) -> Table:
     """Rows of a detector.
 
     Args:
+        pyramid: Rows of its backbone and neck.
         stage: What numbers the heads' stages, if there are several.
         fully_connected: Whether the box heads are of two linear layers, or of four convolutions and one.
     """
@@ -45,7 +48,8 @@ def _table(stage: str, fully_connected: bool) -> Table:
     if fully_connected:
         shared = [(f"{boxes}.shared_fcs.{i}", f"{ours}.box_head.fc{6 + i}", WEIGHT_BIAS) for i in (0, 1)]
     return [
-        *_PYRAMID,
+        *pyramid,
+        *RPN,
         *shared,
         (f"{boxes}.fc_cls", f"{ours}.box_predictor.cls_score", WEIGHT_BIAS),
         (f"{boxes}.fc_reg", f"{ours}.box_predictor.bbox_pred", WEIGHT_BIAS),
@@ -59,20 +63,22 @@ def _table(stage: str, fully_connected: bool) -> Table:
     ]
 
 
-def _background_first(state: State) -> State:
+def background_first(state: State) -> State:
+    """Official weights with the background's logit where ours have it."""
     return {name: torch.roll(value, 1, 0) if ".fc_cls." in name else value for name, value in state.items()}
 
 
-def _background_last(state: State) -> State:
+def background_last(state: State) -> State:
+    """The inverse of `background_first`."""
     return {name: torch.roll(value, -1, 0) if ".fc_cls." in name else value for name, value in state.items()}
 
 
 LAYOUT = Layout(
     "mmdetection's two-stage ConvNeXt",
-    tables=[_table(stage, fully_connected) for stage in ("", ".{refinement}") for fully_connected in (True, False)],
-    official=[r"roi_head\.bbox_head\..*"],
+    tables=[two_stage(_PYRAMID, stage, linear) for stage in ("", ".{refinement}") for linear in (True, False)],
+    official=[r"roi_head\.bbox_head\..*", r"!neck\.lateral_convs\.6\..*"],
     ours=[r"roi_heads\.0\..*", r"backbone\.body\.stem_0\.weight"],
-    unpack=_background_first,
-    pack=_background_last,
+    unpack=background_first,
+    pack=background_last,
     pixels=IMAGENET,
 )

@@ -99,7 +99,7 @@ LAYOUT = Layout(
     ours=[
         r"(roi_heads\.0|head\.classification_head)\..*",
         r"backbone\.body\.conv1\.weight",
-        r"!positives|roi_heads\.1\..*",
+        r"!positives|roi_heads\.1\..*|neck\.blocks\..*",
     ],
     left_out={"counters of frozen norms": r".*\.num_batches_tracked"},
     unpack=_without_background,

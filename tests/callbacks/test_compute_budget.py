@@ -246,6 +246,16 @@ def test_share_of_a_split_is_the_mean_over_its_images(scope: Any, tmp_path: Path
     assert results[0]["test/compute_share"] == pytest.approx((3 * 0.5 + 1) / 4)
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_mean_of_samples_meets_the_target_or_each_of_them(per_sample: bool, tmp_path: Path) -> None:
+    budget = ComputeBudget(0.75, 2.0, scope="dynamic", per_sample=per_sample)
+    _, table, _ = fit(budget, tmp_path, ByImage())
+    shares = [(batch["image"][:, 0, 0, 0] > 0).float() / 2 + 0.5 for batch in Data().batches(8).batches]
+    squares = [(x - 0.75).square().mean() if per_sample else (x.mean() - 0.75).square() for x in shares]
+    assert table.series("train/loss_compute")[1] == pytest.approx([2 * x.item() for x in squares])
+    assert table.series("train/compute_share")[1] == pytest.approx([x.mean().item() for x in shares])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

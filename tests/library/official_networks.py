@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -23,6 +24,7 @@ from models.detectors.rcnn import CascadeMaskRCNN, FasterRCNN, MaskRCNN
 from models.detectors.retinanet import RetinaNet
 from models.detectors.smca import SMCA
 from models.detectors.solq import SOLQ
+from models.necks import DyFPN, InceptionFPN
 from models.pose.hrnet_pose import HRNetPose
 from models.segmenters.adpc import ADPC
 from models.segmenters.dynamic_routing import DynamicRouting
@@ -139,6 +141,11 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "dvt/features": lambda: DVT(**_DVT, relation_reuse=False),
     "dvt/relations": lambda: DVT(**_DVT, feature_reuse=False),
     "dvt/no_reuse": lambda: DVT(**_DVT, host="t2t", feature_reuse=False, relation_reuse=False),
+    "dyfpn": lambda: FasterRCNN(**_RESNET_DETECTOR, neck=DyFPN, fc_dim=8),
+    "dyfpn/one_branch": lambda: FasterRCNN(**_RESNET_DETECTOR, neck=partial(DyFPN, structure="A"), fc_dim=8),
+    "dyfpn/conv": lambda: FasterRCNN(**_RESNET_DETECTOR, neck=partial(DyFPN, gate="conv"), fc_dim=8),
+    "dyfpn/lstm": lambda: FasterRCNN(**_RESNET_DETECTOR, neck=partial(DyFPN, gate="lstm_up"), fc_dim=8),
+    "dyfpn/static": lambda: FasterRCNN(**_RESNET_DETECTOR, neck=InceptionFPN, fc_dim=8),
     "dynamic_conv": _timm("dy_resnet10", num_classes=4),
     "dynamic_routing": lambda: DynamicRouting(5, num_layers=5, width=4),
     "dynamic_routing/all": lambda: DynamicRouting(5, num_layers=3, width=4, route="all"),
@@ -178,7 +185,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
 def weights(name: str) -> dict[str, Tensor]:
     """Weights of one of these networks, in which no two tensors are equal but those that are constant."""
     generator = torch.Generator().manual_seed(0)
-    constants = ("num_batches_tracked", "positives")
+    constants = ("num_batches_tracked", "positives", "offsets")
     state = {
         key: value.clone() if key.endswith(constants) else torch.randn(value.shape, generator=generator)
         for key, value in BUILD[name]().state_dict().items()

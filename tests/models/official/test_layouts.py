@@ -22,6 +22,7 @@ FREE = {
     "dynamic_conv": r"(?!.*attention\.).*",
     "deformable_detr": r"backbone\.0\.body\..*",
     "dino": r"(student|teacher)\.backbone\..*",
+    "dyfpn": r"backbone\..*",
     "detr": r"(detr\.)?backbone\.0\.body\..*",
     "moco": r"(encoder_[qk]\.(?!fc\.)|(student|teacher)\.backbone\.).*",
     "smca": r"backbone\.0\.body\..*",

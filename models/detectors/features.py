@@ -1,9 +1,11 @@
 """Feature maps of a timm backbone, with the padding of the batch at their resolutions."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import Format, freeze_batch_norm_2d
 from timm.models import FeatureListNet
@@ -26,7 +28,7 @@ class Features(nn.Module):
         frozen_norm: Whether batch norms normalise with constants: `y = x w / sqrt(var + eps) + b - mean w / sqrt(..)`,
             all four of them buffers.
         frozen_stages: How many of timm's feature maps, counted from the images, are made by layers that do not train.
-            A ResNet's stem is the first, its `layer1` the second.
+            A ResNet's stem is the first, its `layer1` the second; an EfficientNet's maps end at strides 2 and 4.
 
     Attributes:
         body: timm's feature extractor.
@@ -35,8 +37,7 @@ class Features(nn.Module):
         size_divisor: Number of whose multiples the sides of a batch have to be for levels of exactly these strides.
 
     Raises:
-        Mistake: Levels that the network does not have or that are out of order, or frozen stages of a network that
-            timm does not run as a sequence of stages.
+        Mistake: Levels that the network does not have or that are out of order, or more frozen stages than it has maps.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Features(nn.Module):
     ) -> None:
         super().__init__()
         indices = (-3, -2, -1) if levels is None else tuple(levels)
+        self.backbone = backbone
         try:
-            body: Any = timm.create_model(
-                backbone, pretrained=pretrained, features_only=True, out_indices=indices, **(options or {})
-            )
-        except IndexError as error:
+            body = _create(backbone, options or {}, pretrained=pretrained, out_indices=indices)
+        except (IndexError, AssertionError) as error:
+            if isinstance(error, AssertionError) and "feature index" not in str(error):
+                raise
             raise Mistake(f"{backbone} does not have the feature maps {indices}") from error
         state_pretrained(body, pretrained, options)
         available = len(body.feature_info)
@@ -65,7 +67,7 @@ class Features(nn.Module):
             if not pretrained:
                 _unit_scales(body)
             body = freeze_batch_norm_2d(body)
-        _freeze(body, backbone, frozen_stages)
+        _freeze(body, backbone, options or {}, frozen_stages)
         self.body: nn.Module = body
         # Swin's maps are [B, h, w, channels].
         self.channels_last = getattr(body, "output_fmt", Format.NCHW) == Format.NHWC
@@ -82,9 +84,23 @@ class Features(nn.Module):
 
         Returns:
             Finest first, a map [B, channels, h, w] and its padding [B, h, w] for each level.
+
+        Raises:
+            Mistake: A network that takes images of one size alone, which these are not.
         """
         mask = padding[:, None].float()
-        maps = [x.permute(0, 3, 1, 2) if self.channels_last else x for x in self.body(images)]
+        try:
+            found = self.body(images)
+        except (AssertionError, RuntimeError) as error:
+            config: Any = self.body.pretrained_cfg
+            if not config.get("fixed_input_size") or isinstance(error, torch.OutOfMemoryError):
+                raise
+            height, width = images.shape[-2:]
+            raise Mistake(
+                f"{self.backbone} takes images of the size that it is built for alone, not of {height}x{width} pixels: "
+                "choose a backbone that takes images of any size, such as a convolutional one or Swin"
+            ) from error
+        maps = [x.permute(0, 3, 1, 2) if self.channels_last else x for x in found]
         return [(x, F.interpolate(mask, size=x.shape[-2:]).bool().squeeze(1)) for x in maps]
 
 
@@ -95,15 +111,43 @@ def _unit_scales(body: nn.Module) -> None:
             nn.init.ones_(module.weight)
 
 
-def _freeze(body: Any, backbone: str, stages: int) -> None:
+def _create(backbone: str, options: dict[str, Any], **more: Any) -> Any:
+    """timm's feature extractor, for images of any size where the network knows how."""
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    if config is not None and config.fixed_input_size:
+        for free in ({"strict_img_size": False}, {"dynamic_img_size": True}):
+            # Networks that have no such option say so by a TypeError, as they do of one that somebody mistyped.
+            with suppress(TypeError):
+                return timm.create_model(backbone, features_only=True, **free | options, **more)
+    return timm.create_model(backbone, features_only=True, **options, **more)
+
+
+def _freeze(body: Any, backbone: str, options: dict[str, Any], stages: int) -> None:
     if stages == 0:
         return
     info = body.feature_info
-    if not isinstance(body, FeatureListNet) or not 0 < stages <= len(info):
-        choices = f"0 to {len(info)}" if isinstance(body, FeatureListNet) else "0"
-        raise Mistake(f"frozen_stages of {backbone} can be {choices}, not {stages}")
-    last = info[stages - 1]["module"].replace(".", "_")
-    for name, module in body.items():
-        module.requires_grad_(False)
-        if name == last:
-            break
+    if not 0 < stages <= len(info):
+        raise Mistake(f"frozen_stages of {backbone} can be 0 to {len(info)}, not {stages}")
+    if isinstance(body, FeatureListNet):
+        last = info[stages - 1]["module"].replace(".", "_")
+        for name, module in body.items():
+            module.requires_grad_(False)
+            if name == last:
+                return
+    frozen = _behind(backbone, options, stages)
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def _behind(backbone: str, options: dict[str, Any], stages: int) -> set[str]:
+    """Names of the parameters that the first maps of a network are computed with, found without data."""
+    with torch.device("meta"):
+        twin = _create(backbone, options, out_indices=range(stages)).eval()
+        height, width = _pair(options.get("img_size", twin.pretrained_cfg["input_size"][1:]))
+        maps = twin(torch.empty(1, twin.pretrained_cfg["input_size"][0], height, width))
+        torch.stack([x.sum() for x in maps]).sum().backward()
+    return {name for name, parameter in twin.named_parameters() if parameter.grad is not None}
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

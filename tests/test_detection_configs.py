@@ -70,9 +70,10 @@ THREE_TIMES = (36, [27, 33])
 # Short sides of training images.
 SINGLE, MULTI = [800], [640, 672, 704, 736, 768, 800]
 SIZES = {"retinanet_r50_coco": MULTI, "fcos_r50_coco": SINGLE} | dict.fromkeys(
-    ["faster_rcnn_r50_coco", "mask_rcnn_r50_coco", "cascade_mask_rcnn_r50_coco"], SINGLE
+    ["dyfpn_r50_coco", "faster_rcnn_r50_coco", "mask_rcnn_r50_coco", "cascade_mask_rcnn_r50_coco"], SINGLE
 )
 HOSTS = {
+    "dyfpn_r50_coco": (144_408_872 - 53_120, 0.02, *ONE_TIME, 500, "none"),
     "faster_rcnn_r50_coco": (41_699_936, 0.02, *ONE_TIME, 500, "none"),
     "mask_rcnn_r50_coco": (44_343_216, 0.02, *ONE_TIME, 500, "none"),
     "cascade_mask_rcnn_r50_coco": (77_271_486, 0.02, *ONE_TIME, 500, "none"),

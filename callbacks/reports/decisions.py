@@ -19,6 +19,7 @@ from callbacks.reports.classification import MOST_CLASSES
 from callbacks.reports.painter import Painter
 from callbacks.reports.report import Report
 from callbacks.reports.routes import Routes
+from callbacks.reports.scales import Scales
 from drawing.choices import choices_by_class, kernel_attention
 from drawing.exits import exit_sheet
 from drawing.figures import SMALL, evenly
@@ -37,7 +38,8 @@ class Decisions(Report):
     - `kernel_attention.png`: mean coefficients of mixtures by class;
     - `regions/<layer>.png`: which option applies where in an image;
     - `resolutions.png` and `resolutions_by_class.png`: which images get which choice;
-    - `routes.png`, `routes.csv`, `common_route.yaml`: which ways images take through a grid, see `Routes`.
+    - `routes.png`, `routes.csv`, `common_route.yaml`: which ways images take through a grid, see `Routes`;
+    - `scales.png`, `scales.csv`: what each scale of a pyramid does for which images, see `Scales`.
 
     Evaluation by windows or scales decides several times an image and is not looked at; compiled layers say nothing.
     """
@@ -48,10 +50,12 @@ class Decisions(Report):
         "resolutions.png": "which images are classified at which resolution",
         "resolutions_by_class.png": "how often, by class",
         "routes.png": "the ways that images take through the grid of cells, and what they cost",
+        "scales.png": "what each scale of the pyramid does for which images",
     }
     files: ClassVar = {
         "routes.csv": "how many images take which edge of the grid, and with which weight",
         "common_route.yaml": "the fixed route of what most validation images take, to be trained with --config",
+        "scales.csv": "how many images take which option at each scale, and what it costs",
     }
 
     @override
@@ -69,6 +73,7 @@ class Decisions(Report):
             "map": Maps(self),
             "choice": Choices(self),
             "route": Routes(self),
+            "levels": Scales(self),
         }
 
     @override

@@ -185,12 +185,15 @@ class DyFPN(InceptionFPN):
             block = self._block(level)
             if self.structure == "B":
                 lateral = self.fpn.inner_blocks[level](x)
-                if opened := images.get(1):
-                    lateral = lateral.index_add(0, _index(opened, x), block(_of(x, opened)))
+                opened = images.get(1, [])
+                if len(opened) == len(x):
+                    lateral += block(x)
+                elif opened:
+                    lateral.index_add_(0, _index(opened, x), block(x[_index(opened, x)]))
             elif len(images) == 1:
                 lateral = block(x, next(iter(images)))
             else:
-                parts = torch.cat([block(_of(x, group), branch) for branch, group in images.items()])
+                parts = torch.cat([block(x[_index(group, x)], branch) for branch, group in images.items()])
                 order = _index([image for group in images.values() for image in group], x)
                 lateral = parts[order.argsort()]
             laterals.append(lateral)
@@ -204,8 +207,3 @@ def _times(maps: Tensor, gate: Tensor) -> Tensor:
 
 def _index(images: list[int], like: Tensor) -> Tensor:
     return torch.tensor(images, device=like.device)
-
-
-def _of(maps: Tensor, images: list[int]) -> Tensor:
-    """The maps of some images; all of them are not copied."""
-    return maps if len(images) == len(maps) else maps[_index(images, maps)]

@@ -69,8 +69,16 @@ def scale_sheet(
     axes.set_xlabel("share of the images", fontsize=8, labelpad=1)
     axes.tick_params(axis="x", labelsize=7)
     patches = [Patch(color=colour, label=name) for colour, name in zip(colours, options, strict=True)]
-    place_of_legend = {"bbox_to_anchor": (1, 1), "ncols": len(options), "borderaxespad": 0.1}
-    axes.legend(handles=patches, loc="lower right", fontsize=7, frameon=False, handlelength=1, **place_of_legend)
+    axes.legend(
+        handles=patches,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(options),
+        fontsize=7,
+        frameon=False,
+        handlelength=1,
+        borderaxespad=0.1,
+    )
     for place, image in enumerate(images):
         left = (0.1 + place * (BARS_WIDTH - 0.2) / len(images)) / BARS_WIDTH
         width = ((BARS_WIDTH - 0.2) / len(images) - 0.12) / BARS_WIDTH

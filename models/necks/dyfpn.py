@@ -94,7 +94,8 @@ class DyFPN(InceptionFPN):
             raise Mistake(f"costs are {shape[0]} rows of {shape[1]}, one for each level, finest first: not {costs}")
         self.per_pixel = costs is None
         if costs is None:
-            branches = [[float(branch.weight.numel()) for branch in self._block(level)] for level in range(shape[0])]
+            weights = [[branch.get_parameter("weight") for branch in self._block(i)] for i in range(shape[0])]
+            branches = [[float(weight.numel()) for weight in row] for row in weights]
             macs = branches if structure == "A" else [[0.0, sum(row)] for row in branches]
         else:
             macs = [[MACS_PER_GFLOP * cost for cost in row] for row in costs]

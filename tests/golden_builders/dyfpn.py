@@ -45,7 +45,7 @@ def loaded(neck: nn.Module, state: dict[str, Tensor]) -> Any:
 
 def neck_of(case: Case, structure: str, **options: Any) -> Any:
     config = case.config
-    extra = EXTRA[config["add_extra_convs"]] if "add_extra_convs" in config else "pool"
+    extra = EXTRA[config["add_extra_convs"]] if config.get("add_extra_convs") else "pool"
     options |= {"structure": structure, "eval_gate": "sample"}
     neck = DyFPN(config["in_channels"], config["out_channels"], extra, **options)
     assert neck.num_levels == config["num_outs"]

@@ -98,7 +98,7 @@ def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> list[C
         part: Name of the module that is looked at, such as the backbone of a detector; the whole network by default.
 
     Returns:
-        Groups in the order in which layers are found; those that reach an output are not among them.
+        Groups in the order of the network's modules; those that reach an output are not among them.
 
     Raises:
         Mistake: There is no such part, its graph cannot be traced, or none of its channels can go.
@@ -107,6 +107,7 @@ def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> list[C
         traced = copy.deepcopy(network.get_submodule(part) if part else network).eval().requires_grad_()
     except AttributeError:
         raise Mistake(f"{type(network).__name__} has no part '{part}'") from None
+    _leave_out_channel_attention(traced)
     # Dropout and the like leave no trace in evaluation, and weights of frozen layers have to leave one.
     with torch.enable_grad():
         graph, wrapper = _graph(traced, images)
@@ -121,7 +122,8 @@ def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> list[C
                 found.append(group)
     if not found:
         raise Mistake(f"{_title(traced, part)}: none of its channels can go without changing its outputs")
-    return found
+    order = {name: i for i, name in enumerate(names.values())}
+    return sorted(found, key=lambda group: order[group.name])
 
 
 def _graph(network: nn.Module, images: Tensor) -> tuple[Any, _Marked]:
@@ -130,7 +132,11 @@ def _graph(network: nn.Module, images: Tensor) -> tuple[Any, _Marked]:
         outputs = _tensors(network(images))
         wrapper = _Marked(network, outputs)
         graph = tp.DependencyGraph().build_dependency(
-            wrapper, images, forward_fn=lambda model, x: model(x), customized_pruners=_frozen_norms(network), verbose=False
+            wrapper,
+            images,
+            forward_fn=lambda model, x: model(x),
+            customized_pruners=_frozen_norms(network),
+            verbose=False,
         )
     except Mistake:
         raise
@@ -138,10 +144,22 @@ def _graph(network: nn.Module, images: Tensor) -> tuple[Any, _Marked]:
         # Whatever a network of somebody else's does, of which no list can be made.
         raise Mistake(
             f"{title}: its graph cannot be traced with images {tuple(images.shape)} "
-            f"({type(error).__name__} in {_where(error)}), so that it cannot be said which channels go together; name a "
-            "part of it that is a plain convolutional network, such as its backbone"
+            f"({type(error).__name__} in {_where(error)}), so that it cannot be said which channels go together; name "
+            "a part of it that is a plain convolutional network, such as its backbone"
         ) from error
     return graph, wrapper
+
+
+def _leave_out_channel_attention(network: nn.Module) -> None:
+    """Takes out gates that convolve along the channels (arXiv 1910.03151), which torch-pruning goes through for ever.
+
+    They change no shape, and that channels which they read stay whole is found out when the groups are tried.
+    """
+    for name, module in list(network.named_modules()):
+        if any(
+            isinstance(each, nn.Conv1d) and each.in_channels == each.out_channels == 1 for each in module.children()
+        ):
+            network.set_submodule(name, nn.Identity())
 
 
 def _group(source: Any, names: dict[Any, str], graph: Any) -> ChannelGroup | None:

@@ -114,7 +114,9 @@ def plan_of(
     for group in groups:
         stay = set(kept.get(group.name, range(group.width)))
         if not stay:
-            raise Mistake(f"layer {group.name} would lose all {group.width} filters: give it a smaller share or a minimum")
+            raise Mistake(
+                f"layer {group.name} would lose all {group.width} filters: give it a smaller share or a minimum"
+            )
         for slot in group.slots:
             key = (slot.layer, slot.side)
             widths[key] = (slot.width, slot.axis)

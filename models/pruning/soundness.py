@@ -44,8 +44,8 @@ def prunable_groups(network: nn.Module, images: Tensor, part: str = "") -> tuple
         sound = []
     if not sound:
         raise Mistake(
-            f"{type(inside).__name__}: which of its channels go together cannot be told from its graph; name a part of it "
-            "that is a plain convolutional network, such as its backbone"
+            f"{type(inside).__name__}: which of its channels go together cannot be told from its graph; name a part of "
+            "it that is a plain convolutional network, such as its backbone"
         )
     kept = {group.name for group in sound}
     return sound, [group.name for group in groups if group.name not in kept]
@@ -92,7 +92,8 @@ def _agree(network: nn.Module, groups: Sequence[ChannelGroup], images: Tensor, p
         # Shapes that do not fit any more show in as many ways as there are layers.
         return False
     return len(ours) == len(expected) and all(
-        a.shape == b.shape and (a - b).abs().max() <= TOLERANCE * b.abs().max() for a, b in zip(ours, expected, strict=True)
+        a.shape == b.shape and (a - b).abs().max() <= TOLERANCE * b.abs().max()
+        for a, b in zip(ours, expected, strict=True)
     )
 
 

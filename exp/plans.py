@@ -1,0 +1,205 @@
+"""A plan for the network of a run: how `prune` judges its channels, and what is left of its costs."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from callbacks import StepSeed
+from callbacks.whole_files import whole
+from drawing.figures import save
+from drawing.pruning import channels_kept
+from exp.cli import Cli
+from exp.profile import latencies
+from exp.usage import UsageError
+from models.compute import ComputeReport, NotCountable, count, executed, inference
+from models.mistakes import Mistake
+from models.pruning.costs import Costs, first_images
+from models.pruning.counting import scratch_b_epochs
+from models.pruning.groups import ChannelGroup
+from models.pruning.plan import Plan
+from models.pruning.planning import Choice, plan_to_budget
+from models.pruning.removal import remove
+from models.pruning.scores import CRITERIA, Score, copy_gradients, score_by, score_of_importance
+from models.pruning.soundness import prunable_groups
+
+SECONDS = 1.0
+
+
+class Pruning:
+    """What `prune` does to the network of a command.
+
+    Args:
+        cli: the command, whose network has its trained weights.
+        options: of pruning.
+    """
+
+    def __init__(self, cli: Cli, options: argparse.Namespace) -> None:
+        self.cli, self.options = cli, options
+        self.network: nn.Module = cli.model.network
+        self.inputs: tuple[Any, ...] = cli.model.inputs(cli.datamodule.example(max(2, options.batch_size)))
+        if not self.inputs:
+            raise UsageError(f"{type(cli.model).__name__} runs no network on images, so there is nothing to prune")
+        self.score = _score(options.criterion)
+        self.groups: list[ChannelGroup] = []
+        self.whole: list[str] = []
+
+    def plan(self) -> Plan:
+        """The plan by which the network meets the budget.
+
+        Raises:
+            Mistake: the graph cannot be traced, the budget cannot be reached, or a criterion has no scores for a layer.
+        """
+        options = self.options
+        self.groups, self.whole = prunable_groups(self.network, first_images(self.inputs), options.part)
+        if "taylor" in options.criterion.lower():
+            self._take_gradients()
+        try:
+            scores = {group.name: self.score(self.network, group) for group in self.groups}
+        except (AttributeError, KeyError, TypeError) as error:
+            if options.criterion in CRITERIA:
+                raise
+            raise Mistake(
+                f"--criterion {options.criterion}: it has no scores for this network ({type(error).__name__}); it may "
+                "need what `prune` does not gather, such as gradients of single samples"
+            ) from error
+        self.network.zero_grad()
+        try:
+            costs = Costs(self.network, self.inputs, self.groups)
+        except NotCountable as error:
+            raise Mistake(str(error)) from error
+        why: dict[str, Any] = {"criterion": options.criterion}
+        if self.whole:
+            why["whole"] = self.whole
+        choice = Choice(options.scope, {}, options.minimum, options.round_to)
+        return plan_to_budget(
+            self.network, self.groups, scores, options.budget, options.of, costs, choice, why, self.seconds
+        )
+
+    def smaller(self, plan: Plan) -> nn.Module:
+        """A copy of the network by the plan, with the weights that are left."""
+        small = copy.deepcopy(self.network)
+        remove(small, plan)
+        return small
+
+    def seconds(self, network: nn.Module) -> float:
+        """Median seconds that a network takes for a batch."""
+        with inference(network):
+            measured = latencies(network, self.inputs, next(network.parameters()).device, SECONDS)
+        return sorted(measured)[len(measured) // 2]
+
+    def cost(self, network: nn.Module) -> dict[str, float]:
+        """Parameters, executed multiply-adds of an image and seconds for a batch."""
+        ran = executed(network, *self.inputs)
+        return {"parameters": float(ran.params), "macs": ran.macs, "seconds": self.seconds(network)}
+
+    def layers(self, small: nn.Module) -> list[dict[str, Any]]:
+        """What every layer with channels of its own was and is, in the order of the network."""
+        before, after = (self._counted(network) for network in (self.network, small))
+        rows = []
+        for name, module in self.network.named_modules():
+            if not isinstance(module, (nn.Conv2d, nn.Linear)):
+                continue
+            other = small.get_submodule(name)
+            rows.append(
+                {
+                    "layer": name,
+                    "channels": _width(module),
+                    "kept": _width(other),
+                    "parameters": before[name][0],
+                    "parameters_left": after[name][0],
+                    "macs": round(before[name][1]),
+                    "macs_left": round(after[name][1]),
+                }
+            )
+        return rows
+
+    def draw(self, rows: list[dict[str, Any]], path: Path) -> None:
+        """Draws how many channels each layer keeps."""
+        names, widths, kept = ([row[key] for row in rows] for key in ("layer", "channels", "kept"))
+        options = self.options
+        title = f"{options.criterion.rpartition('.')[2]}, {options.budget:.0%} of {options.of}"
+        with whole(path) as partial:
+            save(channels_kept(names, widths, kept, title), partial)
+
+    def _counted(self, network: nn.Module) -> dict[str, tuple[int, float]]:
+        report: ComputeReport = count(network, inputs=self.inputs)
+        return {module.name: (module.params, module.macs) for module in report.modules}
+
+    def _take_gradients(self) -> None:
+        """Gives the network the gradients of the training's loss, summed over some of its batches."""
+        cli = self.cli
+        gradients = _Gradients()
+        trainer = Trainer(
+            accelerator="cpu" if not torch.cuda.is_available() else "auto",
+            devices=1,
+            max_epochs=1,
+            limit_train_batches=self.options.batches,
+            limit_val_batches=0,
+            callbacks=[StepSeed(cli.config.seed_everything or 0), gradients],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        # What a training leaves behind, such as statistics of norms, is left on a copy.
+        task = copy.deepcopy(cli.model)
+        trainer.fit(task, cli.datamodule)
+        for name, parameter in self.network.named_parameters():
+            parameter.grad = gradients.sums.get(f"network.{name}")
+        copy_gradients(self.network, self.groups, self.options.part)
+
+
+class _Gradients(Callback):
+    """Adds up gradients, and takes them away from the optimiser, so that weights stay where they are."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                gradient = parameter.grad.detach().cpu()
+                self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient.clone()
+                parameter.grad = None
+
+
+def scratch_epochs(epochs: int, table: dict[str, Any]) -> int:
+    """Epochs of the pruned architecture that cost what the unpruned training did.
+
+    Args:
+        epochs: of the unpruned training.
+        table: of `table_of`.
+    """
+    before, after = (table["costs"][when]["macs"] for when in ("before", "after"))
+    return scratch_b_epochs(epochs, before, after)
+
+
+def _score(criterion: str) -> Score:
+    if "." not in criterion:
+        return score_by(criterion)
+    module, _, name = criterion.rpartition(".")
+    try:
+        importance = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError):
+        raise UsageError(
+            f"--criterion {criterion}: there is no such class; torch-pruning's are torch_pruning.importance.NAME"
+        ) from None
+    except TypeError as error:
+        raise UsageError(f"--criterion {criterion}: it cannot be built without arguments") from error
+    return score_of_importance(importance)
+
+
+def _width(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features

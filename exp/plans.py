@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +138,12 @@ class Pruning:
     def _take_gradients(self) -> None:
         """Gives the network the gradients of the training's loss, summed over some of its batches."""
         cli = self.cli
-        gradients = _Gradients()
+        gradients = _Gradients(self.options.batches)
         trainer = Trainer(
             accelerator="cpu" if not torch.cuda.is_available() else "auto",
             devices=1,
-            max_epochs=1,
-            limit_train_batches=self.options.batches,
+            max_epochs=cli.trainer.max_epochs,
+            max_steps=cli.trainer.max_steps,
             limit_val_batches=0,
             callbacks=[StepSeed(cli.config.seed_everything or 0), gradients],
             logger=False,
@@ -161,9 +161,10 @@ class Pruning:
 
 
 class _Gradients(Callback):
-    """Adds up gradients, and takes them away from the optimiser, so that weights stay where they are."""
+    """Adds up the gradients of some steps, and takes them from the optimiser, so that weights stay where they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.left = steps
         self.sums: dict[str, Tensor] = {}
 
     @override
@@ -173,6 +174,8 @@ class _Gradients(Callback):
                 gradient = parameter.grad.detach().cpu()
                 self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient.clone()
                 parameter.grad = None
+        self.left -= 1
+        trainer.should_stop = self.left <= 0
 
 
 def scratch_epochs(epochs: int, table: dict[str, Any]) -> int:
@@ -189,10 +192,9 @@ def scratch_epochs(epochs: int, table: dict[str, Any]) -> int:
 def _score(criterion: str) -> Score:
     if "." not in criterion:
         return score_by(criterion)
-    module, _, name = criterion.rpartition(".")
     try:
-        importance = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError):
+        importance = pkgutil.resolve_name(criterion)()
+    except (ImportError, AttributeError, ValueError):
         raise UsageError(
             f"--criterion {criterion}: there is no such class; torch-pruning's are torch_pruning.importance.NAME"
         ) from None

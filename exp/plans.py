@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from models.pruning.counting import scratch_b_epochs
 from models.pruning.groups import ChannelGroup
 from models.pruning.plan import Plan
 from models.pruning.planning import Choice, plan_to_budget
+from models.pruning.readers import METHODS, Readers
 from models.pruning.removal import remove
 from models.pruning.scores import CRITERIA, Score, copy_gradients, score_by, score_of_importance
 from models.pruning.soundness import prunable_groups
@@ -49,7 +52,9 @@ class Pruning:
         self.inputs: tuple[Any, ...] = cli.model.inputs(cli.datamodule.example(max(2, options.batch_size)))
         if not self.inputs:
             raise UsageError(f"{type(cli.model).__name__} runs no network on images, so there is nothing to prune")
-        self.score = _score(options.criterion)
+        self.method = next((method for method in METHODS if method == options.criterion), None)
+        self.score = None if self.method else _score(options.criterion)
+        self.readers: Readers | None = None
         self.groups: list[ChannelGroup] = []
         self.whole: list[str] = []
 
@@ -61,12 +66,17 @@ class Pruning:
         """
         options = self.options
         self.groups, self.whole = prunable_groups(self.network, first_images(self.inputs), options.part)
-        if "taylor" in options.criterion.lower():
+        score = self.score
+        if self.method is not None:
+            self.readers = Readers(self.network, self._images(), self.groups)
+            score = self.readers.score(self.method)
+        elif "taylor" in options.criterion.lower():
             self._take_gradients()
+        assert score is not None
         try:
-            scores = {group.name: self.score(self.network, group) for group in self.groups}
+            scores = {group.name: score(self.network, group) for group in self.groups}
         except (AttributeError, KeyError, TypeError) as error:
-            if options.criterion in CRITERIA:
+            if options.criterion in CRITERIA + METHODS:
                 raise
             raise Mistake(
                 f"--criterion {options.criterion}: it has no scores for this network ({type(error).__name__}); it may "
@@ -89,7 +99,21 @@ class Pruning:
         """A copy of the network by the plan, with the weights that are left."""
         small = copy.deepcopy(self.network)
         remove(small, plan)
+        if self.readers is not None and self.method is not None:
+            self.readers.rebuild(small, plan, self.method)
         return small
+
+    def _images(self) -> Iterator[Tensor]:
+        """Batches of training images, as the network takes them."""
+        cli = self.cli
+        cli.datamodule.setup("fit")
+        for batch in itertools.islice(cli.datamodule.train_dataloader(), self.options.batches):
+            images = cli.model.inputs(cli.datamodule.on_after_batch_transfer(batch, 0))[0]
+            if not isinstance(images, Tensor):
+                raise UsageError(
+                    f"--criterion {self.method}: it needs images in one tensor, which detectors do not take"
+                )
+            yield images
 
     def seconds(self, network: nn.Module) -> float:
         """Median seconds that a network takes for a batch."""
@@ -109,7 +133,7 @@ class Pruning:
         for name, module in self.network.named_modules():
             if not isinstance(module, (nn.Conv2d, nn.Linear)):
                 continue
-            other = small.get_submodule(name)
+            other: Any = small.get_submodule(name)
             rows.append(
                 {
                     "layer": name,

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--criterion",
         default="l1",
-        help="l1, l2, batch_norm_scale, taylor, random, or the class path of an importance of torch-pruning's",
+        help="l1, l2, batch_norm_scale, taylor, thinet, lasso, random, or the class of an importance of torch-pruning",
     )
     parser.add_argument(
         "--scope", choices=("local", "global"), default="local", help="the same share of each layer, or not"
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--round_to", type=int, default=1, help="round widths up to a multiple of it (default: 1)")
     parser.add_argument("--part", default="", help="prune this part of the network only, such as backbone")
     parser.add_argument(
-        "--batches", type=int, default=8, help="training batches that gradients are taken of (default: 8)"
+        "--batches", type=int, default=8, help="training batches that taylor, thinet and lasso look at (default: 8)"
     )
     parser.add_argument("--batch_size", type=int, default=1, help="images in a batch that latency is measured of")
     parser.add_argument("--name", help="the new experiment (default: the run's, with criterion and budget)")
@@ -100,6 +100,7 @@ def _write(cli: Cli, options: argparse.Namespace, checkpoint: Path, folder: Path
     from exp.convert import write
     from exp.plans import Pruning, scratch_epochs
     from exp.pruning_table import print_table, table_of
+    from exp.run_directory import PLACE
     from exp.weights import start_from
 
     started = start_from(cli, checkpoint)
@@ -111,7 +112,7 @@ def _write(cli: Cli, options: argparse.Namespace, checkpoint: Path, folder: Path
     table = table_of(pruning, plan, small)
     own = config_of(read_checkpoint(checkpoint, tensors=False)) or {}
     epochs = (own.get("trainer") or {}).get("max_epochs")
-    scratch = scratch_epochs(epochs, table) if epochs and epochs > 0 else None
+    scratch = scratch_epochs(epochs, table) if epochs is not None and epochs > 0 else None
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -123,10 +124,12 @@ def _write(cli: Cli, options: argparse.Namespace, checkpoint: Path, folder: Path
         write_whole(partial / "costs.json", json.dumps(table["costs"] | {"scratch_b_epochs": scratch}, indent=1) + "\n")
         write_whole(partial / "layers.csv", _csv(table["layers"]))
         pruning.draw(table["layers"], partial / "channels.png")
-        config = _config(cli, plan, folder)
+        config = _config(cli, cli.plain, plan) | {"experiment": folder.name}
         _write_config(partial / "fine_tune.yaml", config | {"weights": str(folder / "start.safetensors")})
-        if scratch is not None:
-            alone = config | {"experiment": f"{folder.name}-scratch", "weights": None}
+        if epochs is not None and scratch is not None:
+            # By the run's own config, of which the command only says how it is trained further.
+            alone = _config(cli, own | {key: cli.plain.get(key) for key in PLACE}, plan)
+            alone |= {"experiment": f"{folder.name}-scratch", "weights": None}
             _write_config(partial / "scratch.yaml", _stretched(alone, epochs, scratch))
         partial.rename(folder)
     finally:
@@ -134,9 +137,9 @@ def _write(cli: Cli, options: argparse.Namespace, checkpoint: Path, folder: Path
     print_table(table, scratch, folder)
 
 
-def _config(cli: Cli, plan: Plan, folder: Path) -> dict[str, Any]:
-    """The run's own config, with a network that becomes smaller by the plan."""
-    config = json.loads(json.dumps(cli.plain))
+def _config(cli: Cli, plain: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """A config with a network that becomes smaller by the plan."""
+    config = json.loads(json.dumps(plain))
     place = config
     for key in NETWORK[:-1]:
         place = place.get(key) or {}
@@ -147,9 +150,9 @@ def _config(cli: Cli, plan: Plan, folder: Path) -> dict[str, Any]:
         "class_path": "models.classifiers.pruned",
         "init_args": {"network": network, "plan": plan.as_dict()},
     }
-    for key in ("ckpt_path", "version"):
+    for key in ("ckpt_path", "version", "config"):
         config.pop(key, None)
-    return config | {"experiment": folder.name, "resume": "auto"}
+    return config | {"resume": "auto"}
 
 
 def _stretched(config: dict[str, Any], epochs: int, scratch: int) -> dict[str, Any]:

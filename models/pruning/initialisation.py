@@ -34,7 +34,7 @@ def deviations(network: nn.Module) -> dict[str, tuple[str, float]]:
     Args:
         network: With its random weights.
     """
-    found = {}
+    found: dict[str, tuple[str, float]] = {}
     for kinds in (CONVOLUTIONS, (nn.Linear,)):
         layers = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
         rule = _rule(layers)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 
-def conv_weights(network: nn.Module) -> dict[str, nn.Parameter]:
+def conv_weights(network: nn.Module) -> dict[str, Tensor]:
     """Weights of the two-dimensional convolutions of a network, by name, in the order of its modules."""
     return {
         f"{name}.weight" if name else "weight": module.weight

@@ -11,30 +11,42 @@ import warnings
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import lars_path
 from torch import Tensor
 
 
-def thinet_channels(contributions: Tensor, count: int) -> Tensor:
-    """Channels [count] that ThiNet's greedy choice leaves, in their original order, equation 6 of the paper.
+def thinet_order(contributions: Tensor) -> Tensor:
+    """Channels [C] in the order in which ThiNet's greedy choice takes them away, equation 6 of the paper.
 
-    Channels go one by one, each time the one with which the sum of what has gone stays smallest in square.
+    They go one by one, each time the one with which the sum of what has gone stays smallest in square.
 
     Args:
         contributions: What each channel of the input adds to sampled values of the next layer's output, without its
             bias [samples, C].
-        count: Channels that are kept.
     """
     x = contributions.double()
     squares = x.square().sum(0)
     gone = torch.zeros(x.shape[1], dtype=torch.bool)
     removed = torch.zeros(len(x), dtype=x.dtype)
-    for _ in range(x.shape[1] - count):
+    order = []
+    for _ in range(x.shape[1]):
         cost = squares + 2 * (x.T @ removed)
         channel = int(cost.masked_fill(gone, float("inf")).argmin())
         gone[channel] = True
         removed += x[:, channel]
-    return (~gone).nonzero()[:, 0]
+        order.append(channel)
+    return torch.tensor(order)
+
+
+def thinet_channels(contributions: Tensor, count: int) -> Tensor:
+    """Channels [count] that ThiNet's greedy choice leaves, in their original order.
+
+    Args:
+        contributions: See `thinet_order`.
+        count: Channels that are kept.
+    """
+    order = thinet_order(contributions)
+    return order[len(order) - count :].sort().values
 
 
 def thinet_scales(contributions: Tensor, kept: Tensor) -> Tensor:
@@ -50,41 +62,33 @@ def thinet_scales(contributions: Tensor, kept: Tensor) -> Tensor:
     return torch.linalg.lstsq(x[:, kept], x.sum(1, keepdim=True), driver="gelsd").solution[:, 0].to(contributions)
 
 
-def lasso_channels(contributions: Tensor, count: int, searches: int = 40) -> Tensor:
-    """Channels [count] that LASSO regression leaves, in their original order, equation 3 of the paper.
-
-    The penalty is raised until at most `count` channels have a coefficient that is not zero. Where that many cannot be
-    had with any penalty, the largest coefficients below it decide about the last ones.
+def lasso_order(contributions: Tensor) -> Tensor:
+    """Channels [C] in the order in which LASSO regression gives them up as its penalty is raised, equation 3.
 
     Args:
-        contributions: What each channel adds to each output of sampled positions, without the bias [samples, out, C].
-        count: Channels that are kept.
-        searches: Halvings of the range that the penalty is sought in.
+        contributions: What each channel adds to sampled values of the next layer's output, without its bias
+            [samples, C].
     """
-    x = contributions.double().flatten(0, 1)
-    # |y - x beta| needs only the products of x and y, of which these have as many rows as there are channels.
-    gram, target = (x.T @ x).numpy(), (x.T @ x.sum(1)).numpy()
-    values, vectors = np.linalg.eigh(gram)
-    kept_values = values > values.max() * 1e-12
-    root = np.sqrt(values[kept_values])
-    rows = root[:, None] * vectors[:, kept_values].T
-    aim = (vectors[:, kept_values].T @ target) / root
-    low, high = 0.0, float(np.abs(target).max()) / len(rows)
-    best = looser = np.zeros(len(gram))
-    for _ in range(searches):
-        penalty = (low + high) / 2
-        with warnings.catch_warnings():
-            # A penalty next to zero is left soon, whether it has converged or not.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            beta = np.abs(Lasso(alpha=penalty, fit_intercept=False, max_iter=2000).fit(rows, aim).coef_)
-        if (beta != 0).sum() <= count:
-            best, high = beta, penalty
-        else:
-            looser, low = beta, penalty
-        if (best != 0).sum() == count:
-            break
-    order = np.lexsort((-looser, -best))
-    return torch.from_numpy(order[:count].copy()).sort().values
+    x = contributions.double().numpy()
+    with warnings.catch_warnings():
+        # Channels that add the same leave a choice, which is made by their order.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        penalties, _, path = lars_path(x, x.sum(1), method="lasso")
+    present = path != 0
+    # The largest penalty that each survives; those that never come in go first.
+    survived = np.where(present.any(1), penalties[present.argmax(1)], -1.0)
+    return torch.from_numpy(np.argsort(survived, kind="stable").copy())
+
+
+def lasso_channels(contributions: Tensor, count: int) -> Tensor:
+    """Channels [count] that LASSO regression leaves, in their original order.
+
+    Args:
+        contributions: See `lasso_order`.
+        count: Channels that are kept.
+    """
+    order = lasso_order(contributions)
+    return order[len(order) - count :].sort().values
 
 
 def least_squares_weight(inputs: Tensor, outputs: Tensor) -> Tensor:

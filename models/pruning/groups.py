@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from models.mistakes import Mistake
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 Side = Literal["out", "in"]
+# How often torch-pruning may look at a node of a graph, on average, in search of one group.
+VISITS = 10
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class _Marked(nn.Module):
         return [mark(out) for mark, out in zip(self.markers, _tensors(self.network(images)), strict=True)]
 
 
-def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> list[ChannelGroup]:
+def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> tuple[list[ChannelGroup], list[str]]:
     """Groups of channels of which some can go, and the network still takes and returns what it did.
 
     Args:
@@ -98,7 +100,8 @@ def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> list[C
         part: Name of the module that is looked at, such as the backbone of a detector; the whole network by default.
 
     Returns:
-        Groups in the order of the network's modules; those that reach an output are not among them.
+        Groups in the order of the network's modules, and the first layers of those that stay whole, because something
+        reads their channels that cannot be made smaller; those that reach an output are in neither.
 
     Raises:
         Mistake: There is no such part, its graph cannot be traced, or none of its channels can go.
@@ -114,16 +117,59 @@ def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> list[C
     prefix = f"{part}." if part else ""
     names = {module: prefix + name for name, module in traced.named_modules()}
     names |= {parameter: prefix + name for name, parameter in traced.named_parameters()}
-    found = []
-    for source in graph.get_all_groups(root_module_types=[*CONVOLUTIONS, nn.Linear]):
-        if not any(dep.target.module in set(wrapper.markers) for dep, _ in source):
-            group = _group(source, names, graph)
-            if group is not None:
-                found.append(group)
+    found, whole, seen = [], [], set()
+    for module in [module for module in graph.module2node if isinstance(module, (*CONVOLUTIONS, nn.Linear))]:
+        if module in seen or module in set(wrapper.markers):
+            continue
+        try:
+            source = _source(graph, module)
+        except _Endless:
+            whole.append(names[module])
+            continue
+        makers = [dep.target.module for dep, _ in source if graph.is_out_channel_pruning_fn(dep.handler)]
+        seen.update(each for each in makers if isinstance(each, nn.Module))
+        if any(dep.target.module in set(wrapper.markers) for dep, _ in source):
+            continue
+        group = _group(source, names, graph)
+        if group is None:
+            whole.append(names[module])
+        else:
+            found.append(group)
     if not found:
         raise Mistake(f"{_title(traced, part)}: none of its channels can go without changing its outputs")
     order = {name: i for i, name in enumerate(names.values())}
-    return sorted(found, key=lambda group: order[group.name])
+    return sorted(found, key=lambda group: order[group.name]), whole
+
+
+class _Endless(Exception):
+    """A group of which torch-pruning finds no end."""
+
+
+class _Limited(list[Any]):
+    """The dependencies of a node, which can be gone through so many times, by all nodes together."""
+
+    def __init__(self, items: Iterable[Any], left: list[int]) -> None:
+        super().__init__(items)
+        self.left = left
+
+    def __iter__(self) -> Iterator[Any]:
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise _Endless
+        return super().__iter__()
+
+
+def _source(graph: Any, module: nn.Module) -> Any:
+    """torch-pruning's group of all channels that a layer makes.
+
+    Raises:
+        _Endless: Its search goes in circles, as where channels are sliced and put together again.
+    """
+    left = [VISITS * len(graph.module2node)]
+    for node in graph.module2node.values():
+        node.dependencies = _Limited(list.copy(node.dependencies), left)
+    pruner = graph.get_pruner_of_module(module)
+    return graph.get_pruning_group(module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module))))
 
 
 def _graph(network: nn.Module, images: Tensor) -> tuple[Any, _Marked]:

@@ -34,7 +34,7 @@ def prunable_groups(network: nn.Module, images: Tensor, part: str = "") -> tuple
     Raises:
         Mistake: See `channel_groups`; or no group passes.
     """
-    groups = channel_groups(network, images, part)
+    groups, whole = channel_groups(network, images, part)
     inside = network.get_submodule(part) if part else network
     trial = drawn_anew(copy.deepcopy(inside).cpu().double().eval())
     small = images[:1].cpu().double()
@@ -48,7 +48,7 @@ def prunable_groups(network: nn.Module, images: Tensor, part: str = "") -> tuple
             "it that is a plain convolutional network, such as its backbone"
         )
     kept = {group.name for group in sound}
-    return sound, [group.name for group in groups if group.name not in kept]
+    return sound, whole + [group.name for group in groups if group.name not in kept]
 
 
 def drawn_anew(network: nn.Module) -> nn.Module:

@@ -265,7 +265,7 @@ def test_scratch_weights_are_drawn_for_the_widths(name: str, fan: str) -> None:
         network = timm_classifier(name, num_classes=5, options=options)
     rules = {rule for layer, (rule, _) in deviations(network).items() if "fc" not in layer}
     assert fan in rules
-    groups = channel_groups(network, images())
+    groups, _ = channel_groups(network, images())
     plan = plan_by_share(network, groups, scores_of(network, groups, "random"), 0.75, Choice(), {})
     before = {
         name: float(module.weight.detach().std())

@@ -35,7 +35,7 @@ def test_what_is_hardly_read_goes_first(method: Method) -> None:
     dense = network()
     with torch.no_grad():
         dense[2].weight[:, [1, 5]] *= 1e-3
-    groups = channel_groups(dense, images())
+    groups, _ = channel_groups(dense, images())
     scores = Readers(dense, BATCHES, groups).score(method)(dense, groups[0])
     assert groups[0].name == "0"
     assert set(scores.argsort()[:2].tolist()) == {1, 5}
@@ -46,7 +46,7 @@ def test_what_is_hardly_read_goes_first(method: Method) -> None:
 def test_rebuilding_comes_closer_to_the_old_output(method: Method, share: float) -> None:
     """A scale for each channel helps a little, new weights help more."""
     dense = network()
-    groups = channel_groups(dense, images())
+    groups, _ = channel_groups(dense, images())
     readers = Readers(dense, BATCHES, groups)
     scores = {group.name: readers.score(method)(dense, group) for group in groups}
     # The second layer keeps all of its filters, so that its outputs can be compared.

@@ -6,6 +6,7 @@ import argparse
 import copy
 import itertools
 import pkgutil
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from models.pruning.removal import remove
 from models.pruning.scores import CRITERIA, Score, copy_gradients, score_by, score_of_importance
 from models.pruning.soundness import prunable_groups
 
-SECONDS = 1.0
+# Of measuring a network, in so many turns.
+SECONDS, TURNS = 1.0, 3
 
 
 class Pruning:
@@ -92,7 +94,7 @@ class Pruning:
             why["whole"] = self.whole
         choice = Choice(options.scope, {}, options.minimum, options.round_to)
         return plan_to_budget(
-            self.network, self.groups, scores, options.budget, options.of, costs, choice, why, self.seconds
+            self.network, self.groups, scores, options.budget, options.of, costs, choice, why, self.share_of_time
         )
 
     def smaller(self, plan: Plan) -> nn.Module:
@@ -115,16 +117,39 @@ class Pruning:
                 )
             yield images
 
-    def seconds(self, network: nn.Module) -> float:
-        """Median seconds that a network takes for a batch."""
-        with inference(network):
-            measured = latencies(network, self.inputs, next(network.parameters()).device, SECONDS)
-        return sorted(measured)[len(measured) // 2]
+    def seconds(self, *networks: nn.Module) -> list[float]:
+        """Median seconds that each network takes for a batch; they take turns, as the machine may have other work."""
+        measured: list[list[float]] = [[] for _ in networks]
+        for _ in range(TURNS):
+            for network, each in zip(networks, measured, strict=True):
+                with inference(network):
+                    each += latencies(network, self.inputs, next(network.parameters()).device, SECONDS / TURNS)
+        return [statistics.median(each) for each in measured]
 
-    def cost(self, network: nn.Module) -> dict[str, float]:
-        """Parameters, executed multiply-adds of an image and seconds for a batch."""
-        ran = executed(network, *self.inputs)
-        return {"parameters": float(ran.params), "macs": ran.macs, "seconds": self.seconds(network)}
+    def share_of_time(self, small: nn.Module) -> float:
+        """Seconds that a network takes for a batch, as a share of the unpruned one's."""
+        before, after = self.seconds(self.network, small)
+        return after / before
+
+    def costs(self, small: nn.Module) -> dict[str, dict[str, float]]:
+        """Parameters, executed multiply-adds of an image and seconds for a batch, before and after."""
+        costs = {}
+        networks = {"before": self.network, "after": small}
+        for (when, network), seconds in zip(networks.items(), self.seconds(*networks.values()), strict=True):
+            ran = executed(network, *self.inputs)
+            costs[when] = {"parameters": float(ran.params), "macs": ran.macs, "seconds": seconds}
+        return costs
+
+    def found(self, small: nn.Module) -> dict[str, float]:
+        """What a validation finds of a network that has not been trained further."""
+        task, data = self.cli.model, self.cli.datamodule
+        data.setup("validate")
+        task.network = small
+        try:
+            findings = task.evaluate(data.val_dataloader(), "val", data)
+        finally:
+            task.network = self.network
+        return {f"val/{name}": float(value) for name, value in findings.metrics.items()}
 
     def layers(self, small: nn.Module) -> list[dict[str, Any]]:
         """What every layer with channels of its own was and is, in the order of the network."""

@@ -113,6 +113,7 @@ def _write(cli: Cli, options: argparse.Namespace, checkpoint: Path, folder: Path
     own = config_of(read_checkpoint(checkpoint, tensors=False)) or {}
     epochs = (own.get("trainer") or {}).get("max_epochs")
     scratch = scratch_epochs(epochs, table) if epochs is not None and epochs > 0 else None
+    facts = table["costs"] | {"found": table["found"], "scratch_b_epochs": scratch}
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -121,7 +122,7 @@ def _write(cli: Cli, options: argparse.Namespace, checkpoint: Path, folder: Path
         write(small.state_dict(), partial / "start.safetensors", None if pixels is None else pixels.plain())
         write_whole(partial / "plan.json", json.dumps(plan.as_dict(), indent=1) + "\n")
         write_whole(partial / "asked.json", json.dumps(_asked(options, checkpoint), indent=1) + "\n")
-        write_whole(partial / "costs.json", json.dumps(table["costs"] | {"scratch_b_epochs": scratch}, indent=1) + "\n")
+        write_whole(partial / "costs.json", json.dumps(facts, indent=1) + "\n")
         write_whole(partial / "layers.csv", _csv(table["layers"]))
         pruning.draw(table["layers"], partial / "channels.png")
         config = _config(cli, cli.plain, plan) | {"experiment": folder.name}

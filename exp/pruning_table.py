@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WRITTEN = {
     "plan.json": "which channels each layer keeps",
     "layers.csv": "every layer before and after",
-    "costs.json": "parameters, multiply-adds and seconds before and after",
+    "costs.json": "parameters, multiply-adds and seconds before and after, and what a validation found then",
     "channels.png": "channels kept by layer",
     "start.safetensors": "the weights that are left",
     "fine_tune.yaml": "trains them further",
@@ -39,8 +39,8 @@ def table_of(pruning: Pruning, plan: Plan, small: nn.Module) -> dict[str, Any]:
         plan: what was planned.
         small: the network by the plan.
     """
-    costs = {"before": pruning.cost(pruning.network), "after": pruning.cost(small)}
-    return {"layers": pruning.layers(small), "costs": costs, "why": dict(plan.why)}
+    found = pruning.found(small)
+    return {"layers": pruning.layers(small), "costs": pruning.costs(small), "found": found, "why": dict(plan.why)}
 
 
 def print_table(table: dict[str, Any], scratch: int | None, folder: Path) -> None:
@@ -63,6 +63,8 @@ def print_table(table: dict[str, Any], scratch: int | None, folder: Path) -> Non
     for key, unit in UNITS.items():
         values = [f"{each[key] * 1e3:.2f} ms" if key == "seconds" else readable(each[key]) for each in (before, after)]
         console.print(f"{unit}: {values[0]} -> {values[1]} ({after[key] / before[key]:.1%})", highlight=False)
+    found = "  ".join(f"{name} {value:.4f}" for name, value in table["found"].items())
+    console.print(f"before it is trained further: {found}", highlight=False, markup=False)
     if cost := table["why"].get("rounding_costs"):
         console.print(f"rounding widths costs {cost:.1%} of what the network cost", highlight=False)
     if whole := table["why"].get("whole"):

@@ -90,7 +90,7 @@ def plan_to_budget(
         budget: Share of the cost that is left, in (0, 1).
         of: Executed multiply-adds, parameters or measured latency.
         costs: Of the network by its widths.
-        measure: Seconds that a network takes; needed for `latency`.
+        measure: Share of the unpruned network's latency that a network takes; needed for `latency`.
 
     Raises:
         Mistake: The budget is outside (0, 1) or below what is left when every layer is at its minimum.
@@ -105,9 +105,8 @@ def plan_to_budget(
         assert measure is not None
         small = copy.deepcopy(network)
         remove(small, plan_of(network, groups, kept, {}))
-        return measure(small) / dense
+        return measure(small)
 
-    dense = measure(network) if of == "latency" and measure is not None else 0.0
     low, high = 0.0, LARGEST_SHARE
     least = left(high)
     if least > budget:

@@ -35,6 +35,7 @@ def test_the_new_run_is_smaller_and_says_by_what(folder: Path) -> None:
     made = folder / "runs" / NAME
     costs = json.loads((made / "costs.json").read_text())
     assert 0.4 < costs["after"]["macs"] / costs["before"]["macs"] <= 0.5
+    assert 0 <= costs["found"]["val/top1"] <= 1
     # One epoch of the large network.
     assert costs["scratch_b_epochs"] == int(costs["before"]["macs"] / costs["after"]["macs"])
     rows = [line.split(",") for line in (made / "layers.csv").read_text().splitlines()]

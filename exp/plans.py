@@ -86,9 +86,9 @@ class Pruning:
             ) from error
         self.network.zero_grad()
         try:
-            costs = Costs(self.network, self.inputs, self.groups)
+            costs = Costs(self.network, self._part_inputs(), self.groups, options.part)
         except NotCountable as error:
-            raise Mistake(str(error)) from error
+            raise Mistake(f"{error}; or prune a part of it by --part, such as its backbone") from error
         why: dict[str, Any] = {"criterion": options.criterion}
         if self.whole:
             why["whole"] = self.whole
@@ -156,7 +156,7 @@ class Pruning:
         before, after = (self._counted(network) for network in (self.network, small))
         rows = []
         for name, module in self.network.named_modules():
-            if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            if name not in before or not isinstance(module, (nn.Conv2d, nn.Linear)):
                 continue
             other: Any = small.get_submodule(name)
             rows.append(
@@ -180,9 +180,16 @@ class Pruning:
         with whole(path) as partial:
             save(channels_kept(names, widths, kept, title), partial)
 
+    def _part_inputs(self) -> tuple[Any, ...]:
+        """What the part that is pruned takes."""
+        return (first_images(self.inputs),) if self.options.part else self.inputs
+
     def _counted(self, network: nn.Module) -> dict[str, tuple[int, float]]:
-        report: ComputeReport = count(network, inputs=self.inputs)
-        return {module.name: (module.params, module.macs) for module in report.modules}
+        part = self.options.part
+        inside = network.get_submodule(part) if part else network
+        report: ComputeReport = count(inside, inputs=self._part_inputs())
+        prefix = f"{part}." if part else ""
+        return {prefix + module.name: (module.params, module.macs) for module in report.modules}
 
     def _take_gradients(self) -> None:
         """Gives the network the gradients of the training's loss, summed over some of its batches."""

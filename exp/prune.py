@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minimum", type=int, default=1, help="channels that every layer keeps (default: 1)")
     parser.add_argument("--round_to", type=int, default=1, help="round widths up to a multiple of it (default: 1)")
-    parser.add_argument("--part", default="", help="prune this part of the network only, such as backbone")
+    parser.add_argument("--part", default="", help="prune this part of the network only, such as backbone.body")
     parser.add_argument(
         "--batches", type=int, default=8, help="training batches that taylor, thinet and lasso look at (default: 8)"
     )

@@ -19,17 +19,23 @@ class Costs:
 
     Args:
         network: The unpruned network.
-        inputs: What it takes, as for `models.compute.count`.
+        inputs: What it takes, as for `models.compute.count`; with a part, what that takes.
         groups: Of its channels.
+        part: Name of the module whose cost is meant, the whole network by default: what a detector costs as a whole
+            depends on what it sees.
 
     Raises:
         NotCountable: Its cost cannot be told from shapes.
     """
 
-    def __init__(self, network: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]) -> None:
-        report = count(network, inputs=inputs)
-        macs = {module.name: module.macs for module in report.modules}
-        self.dense = {"macs": report.macs, "parameters": float(parameter_count(network))}
+    def __init__(
+        self, network: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup], part: str = ""
+    ) -> None:
+        inside = network.get_submodule(part) if part else network
+        report = count(inside, inputs=inputs)
+        prefix = f"{part}." if part else ""
+        macs = {prefix + module.name: module.macs for module in report.modules}
+        self.dense = {"macs": report.macs, "parameters": float(parameter_count(inside))}
         self.groups = list(groups)
         # Of each layer that can become smaller: multiply-adds, and parameters that go with both widths, and with one.
         self._layers: dict[str, tuple[float, int, int]] = {}

@@ -226,8 +226,13 @@ def test_a_part_of_a_detector_keeps_its_maps() -> None:
     groups, whole = prunable_groups(detector, images(), "backbone")
     assert not whole
     assert [group.name for group in groups] == ["backbone.a"]
-    remove(detector, half(detector, groups))
-    assert detector["backbone"].norm.weight.shape == (4,)
+    costs = Costs(detector, (images(),), groups, "backbone")
+    plan = plan_to_budget(
+        detector, groups, scores_of(detector, groups), 0.6, "parameters", costs, Choice(), {"part": "backbone"}
+    )
+    remove(detector, plan)
+    assert parameter_count(detector["backbone"]) <= 0.6 * costs.dense["parameters"]
+    assert detector["backbone"].norm.weight.shape == (detector["backbone"].a.out_channels,)
     assert [each.shape[1] for each in detector["backbone"](images())] == [6, 4]
     with pytest.raises(Mistake, match="ModuleDict has no part 'neck'"):
         prunable_groups(detector, images(), "neck")

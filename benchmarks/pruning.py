@@ -16,6 +16,7 @@ import copy
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -45,7 +46,7 @@ def ours(network: nn.Module, images: Tensor, share: float, round_to: int = 1) ->
 
 def theirs(network: nn.Module, images: Tensor, share: float) -> nn.Module:
     """The same by torch-pruning's high-level pruner, which has to be told of the classifier."""
-    small = copy.deepcopy(network)
+    small: Any = copy.deepcopy(network)
     pruner = tp.pruner.MetaPruner(
         small,
         images[:1],
@@ -54,7 +55,8 @@ def theirs(network: nn.Module, images: Tensor, share: float) -> nn.Module:
         ignored_layers=[small.get_classifier()],
     )
     pruner.step()
-    return small
+    pruned: nn.Module = small
+    return pruned
 
 
 def seconds(networks: Sequence[nn.Module], images: Tensor) -> list[float]:

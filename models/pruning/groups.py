@@ -117,7 +117,9 @@ def channel_groups(network: nn.Module, images: Tensor, part: str = "") -> tuple[
     prefix = f"{part}." if part else ""
     names = {module: prefix + name for name, module in traced.named_modules()}
     names |= {parameter: prefix + name for name, parameter in traced.named_parameters()}
-    found, whole, seen = [], [], set()
+    found: list[ChannelGroup] = []
+    whole: list[str] = []
+    seen: set[nn.Module] = set()
     for module in [module for module in graph.module2node if isinstance(module, (*CONVOLUTIONS, nn.Linear))]:
         if module in seen or module in set(wrapper.markers):
             continue

@@ -9,10 +9,12 @@ from callbacks.monitored import Monitored
 from callbacks.non_finite import NonFiniteGuard, NonFiniteLoss
 from callbacks.precise_bn import PreciseBN
 from callbacks.preemption import Preempted, Preemption
+from callbacks.pruning import MaskPruning, SoftFilterPruning
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.spherical_motion import SphericalMotionCurve
 from callbacks.reports.threshold_curve import ThresholdCurve
+from callbacks.slimming import Slimming
 from callbacks.smoothing import Rule, Smoothing
 from callbacks.spherical_motion import SphericalMotion
 from callbacks.step_seed import StepSeed
@@ -25,6 +27,7 @@ __all__ = [
     "ComputeBudget",
     "Cost",
     "ExitCurve",
+    "MaskPruning",
     "Monitored",
     "NonFiniteGuard",
     "NonFiniteLoss",
@@ -32,7 +35,9 @@ __all__ = [
     "Preempted",
     "Preemption",
     "Rule",
+    "Slimming",
     "Smoothing",
+    "SoftFilterPruning",
     "SphericalMotion",
     "SphericalMotionCurve",
     "StepSeed",

@@ -21,12 +21,13 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test split",
     "predict": "label image files or folders with a checkpoint",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
+    "prune": "make a trained network smaller, train it further, and set it against training from scratch",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
 }
 # Run again, they go on where they were.
-GO_ON = ("fit", "compare")
+GO_ON = ("fit", "compare", "prune")
 
 
 def usage() -> str:
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
     except (NoHomeError, Unmeant) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
-    if command == "fit":
+    if command in ("fit", "prune"):
         forgive()
     again = command in GO_ON
     try:

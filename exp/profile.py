@@ -115,14 +115,14 @@ def profile(network: nn.Module, inputs: tuple[Any, ...], seconds: float = 2.0) -
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(reference.device), inputs)
     device = reference.device
     with inference(network):
-        latencies = _latencies(network, inputs, device, seconds)
+        measured = latencies(network, inputs, device, seconds)
         peak_memory = _peak_memory(network, inputs, device)
     ran = executed(network, *inputs)
     try:
         dense = count(network, inputs=inputs)
     except NotCountable:
         dense = ran
-    median = _quantile(latencies, 0.5)
+    median = _quantile(measured, 0.5)
     on_gpu = reference.is_cuda
     return ProfileReport(
         device=torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
@@ -131,10 +131,10 @@ def profile(network: nn.Module, inputs: tuple[Any, ...], seconds: float = 2.0) -
         dense=dense,
         executed=ran,
         latency_median=median,
-        latency_p95=_quantile(latencies, 0.95),
+        latency_p95=_quantile(measured, 0.95),
         images_per_second=len(inputs[0]) / median,
         peak_memory=peak_memory,
-        runs=len(latencies),
+        runs=len(measured),
     )
 
 
@@ -181,21 +181,29 @@ def show(report: ProfileReport, depth: int) -> None:
     console.print(summary)
 
 
-def _latencies(network: nn.Module, inputs: tuple[Any, ...], device: torch.device, seconds: float) -> list[float]:
+def latencies(network: nn.Module, inputs: tuple[Any, ...], device: torch.device, seconds: float) -> list[float]:
+    """Seconds that each of at least ten inferences takes, after a few that are not counted.
+
+    Args:
+        network: In evaluation mode.
+        inputs: What it takes, where it is.
+        device: Where it is.
+        seconds: Time to measure for.
+    """
     import torch
 
-    latencies: list[float] = []
+    measured: list[float] = []
     for _ in range(WARM_UP_RUNS):
         network(*inputs)
-    while len(latencies) < MIN_RUNS or sum(latencies) < seconds:
+    while len(measured) < MIN_RUNS or sum(measured) < seconds:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
         network(*inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        latencies.append(time.perf_counter() - start)
-    return latencies
+        measured.append(time.perf_counter() - start)
+    return measured
 
 
 def _peak_memory(network: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
 from models.classifiers.dynamic_kernels import dynamic_kernels
+from models.classifiers.pruned import pruned
 from models.classifiers.ranet import RANet
 from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.shallow_deep import ShallowDeepNetwork
@@ -18,5 +19,6 @@ __all__ = [
     "ShallowDeepNetwork",
     "WideResNet",
     "dynamic_kernels",
+    "pruned",
     "timm_classifier",
 ]

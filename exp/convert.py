@@ -79,7 +79,10 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     numbers = sum(tensor.numel() for tensor in converted.values())
     weights = f"{system} {'averaged ' if ema else ''}weights in {'our' if to == 'ours' else 'the official'} layout"
     look = "not stated" if pixels is None else pixels
-    return f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers; pixels {look}"
+    done = f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers; pixels {look}"
+    if layout.options and to == "ours":
+        done += "; network options " + json.dumps(dict(layout.options(converted)))
+    return done
 
 
 def write(state: dict[str, Tensor], path: Path, pixels: dict[str, Any] | None = None) -> None:

@@ -56,6 +56,10 @@ def cifar10(rgb: np.ndarray) -> np.ndarray:
     return (rgb / 255 - [0.4914, 0.4824, 0.4467]) / [0.2471, 0.2435, 0.2616]
 
 
+def cifar10_pruned(rgb: np.ndarray) -> np.ndarray:
+    return (rgb / 255 - [0.4914, 0.4822, 0.4465]) / [0.2023, 0.1994, 0.2010]
+
+
 # Of networks without published weights: what the data set has always had.
 unpublished = torch_style
 SHEETS: dict[str, Sheet] = {
@@ -83,8 +87,14 @@ SHEETS: dict[str, Sheet] = {
     "mmdet": mmdetection,
     "mmdet/cascade": mmdetection,
     "moco": torch_style,
+    "pruned_regression": torch_style,
+    "pruned_resnet": cifar10_pruned,
+    "pruned_vgg/linear": cifar10_pruned,
+    "pruned_vgg/imagenet": torch_style,
     "ranet": cifar10,
     "ranet/imagenet": torch_style,
+    "slimmed/preact": cifar10_pruned,
+    "slimmed/dense": cifar10_pruned,
     "smca/type3": torch_style,
     "solq": torch_style,
     "solq/swin": torch_style,

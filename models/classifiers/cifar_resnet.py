@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.he_normal import he_normal
 from models.mistakes import Mistake
+from models.pruning.norm_channels import NormChannels
 
 STAGES = (16, 32, 64)
 # By depth and variant: the share of filters that goes in each stage, and the blocks, counted from 0, that keep theirs.
@@ -82,6 +83,11 @@ class CIFARResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to logits [B, K]."""
         return self.head(self.pool(self.stages(self.stem(images))).flatten(1))
+
+    def norm_channels(self) -> list[NormChannels]:
+        """The norm inside of each block, with the convolutions before and behind it."""
+        blocks = [name for name, module in self.named_modules() if isinstance(module, BasicBlock)]
+        return [NormChannels(f"{name}.norm1", f"{name}.conv2", f"{name}.conv1") for name in blocks]
 
 
 class BasicBlock(nn.Module):

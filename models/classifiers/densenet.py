@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.layers.channel_selection import ChannelSelection
 from models.layers.he_normal import he_normal
 from models.mistakes import Mistake
+from models.pruning.norm_channels import NormChannels
 
 
 class CIFARDenseNet(nn.Module):
@@ -82,6 +83,15 @@ class CIFARDenseNet(nn.Module):
             for layer in stage:  # type: ignore[union-attr]
                 x = torch.cat([x, layer(x)], 1)
         return self.head(self.pool(self.act(self.select(self.norm(x)))).flatten(1))
+
+    def norm_channels(self) -> list[NormChannels]:
+        """Every norm, in the order of the forward pass, with the convolution behind it and the selection in between."""
+        units = []
+        for i, stage in enumerate(self.stages):
+            units += [f"stages.{i}.{layer}" for layer in range(len(stage))]  # type: ignore[arg-type]
+            units += [f"transitions.{i}"] if i < len(self.transitions) else []
+        found = [NormChannels(f"{name}.norm", f"{name}.conv", f"{name}.select") for name in units]
+        return [*found, NormChannels("norm", "head", "select")]
 
 
 class DenseUnit(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.layers.channel_selection import ChannelSelection
 from models.layers.he_normal import he_normal
 from models.mistakes import Mistake
+from models.pruning.norm_channels import NormChannels
 
 _EXPANSION = 4
 _STAGES = (16, 32, 64)
@@ -78,6 +79,15 @@ class PreActResNet(nn.Module):
         """Images [B, in_chans, H, W] to logits [B, K]."""
         x = self.act(self.select(self.norm(self.stages(self.stem(images)))))
         return self.head(self.pool(x).flatten(1))
+
+    def norm_channels(self) -> list[NormChannels]:
+        """Every norm, with the convolution behind it, and the one before it or the selection of a shared map."""
+        blocks = [name for name, module in self.named_modules() if isinstance(module, PreActBottleneck)]
+        found = []
+        for name in blocks:
+            writers = (f"{name}.select", f"{name}.conv1", f"{name}.conv2")
+            found += [NormChannels(f"{name}.norm{i}", f"{name}.conv{i}", writers[i - 1]) for i in (1, 2, 3)]
+        return [*found, NormChannels("norm", "head", "select")]
 
 
 class PreActBottleneck(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.he_normal import he_normal
 from models.mistakes import Mistake
+from models.pruning.norm_channels import NormChannels
 
 # Channels of each 3x3 convolution; M halves the resolution.
 Widths = Sequence[int | str]
@@ -69,7 +70,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.features, self.num_features = _features(_published(widths), in_chans, bias, norm=True)
+        self.trunk, self.num_features = _trunk(_published(widths), in_chans, bias, norm=True)
         he_normal(self, gamma, fan)
         self.classifier: nn.Module = nn.Linear(hidden or self.num_features, num_classes)
         if hidden:
@@ -79,7 +80,14 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to logits [B, K]."""
-        return self.classifier(F.adaptive_avg_pool2d(self.features(images), 1).flatten(1))
+        return self.classifier(F.adaptive_avg_pool2d(self.trunk(images), 1).flatten(1))
+
+    def norm_channels(self) -> list[NormChannels]:
+        """Every norm on a map, with the convolutions before and behind it."""
+        convs = [f"trunk.{i}" for i, layer in enumerate(self.trunk) if isinstance(layer, nn.Conv2d)]
+        norms = [f"trunk.{i}" for i, layer in enumerate(self.trunk) if isinstance(layer, nn.BatchNorm2d)]
+        last = "classifier" if isinstance(self.classifier, nn.Linear) else "classifier.0"
+        return [NormChannels(*names) for names in zip(norms, [*convs[1:], last], convs, strict=True)]
 
 
 class ImageNetVGG(nn.Module):
@@ -110,7 +118,7 @@ class ImageNetVGG(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.features, self.num_features = _features(_published(widths), in_chans, True, norm)
+        self.trunk, self.num_features = _trunk(_published(widths), in_chans, True, norm)
         he_normal(self, gamma)
         self.pooled = 7 if hidden else 1
         layers: list[nn.Module] = []
@@ -124,7 +132,7 @@ class ImageNetVGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to logits [B, K]."""
-        return self.head(F.adaptive_avg_pool2d(self.features(images), self.pooled).flatten(1))
+        return self.head(F.adaptive_avg_pool2d(self.trunk(images), self.pooled).flatten(1))
 
 
 def _published(widths: str | Widths) -> Widths:
@@ -138,7 +146,7 @@ def _published(widths: str | Widths) -> Widths:
     return widths
 
 
-def _features(widths: Widths, in_chans: int, bias: bool, norm: bool) -> tuple[nn.Sequential, int]:
+def _trunk(widths: Widths, in_chans: int, bias: bool, norm: bool) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
     before = in_chans
     for width in widths:

@@ -80,7 +80,7 @@ class CIFARDenseNet(nn.Module):
         for i, stage in enumerate(self.stages):
             if i:
                 x = F.avg_pool2d(self.transitions[i - 1](x), 2)
-            for layer in stage:  # type: ignore[union-attr]
+            for layer in stage.children():
                 x = torch.cat([x, layer(x)], 1)
         return self.head(self.pool(self.act(self.select(self.norm(x)))).flatten(1))
 
@@ -88,7 +88,7 @@ class CIFARDenseNet(nn.Module):
         """Every norm, in the order of the forward pass, with the convolution behind it and the selection in between."""
         units = []
         for i, stage in enumerate(self.stages):
-            units += [f"stages.{i}.{layer}" for layer in range(len(stage))]  # type: ignore[arg-type]
+            units += [f"stages.{i}.{layer}" for layer, _ in stage.named_children()]
             units += [f"transitions.{i}"] if i < len(self.transitions) else []
         found = [NormChannels(f"{name}.norm", f"{name}.conv", f"{name}.select") for name in units]
         return [*found, NormChannels("norm", "head", "select")]

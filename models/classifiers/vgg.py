@@ -21,7 +21,9 @@ Widths = Sequence[int | str]
 
 
 def _five(*stages: Sequence[int], last: bool = False) -> Widths:
-    joined: list[int | str] = [width for stage in stages for width in (*stage, "M")]
+    joined: list[int | str] = []
+    for stage in stages:
+        joined += [*stage, "M"]
     return joined if last else joined[:-1]
 
 

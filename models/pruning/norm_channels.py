@@ -52,7 +52,7 @@ def without_channels(network: _Network, kept: Mapping[str, Tensor]) -> _Network:
         kept: Channels that are kept, bool [C], by the norm's name.
     """
     smaller = deepcopy(network)
-    places: Sequence[NormChannels] = smaller.norm_channels()  # type: ignore[operator, assignment]
+    places: Sequence[NormChannels] = smaller.norm_channels()  # type: ignore[operator]
     for place in places:
         mask = kept.get(place.norm)
         if mask is None:
@@ -78,7 +78,7 @@ def kept_widths(network: nn.Module, kept: Mapping[str, Tensor]) -> list[int]:
         network: Has `norm_channels`.
         kept: Bool [C], by the norm's name.
     """
-    places: Sequence[NormChannels] = network.norm_channels()  # type: ignore[operator, assignment]
+    places: Sequence[NormChannels] = network.norm_channels()  # type: ignore[operator]
     return [int(kept[place.norm].sum()) for place in places]
 
 

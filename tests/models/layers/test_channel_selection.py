@@ -32,5 +32,5 @@ def test_another_number_of_channels_is_refused(mask: list[float]) -> None:
     selection = ChannelSelection(5, 3)
     with pytest.raises(ValueError, match=f"{int(sum(mask))} of 5 channels are picked where there is room for 3 of 5"):
         selection.select(torch.tensor(mask))
-    with pytest.raises(RuntimeError, match="indexes: .* room for 3 of 5"):
+    with pytest.raises(RuntimeError, match=r"indexes: .* room for 3 of 5"):
         selection.load_state_dict({"indexes": torch.tensor(mask)})

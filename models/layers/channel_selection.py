@@ -50,6 +50,16 @@ class ChannelSelection(nn.Module):
         self.indexes.copy_(mask != 0)
         self.positions.copy_(positions)
 
+    def keep(self, index: Tensor) -> None:
+        """Picks fewer channels.
+
+        Args:
+            index: Which of those picked so far, ascending [count].
+        """
+        self.positions = self.positions[index]
+        self.indexes = torch.zeros_like(self.indexes)
+        self.indexes[self.positions] = 1
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] to [B, kept, H, W]."""
         return x if len(self.positions) == len(self.indexes) else x.index_select(1, self.positions)

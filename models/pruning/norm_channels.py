@@ -1,22 +1,21 @@
-"""Channels that leave a network with the scales of its norms, where the network itself says who writes and reads them.
+"""Channels that leave a network with the scales of its norms, where the network itself says who makes and reads them.
 
 Network Slimming, arXiv 1708.06519: a channel goes where the scale of its norm does. Behind a norm on a map that others
-read, too, a selection stands in place of a narrower map; `torch_pruning` knows no such layer.
+read, too, the norm stays and a selection leaves the channel out for one reader; a graph of the network would have all
+readers lose it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.layers.channel_selection import ChannelSelection
-
-_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
+from models.mistakes import Mistake
+from models.pruning.plan import Kept, Plan
 
 
 @dataclass(frozen=True)
@@ -34,41 +33,32 @@ class NormChannels:
     writer: str
 
 
-class Slimmable(Protocol):
-    """A network whose channels can leave."""
-
-    def norm_channels(self) -> Sequence[NormChannels]:
-        """The norms whose channels can leave, in the order of the network."""
-
-
-_Network = TypeVar("_Network", bound=nn.Module)
-
-
-def without_channels(network: _Network, kept: Mapping[str, Tensor]) -> _Network:
-    """A copy of a network that has, of these norms, the kept channels only.
+def norm_plan(network: nn.Module, kept: Mapping[str, Tensor], why: Mapping[str, Any] | None = None) -> Plan:
+    """The plan by which norms keep some of their channels.
 
     Args:
-        network: Has `norm_channels`.
+        network: Has `norm_channels`, which gives a `NormChannels` for each norm whose channels can leave.
         kept: Channels that are kept, bool [C], by the norm's name.
+        why: See `Plan`.
+
+    Raises:
+        Mistake: A norm would lose all its channels.
     """
-    smaller = deepcopy(network)
-    places: Sequence[NormChannels] = smaller.norm_channels()  # type: ignore[operator]
-    for place in places:
+    layers: dict[str, dict[str, Kept]] = {}
+    for place in _places(network):
         mask = kept.get(place.norm)
-        if mask is None:
+        if mask is None or mask.all():
             continue
-        positions = mask.nonzero().flatten()
-        writer = smaller.get_submodule(place.writer)
-        if isinstance(writer, ChannelSelection):
-            selection = ChannelSelection(len(mask), len(positions)).to(mask.device)
-            selection.select(mask)
-            smaller.set_submodule(place.writer, selection)
-        else:
-            smaller.set_submodule(place.writer, _rows(writer, positions))  # type: ignore[type-var]
-            smaller.set_submodule(place.norm, _norm(smaller.get_submodule(place.norm), positions))
-        reader = smaller.get_submodule(place.reader)
-        smaller.set_submodule(place.reader, _columns(reader, positions))  # type: ignore[type-var]
-    return smaller
+        if not mask.any():
+            raise Mistake(
+                f"norm {place.norm} would lose all {len(mask)} channels: give it a smaller share or a minimum"
+            )
+        channels = Kept(len(mask), tuple(mask.nonzero().flatten().tolist()))
+        layers.setdefault(place.writer, {})["out"] = channels
+        layers.setdefault(place.reader, {})["in"] = channels
+        if not isinstance(network.get_submodule(place.writer), ChannelSelection):
+            layers.setdefault(place.norm, {})["out"] = channels
+    return Plan(type(network).__name__, layers, why or {})
 
 
 def kept_widths(network: nn.Module, kept: Mapping[str, Tensor]) -> list[int]:
@@ -78,33 +68,8 @@ def kept_widths(network: nn.Module, kept: Mapping[str, Tensor]) -> list[int]:
         network: Has `norm_channels`.
         kept: Bool [C], by the norm's name.
     """
-    places: Sequence[NormChannels] = network.norm_channels()  # type: ignore[operator]
-    return [int(kept[place.norm].sum()) for place in places]
+    return [int(kept[place.norm].sum()) for place in _places(network)]
 
 
-def _rows(layer: _Layer, positions: Tensor) -> _Layer:
-    bias = None if layer.bias is None else layer.bias[positions]
-    return _sliced(layer, layer.weight[positions], bias, "out", len(positions))
-
-
-def _columns(layer: _Layer, positions: Tensor) -> _Layer:
-    return _sliced(layer, layer.weight[:, positions], layer.bias, "in", len(positions))
-
-
-@torch.no_grad()
-def _sliced(layer: _Layer, weight: Tensor, bias: Tensor | None, side: str, count: int) -> _Layer:
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
-    kind = "channels" if isinstance(layer, nn.Conv2d) else "features"
-    setattr(layer, f"{side}_{kind}", count)
-    return layer
-
-
-def _norm(norm: nn.Module, positions: Tensor) -> nn.BatchNorm2d:
-    assert isinstance(norm, nn.BatchNorm2d)
-    smaller = nn.BatchNorm2d(len(positions), norm.eps, norm.momentum).to(positions.device).train(norm.training)
-    smaller.load_state_dict(
-        {name: value[positions] if value.dim() else value for name, value in norm.state_dict().items()}
-    )
-    return smaller
+def _places(network: nn.Module) -> Sequence[NormChannels]:
+    return network.norm_channels()  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,9 @@ from models.official import pruned_regression, pruned_resnet, pruned_vgg, slimme
 from models.pruning.counting import published_flops, scratch_b_epochs
 from models.pruning.criteria import l1_norm
 from models.pruning.masks import rewound
-from models.pruning.norm_channels import kept_widths, without_channels
+from models.pruning.norm_channels import kept_widths, norm_plan
+from models.pruning.plan import Plan
+from models.pruning.removal import remove
 from models.pruning.selection import keep_largest, kept_count, slimming_mask, slimming_threshold
 from models.pruning.sparsity import batch_norms, zero_channels
 
@@ -35,7 +38,7 @@ def l1_vgg(case: Case) -> dict[str, Tensor]:
     config = case.config
     network = vgg(case, hidden=hidden_width(case.state))
     kept = largest(network, [width for width in config["target_cfg"] if width != "M"])
-    smaller = without_channels(network, kept)
+    smaller = pruned_copy(network, norm_plan(network, kept))
     load_into(VGG(config["target_cfg"], classes(case), hidden_width(case.state)), smaller.state_dict())
     return pruned(case, pruned_vgg.LAYOUT, network, smaller) | masks(kept)
 
@@ -53,7 +56,7 @@ def l1_resnet(case: Case) -> dict[str, Tensor]:
         stage = sum(number > bound for bound in config["stage_bounds"])
         counts.append(width if number in config["skip"] else kept_count(width, config["prune_prob"][stage]))
     kept = largest(network, counts)
-    smaller = without_channels(network, kept)
+    smaller = pruned_copy(network, norm_plan(network, kept))
     load_into(CIFARResNet(config["depth"], counts, classes(case)), smaller.state_dict())
     results = pruned(case, pruned_resnet.LAYOUT, network, smaller) | masks(kept)
     loss = F.cross_entropy(network.train()(case.inputs["x"]), case.inputs["target"])
@@ -167,7 +170,7 @@ def slimmed_results(case: Case, layout: Layout, network: nn.Module) -> tuple[nn.
     full = published_flops(network, case.inputs["x"]), count(network), network(case.inputs["x"])
     for name, norm in norms.items():
         zero_channels(norm, kept[name])
-    smaller = without_channels(network, kept)
+    smaller = pruned_copy(network, norm_plan(network, kept))
     results = pruned(case, layout, network, smaller) | masks(kept)
     results |= {
         "out.threshold": threshold,
@@ -194,6 +197,12 @@ def pruned(case: Case, layout: Layout, network: nn.Module, smaller: nn.Module) -
         # Of some of them the first filters are recorded.
         **{name: value[: case.shapes[name][0]] for name, value in weights.items() if name in case.shapes},
     }
+
+
+def pruned_copy(network: nn.Module, plan: Plan) -> nn.Module:
+    smaller = copy.deepcopy(network)
+    remove(smaller, plan)
+    return smaller
 
 
 def count(network: nn.Module) -> int:

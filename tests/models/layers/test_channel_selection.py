@@ -27,6 +27,15 @@ def test_weights_say_which_channels() -> None:
     assert torch.equal(fresh(x), chosen(x))
 
 
+def test_keeps_some_of_those_it_picks() -> None:
+    selection = ChannelSelection(5, 3)
+    selection.select(torch.tensor([0.0, 1, 0, 1, 1]))
+    selection.keep(torch.tensor([0, 2]))
+    x = torch.randn(1, 5, 2, 2)
+    assert torch.equal(selection(x), x[:, [1, 4]])
+    assert selection.indexes.tolist() == [0, 1, 0, 0, 1]
+
+
 @pytest.mark.parametrize("mask", [[1.0, 1, 1, 1, 0], [0.0, 0, 0, 0, 0]])
 def test_another_number_of_channels_is_refused(mask: list[float]) -> None:
     selection = ChannelSelection(5, 3)

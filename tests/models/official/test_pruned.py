@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,10 @@ from exp.weight_files import read
 from models import official
 from models.classifiers import VGG, CIFARDenseNet, CIFARResNet, ImageNetVGG, PreActResNet
 from models.layers.channel_selection import ChannelSelection
-from models.pruning.norm_channels import kept_widths, without_channels
+from models.mistakes import Mistake
+from models.pruning.norm_channels import kept_widths, norm_plan
+from models.pruning.plan import Plan
+from models.pruning.removal import masked, remove
 
 _VGG: list[Any] = [4, 5, "M", 6, "M", 7]
 # The network, and how it is built with the options that the conversion tells.
@@ -32,6 +36,12 @@ CASES: dict[str, tuple[nn.Module, Callable[..., nn.Module]]] = {
     "slimmed": (PreActResNet(20, num_classes=4), lambda **o: PreActResNet(20, num_classes=4, **o)),
     "slimmed/dense": (CIFARDenseNet(13, 4, num_classes=4), lambda **o: CIFARDenseNet(13, 4, num_classes=4, **o)),
 }
+
+
+def pruned_copy(network: nn.Module, plan: Plan) -> nn.Module:
+    smaller = copy.deepcopy(network)
+    remove(smaller, plan)
+    return smaller
 
 
 def lively(network: nn.Module) -> nn.Module:
@@ -52,9 +62,11 @@ def lively(network: nn.Module) -> nn.Module:
         with torch.no_grad():
             norm.get_parameter("weight").mul_(kept[place.norm])
             norm.get_parameter("bias").mul_(kept[place.norm])
-    smaller = without_channels(network.eval(), kept)
+    plan = Plan.of(norm_plan(network.eval(), kept).as_dict())
+    smaller = pruned_copy(network, plan)
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(smaller(x), network(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(smaller(x), masked(network, plan)(x), rtol=1e-5, atol=1e-5)
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in network.parameters())
     return smaller
 
@@ -87,7 +99,16 @@ def test_widths_of_a_network_are_what_its_norms_keep() -> None:
     }
     widths = kept_widths(network, kept)
     assert widths == list(range(1, 11))
-    assert without_channels(network, kept).state_dict().keys() == PreActResNet(11, widths).state_dict().keys()
+    assert (
+        pruned_copy(network, norm_plan(network, kept)).state_dict().keys()
+        == PreActResNet(11, widths).state_dict().keys()
+    )
+
+
+def test_a_norm_keeps_a_channel() -> None:
+    network = PreActResNet(11)
+    with pytest.raises(Mistake, match=r"norm stages\.0\.0\.norm2 would lose all 16 channels"):
+        norm_plan(network, {"stages.0.0.norm2": torch.zeros(16, dtype=torch.bool)})
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ class CIFARResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise Mistake(f"a ResNet of small images has 6 n + 2 layers, such as 20, 32, 56 or 110, not {depth}")
         blocks = (depth - 2) // 6
-        inner = iter(_inner_widths(depth, widths, stage_widths))
+        self.widths = _inner_widths(depth, widths, stage_widths)
+        inner = iter(self.widths)
         self.num_classes = num_classes
         self.num_features = stage_widths[-1]
         self.stem = nn.Sequential(

@@ -62,6 +62,7 @@ class CIFARDenseNet(nn.Module):
             for i, channels in enumerate(zip(full, widths, outputs, strict=False))
         ]
         self.num_classes = num_classes
+        self.widths = widths
         self.num_features = full[-1]
         self.stem = nn.Conv2d(in_chans, 2 * growth_rate, 3, padding=1, bias=False)
         starts = range(0, len(full), layers + 1)

@@ -58,6 +58,7 @@ class PreActResNet(nn.Module):
         if not selection and any(kept < width for kept, width in zip(widths[::3], full[::3], strict=True)):
             raise Mistake("without a selection blocks and classifier read shared maps whole")
         self.num_classes = num_classes
+        self.widths = widths
         self.num_features = shared[-1]
         self.stem = nn.Conv2d(in_chans, shared[0], 3, padding=1, bias=False)
         self.stages = nn.Sequential()

@@ -72,7 +72,8 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.trunk, self.num_features = _trunk(_published(widths), in_chans, bias, norm=True)
+        self.widths = _published(widths)
+        self.trunk, self.num_features = _trunk(self.widths, in_chans, bias, norm=True)
         he_normal(self, gamma, fan)
         self.classifier: nn.Module = nn.Linear(hidden or self.num_features, num_classes)
         if hidden:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.layers.channel_selection import ChannelSelection
 from models.mistakes import Mistake
 from models.pruning.plan import Kept, Plan
+from models.pruning.selection import slimming_mask, slimming_threshold
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,26 @@ def norm_plan(network: nn.Module, kept: Mapping[str, Tensor], why: Mapping[str, 
     return Plan(type(network).__name__, layers, why or {})
 
 
+def slimming_plan(network: nn.Module, share: float, minimum: int = 1) -> Plan:
+    """The plan of Network Slimming: channels of smallest scale go, over all norms at once.
+
+    Args:
+        network: Has `norm_channels`.
+        share: Of the channels, that goes.
+        minimum: Channels that a layer keeps in any case; the published code has no minimum.
+
+    Raises:
+        Mistake: The network does not say whose channels its norms scale, or a share outside [0, 1).
+    """
+    if not hasattr(network, "norm_channels"):
+        told = f"{type(network).__name__} does not say whose channels its norms scale"
+        raise Mistake(f"{told}: choose a criterion other than slimming")
+    gammas = {place.norm: network.get_parameter(f"{place.norm}.weight") for place in _places(network)}
+    threshold = slimming_threshold(list(gammas.values()), share)
+    kept = {name: slimming_mask(gamma, threshold, minimum) for name, gamma in gammas.items()}
+    return norm_plan(network, kept, {"criterion": "slimming", "share": share, "minimum": minimum})
+
+
 def kept_widths(network: nn.Module, kept: Mapping[str, Tensor]) -> list[int]:
     """How many channels each norm keeps, in the order of the network, as its `widths` are given.
 
@@ -69,6 +90,20 @@ def kept_widths(network: nn.Module, kept: Mapping[str, Tensor]) -> list[int]:
         kept: Bool [C], by the norm's name.
     """
     return [int(kept[place.norm].sum()) for place in _places(network)]
+
+
+def widths_of(network: nn.Module) -> list[int | str]:
+    """The `widths` that a network like this one, which may have lost channels, is built with.
+
+    Args:
+        network: Has `norm_channels`, and `widths` as it was built, with a mark in place of what is no width.
+    """
+    counts = iter(_count(network.get_submodule(place.writer)) for place in _places(network))
+    return [width if isinstance(width, str) else next(counts) for width in network.widths]  # type: ignore[union-attr]
+
+
+def _count(writer: nn.Module) -> int:
+    return len(writer.positions) if isinstance(writer, ChannelSelection) else writer.out_channels  # type: ignore[return-value]
 
 
 def _places(network: nn.Module) -> Sequence[NormChannels]:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -221,6 +221,7 @@ def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path
     base = [*(f"--config={config}" for config in claim.configs)]
     configs = _resolved(claim, base, extra)
     cells: dict[tuple[str, int], Cell] = {}
+    with_files: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for seed in seeds:
         for arm in claim.arms.values():
             if arm.name not in arms:
@@ -229,8 +230,13 @@ def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path
             settings = [*base, *arm.arguments(), *extra, f"--seed_everything={seed}"]
             config = configs[arm.name] | {"seed_everything": seed}
             if files := [taken for taken in arm.after if isinstance(taken, After)]:
-                settings += [f"--{taken.key}={cells[taken.arm, seed].path / taken.path}" for taken in files]
-                config = resolve(settings)
+                paths = [str(cells[taken.arm, seed].path / taken.path) for taken in files]
+                settings += [f"--{taken.key}={file}" for taken, file in zip(files, paths, strict=True)]
+                if arm.name not in with_files:
+                    with_files[arm.name] = paths, resolve(settings)
+                # For another seed files have other names; nothing else changes.
+                known, resolved = with_files[arm.name]
+                config = _renamed(resolved, dict(zip(known, paths, strict=True))) | {"seed_everything": seed}
             path = runs / experiment / arm.name / f"seed{seed}"
             cell = Cell(
                 arm=arm,
@@ -303,6 +309,15 @@ def _content(claim: Claim, cell: Cell, file: Path) -> Any:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise claim.error(f"{cell.name}: {file} cannot be read: {error}", *cell.arm.place, "after") from error
+
+
+def _renamed(config: Any, names: Mapping[str, str]) -> Any:
+    """A config with other names of files."""
+    if isinstance(config, dict):
+        return {key: _renamed(value, names) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_renamed(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config
 
 
 def _is_whole(config: Any, key: str) -> bool:

@@ -121,9 +121,10 @@ class MultiStep(Schedule):
         if isinstance(self.gamma, list):
             if len(self.gamma) != len(edges):
                 raise Mistake(f"{len(self.gamma)} factors for {len(edges)} milestones: give one each, or one for all")
-            table: NDArray[np.float64] = base * np.cumprod([1.0, *self.gamma])[drops]
+            factors = np.cumprod([1.0, *self.gamma])[drops]
         else:
-            table = base * self.gamma ** drops.astype(np.float64)
+            factors = self.gamma ** drops.astype(np.float64)
+        table = np.asarray(base * factors, np.float64)
         if self.warmup_factor is not None:
             warmup = np.linspace(self.warmup_factor, 1.0, len(warmup), endpoint=False)
         table[: len(warmup)] *= warmup

@@ -16,6 +16,7 @@ from callbacks.reports.report import Report
 from callbacks.whole_files import whole, write_whole
 from models.compute import count
 from models.mistakes import Mistake
+from models.pixels import pixels_of
 from models.pruning.costs import Costs, first_images
 from models.pruning.norm_channels import slimming_plan, widths_of
 from models.pruning.plan import Plan
@@ -69,7 +70,10 @@ class PrunedNetwork(Report):
         remove(small, plan)
         write_whole(folder / f"{self.name}.json", json.dumps(plan.as_dict(), indent=1) + "\n")
         with whole(folder / f"{self.name}.safetensors") as partial:
-            save_file({key: value.contiguous() for key, value in small.state_dict().items()}, partial)
+            # As `python -m exp convert` writes them: with how images look to the weights that training began with.
+            stated = pixels_of(network).get("")
+            metadata = {"format": "pt"} | ({"pixels": json.dumps(stated)} if stated else {})
+            save_file({key: value.contiguous() for key, value in small.state_dict().items()}, partial, metadata)
         if not hasattr(network, "norm_channels"):
             return
         write_whole(folder / f"{self.name}_widths.json", json.dumps(widths_of(small)) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,6 +18,7 @@ from callbacks import PrunedNetwork
 from models.classifiers import VGG, CIFARResNet, pruned
 from models.compute import count
 from models.mistakes import Mistake
+from models.pixels import state_pretrained
 from models.pruning.plan import Plan
 from models.pruning.removal import masked
 
@@ -75,7 +77,10 @@ def test_slimming_takes_the_smallest_scales_of_all_layers(trained: VGG, tmp_path
 
 def test_a_network_of_timms_has_no_widths(tmp_path: Path) -> None:
     network = timm.create_model("narrow_resnet", layers=(1, 1, 1, 1), width=4, num_classes=3)
+    state_pretrained(network, True)
     assert set(written(PrunedNetwork(0.5), network, tmp_path)) == {"pruned.json"}
+    with safe_open(tmp_path / "pruned.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["pixels"])["mean"] == [0.485, 0.456, 0.406]
     with pytest.raises(Mistake, match="does not say whose channels its norms scale"):
         written(PrunedNetwork(0.5, "slimming"), network, tmp_path)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from jsonargparse import Namespace
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -180,7 +181,7 @@ def test_pictures_reach_converted_weights_as_its_sheet_says(name: str, tmp_path:
         network = built(name)
     cli: Any = SimpleNamespace(
         command="predict",
-        config=SimpleNamespace(ckpt_path=None, weights=str(mine), runs=str(tmp_path)),
+        config=Namespace(ckpt_path=None, weights=str(mine), runs=str(tmp_path)),
         model=nn.ModuleDict({"network": network}),
         datamodule=data,
         trainer=SimpleNamespace(is_global_zero=True),

@@ -12,6 +12,7 @@ from callbacks.preemption import Preempted, Preemption
 from callbacks.pruning import MaskPruning, SoftFilterPruning
 from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
+from callbacks.reports.pruned_network import PrunedNetwork
 from callbacks.reports.spherical_motion import SphericalMotionCurve
 from callbacks.reports.threshold_curve import ThresholdCurve
 from callbacks.slimming import Slimming
@@ -34,6 +35,7 @@ __all__ = [
     "PreciseBN",
     "Preempted",
     "Preemption",
+    "PrunedNetwork",
     "Rule",
     "Slimming",
     "Smoothing",

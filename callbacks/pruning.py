@@ -6,17 +6,23 @@ beside it. To remove filters for good, and have a smaller network, is what `pyth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_modules.internals import Clock
 from models.mistakes import Mistake
+from models.official import unwrap
 from models.pruning.criteria import l1_norm
 from models.pruning.masks import apply_masks, conv_weights, mask_gradients, redraw, rewound
 from models.pruning.selection import keep_largest, kept_count, magnitude_masks
@@ -42,21 +48,27 @@ class MaskPruning(Callback):
             ticket (arXiv 1803.03635), and with them everything else in the network; or `redraw`: start from random
             weights under the same mask (arXiv 1810.05270).
         rewind_to: epoch whose network is rewound to; 0 is the beginning.
+        of: file of the weights that are judged at the first pruning in place of the network's own: a checkpoint of
+            another training of the same network, or bare weights. With a `share` of null what is zero there goes, as
+            in a checkpoint of a masked network.
 
     Raises:
         Mistake: a share outside (0, 1), no epoch or a negative one, filters in several rounds or redrawn, or a
-            rewinding that comes before what it rewinds to.
+            rewinding that comes before what it rewinds to; when it prunes, a file without these weights.
     """
 
     def __init__(
         self,
-        share: float,
+        share: float | None,
         epochs: Sequence[float] = (0.0,),
         granularity: Granularity = "weight",
         then: Then = "train_on",
         rewind_to: float = 0.0,
+        of: str | None = None,
     ) -> None:
-        if not 0 < share < 1:
+        if share is None and (of is None or granularity == "filter" or len(epochs) > 1):
+            raise Mistake("MaskPruning: without a share it takes single weights once, and `of`, a file with zeros")
+        if share is not None and not 0 < share < 1:
             raise Mistake(f"MaskPruning: share lies between 0 and 1, not {share:g}")
         if not epochs or min(epochs) < 0:
             raise Mistake(f"MaskPruning: epochs are one or more, at least 0, not {list(epochs)}")
@@ -65,7 +77,7 @@ class MaskPruning(Callback):
         if then == "rewind" and rewind_to > min(epochs):
             raise Mistake(f"MaskPruning: rewind_to {rewind_to:g} comes after the pruning at epoch {min(epochs):g}")
         self.share, self.epochs = share, sorted(epochs)
-        self.granularity, self.then, self.rewind_to = granularity, then, rewind_to
+        self.granularity, self.then, self.rewind_to, self.of = granularity, then, rewind_to, of
         self.masks: dict[str, Tensor] = {}
         self.done = 0
         self._start: dict[str, Tensor] = {}
@@ -101,10 +113,13 @@ class MaskPruning(Callback):
         weights = conv_weights(network)
         if not weights:
             raise Mistake(f"MaskPruning: {type(network).__name__} has no convolutions")
-        if self.granularity == "weight":
-            self.masks, _ = magnitude_masks(weights, self.share, of_survivors=bool(self.masks))
+        judged = self._of(weights) if self.of and not self.done else weights
+        if self.share is None:
+            self.masks = {name: weight != 0 for name, weight in judged.items()}
+        elif self.granularity == "weight":
+            self.masks, _ = magnitude_masks(judged, self.share, of_survivors=bool(self.masks))
         else:
-            self.masks = {name: self._filters(name, weight) for name, weight in weights.items()}
+            self.masks = {name: self._filters(name, weight) for name, weight in judged.items()}
         if self.then == "rewind":
             network.load_state_dict(rewound(self._start, self._moved(self.masks, next(iter(self._start.values())))))
         elif self.then == "redraw":
@@ -114,7 +129,24 @@ class MaskPruning(Callback):
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
 
+    def _of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the file, where the network's are."""
+        path = Path(str(self.of))
+        try:
+            found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                found = unwrap(found)
+        except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise Mistake(f"MaskPruning: of {path}: no weights can be read from it ({reason})") from error
+        for name, weight in weights.items():
+            if name not in found or found[name].shape != weight.shape:
+                raise Mistake(f"MaskPruning: of {path}: no weights of {name} {tuple(weight.shape)} in it")
+        return {name: found[name].to(weight.device) for name, weight in weights.items()}
+
     def _filters(self, name: str, weight: Tensor) -> Tensor:
+        assert self.share is not None
         count = kept_count(len(weight), self.share)
         if not count:
             raise Mistake(

@@ -66,7 +66,7 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     """
     from exp.official_files import translated
     from exp.weight_files import WeightFileError, read
-    from models.official import LayoutError
+    from models.official import LayoutError, layout_of
 
     try:
         found = translated(source, read(source), system, to, ema)
@@ -79,7 +79,10 @@ def convert(source: Path, target: Path, system: str | None = None, to: str = "ou
     numbers = sum(tensor.numel() for tensor in converted.values())
     weights = f"{system} {'averaged ' if ema else ''}weights in {'our' if to == 'ours' else 'the official'} layout"
     look = "not stated" if pixels is None else pixels
-    return f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers; pixels {look}"
+    done = f"{target}: {weights}, {len(converted)} tensors, {numbers:,} numbers; pixels {look}"
+    if to == "ours" and (options := layout_of(system).options):
+        done += f"; network options {json.dumps(dict(options(converted)))}"
+    return done
 
 
 def write(state: dict[str, Tensor], path: Path, pixels: dict[str, Any] | None = None) -> None:

@@ -95,24 +95,36 @@ class MultiStep(Schedule):
 
     Args:
         milestones: Epochs after which the value drops; fractions of an epoch are allowed.
-        gamma: Factor of each drop.
+        gamma: Factor of each drop, or of all of them one by one.
         warmup_epochs: Length of the warm-up in epochs.
         warmup_steps: Length in optimiser steps instead of epochs.
         warmup_factor: Factor of the first step; it rises linearly to 1, which the first step after the warm-up has. By
             default it rises from 0, and the last step of the warm-up has 1.
+        shares: Further milestones, as shares of the training, rounded down to whole epochs: a training of another
+            length keeps their shape.
     """
 
     milestones: list[float] = field(default_factory=list)
-    gamma: float = 0.1
+    gamma: float | list[float] = 0.1
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None
     warmup_factor: float | None = None
+    shares: list[float] = field(default_factory=list)
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
         warmup = _warmup(self.warmup_epochs, self.warmup_steps, 1.0, steps_per_epoch, total_steps)
-        edges = np.sort([round(milestone * steps_per_epoch) for milestone in self.milestones])
-        table = base * self.gamma ** np.searchsorted(edges, np.arange(total_steps), side="right").astype(np.float64)
+        epochs = total_steps // steps_per_epoch
+        milestones = [*self.milestones, *(int(share * epochs) for share in self.shares)]
+        edges = np.sort([round(milestone * steps_per_epoch) for milestone in milestones])
+        drops = np.searchsorted(edges, np.arange(total_steps), side="right")
+        if isinstance(self.gamma, list):
+            if len(self.gamma) != len(edges):
+                raise Mistake(f"{len(self.gamma)} factors for {len(edges)} milestones: give one each, or one for all")
+            factors = np.cumprod([1.0, *self.gamma])[drops]
+        else:
+            factors = self.gamma ** drops.astype(np.float64)
+        table = np.asarray(base * factors, np.float64)
         if self.warmup_factor is not None:
             warmup = np.linspace(self.warmup_factor, 1.0, len(warmup), endpoint=False)
         table[: len(warmup)] *= warmup

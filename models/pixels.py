@@ -17,6 +17,8 @@ from torch import nn
 Stated = dict[str, Any]
 
 IMAGENET: Stated = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+# Of the studies of pruning: CIFAR-10's mean and, of its standard deviations, the mean over images.
+CIFAR: Stated = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 # From -1 to 1.
 HALVES: Stated = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 # Caffe's, which MSRA's ResNets and what grew from them have.

@@ -130,6 +130,7 @@ NETWORKS: dict[str, tuple[int, float | None]] = {
     "drnet_resnet101_imagenet1k": (44_759_848 + 4_907_331, None),
     # The widths of this predictor are ours, and so is the count.
     "drnet_mobilenetv2_imagenet1k": (3_854_643, 0.301),
+    "pruning_imagenet1k": (20_151_764, 3.1002),
 }
 
 

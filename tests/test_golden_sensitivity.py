@@ -30,6 +30,7 @@ VECTORS = [
     "dvt/token_performer",
     "dynamic_conv/basic_block",
     "dynamic_routing/cell_gate2_down",
+    "pruning/channel_selection_block",
     "ranet/conv_bn",
     "semantic_segmentation/upernet_convnext",
     "smd/scale_invariance",

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from jsonargparse import Namespace
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -56,6 +57,10 @@ def cifar10(rgb: np.ndarray) -> np.ndarray:
     return (rgb / 255 - [0.4914, 0.4824, 0.4467]) / [0.2471, 0.2435, 0.2616]
 
 
+def cifar10_pruned(rgb: np.ndarray) -> np.ndarray:
+    return (rgb / 255 - [0.4914, 0.4822, 0.4465]) / [0.2023, 0.1994, 0.2010]
+
+
 # Of networks without published weights: what the data set has always had.
 unpublished = torch_style
 SHEETS: dict[str, Sheet] = {
@@ -84,8 +89,14 @@ SHEETS: dict[str, Sheet] = {
     "mmdet": mmdetection,
     "mmdet/cascade": mmdetection,
     "moco": torch_style,
+    "pruned_regression": torch_style,
+    "pruned_resnet": cifar10_pruned,
+    "pruned_vgg/linear": cifar10_pruned,
+    "pruned_vgg/imagenet": torch_style,
     "ranet": cifar10,
     "ranet/imagenet": torch_style,
+    "slimmed/preact": cifar10_pruned,
+    "slimmed/dense": cifar10_pruned,
     "smca/type3": torch_style,
     "solq": torch_style,
     "solq/swin": torch_style,
@@ -171,7 +182,7 @@ def test_pictures_reach_converted_weights_as_its_sheet_says(name: str, tmp_path:
         network = built(name)
     cli: Any = SimpleNamespace(
         command="predict",
-        config=SimpleNamespace(ckpt_path=None, weights=str(mine), runs=str(tmp_path)),
+        config=Namespace(ckpt_path=None, weights=str(mine), runs=str(tmp_path)),
         model=nn.ModuleDict({"network": network}),
         datamodule=data,
         trainer=SimpleNamespace(is_global_zero=True),

@@ -7,8 +7,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
+from exp.claims.expectations import COSTS
+from exp.claims.taken import After, Content, Measured
 from exp.cli import resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import differences, essence, fingerprint, read_state, state_of
@@ -48,8 +50,8 @@ class Cell:
         path: its run directory.
         command: what follows `python -m exp fit`.
         config: the resolved config.
-        identity: what its result depends on: config, code, and the cell that it starts from.
-        parent: the cell that it starts from.
+        identity: what its result depends on: config, code, and the cells that it takes something from.
+        parents: the cells that it takes something from.
         state: how far it has come.
         reason: why it is stale, failed or blocked.
     """
@@ -60,7 +62,7 @@ class Cell:
     command: list[str]
     config: dict[str, Any]
     identity: dict[str, Any]
-    parent: Cell | None = None
+    parents: list[Cell] = field(default_factory=list)
     state: State = State.NEW
     reason: str = ""
 
@@ -121,8 +123,8 @@ class Cell:
     def look(self) -> None:
         """Finds out how far the cell has come."""
         self.state, self.reason = State.NEW, ""
-        if self.parent is not None and self.parent.state is State.DIVERGED:
-            self.state, self.reason = State.DIVERGED, f"{self.parent.name} diverged"
+        if lost := next((parent for parent in self.parents if parent.state is State.DIVERGED), None):
+            self.state, self.reason = State.DIVERGED, f"{lost.name} diverged"
             return
         if not self.path.exists():
             return
@@ -203,11 +205,11 @@ def _why(was: Any, now: dict[str, Any]) -> str:
 
 
 def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path, extra: list[str]) -> list[Cell]:
-    """The cells of a claim, seed by seed, each behind the one that it starts from.
+    """The cells of a claim, seed by seed, each behind those that it takes something from.
 
     Args:
         claim: the claim.
-        arms: names of the arms to run, and those that they start from.
+        arms: names of the arms to run, and those that they take something from.
         seeds: the seeds to run.
         runs: the folder of all runs.
         extra: overrides of every cell, from the command line.
@@ -219,16 +221,22 @@ def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path
     base = [*(f"--config={config}" for config in claim.configs)]
     configs = _resolved(claim, base, extra)
     cells: dict[tuple[str, int], Cell] = {}
+    with_files: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for seed in seeds:
         for arm in claim.arms.values():
             if arm.name not in arms:
                 continue
-            parent = cells[arm.after.arm, seed] if arm.after else None
+            parents = [cells[name, seed] for name in arm.parents]
             settings = [*base, *arm.arguments(), *extra, f"--seed_everything={seed}"]
             config = configs[arm.name] | {"seed_everything": seed}
-            if parent is not None and arm.after is not None:
-                settings.append(f"--{arm.after.key}={parent.path / 'checkpoints' / f'{arm.after.checkpoint}.ckpt'}")
-                config = resolve(settings)
+            if files := [taken for taken in arm.after if isinstance(taken, After)]:
+                paths = [str(cells[taken.arm, seed].path / taken.path) for taken in files]
+                settings += [f"--{taken.key}={file}" for taken, file in zip(files, paths, strict=True)]
+                if arm.name not in with_files:
+                    with_files[arm.name] = paths, resolve(settings)
+                # For another seed files have other names; nothing else changes.
+                known, resolved = with_files[arm.name]
+                config = _renamed(resolved, dict(zip(known, paths, strict=True))) | {"seed_everything": seed}
             path = runs / experiment / arm.name / f"seed{seed}"
             cell = Cell(
                 arm=arm,
@@ -246,13 +254,82 @@ def plan(claim: Claim, arms: Collection[str], seeds: Collection[int], runs: Path
                     # Where and on how many devices a run computes is no part of the essence; a claim may be about it.
                     "arm": _plain(arm.overrides),
                     "code": code_version(config, claim.metrics()),
-                    "after": fingerprint({"parent": parent.identity}) if parent else None,
+                    "after": _after(parents),
                 },
-                parent=parent,
+                parents=parents,
             )
+            if all(parent.state is State.FINISHED for parent in parents):
+                settle(claim, cell)
             cell.look()
             cells[arm.name, seed] = cell
     return list(cells.values())
+
+
+def settle(claim: Claim, cell: Cell) -> None:
+    """Gives a cell what it takes of the results of others, which have ended, once.
+
+    Args:
+        claim: the claim.
+        cell: the cell; its command, config and identity are completed.
+
+    Raises:
+        ClaimError: what was measured gives no number, a file is missing, or the config does not take it.
+    """
+    parents = {parent.arm.name: parent for parent in cell.parents}
+
+    def value(quantity: str, arm: str) -> float:
+        if quantity in COSTS:
+            return parents[arm].cost()[quantity]
+        metric = quantity or claim.metric
+        return parents[arm].value(metric, claim.at, claim.better) * claim.scale(metric)
+
+    arguments = []
+    for taken in cell.arm.after:
+        if isinstance(taken, Content):
+            arguments.append(f"--{taken.key}={json.dumps(_content(claim, cell, parents[taken.arm].path / taken.file))}")
+        elif isinstance(taken, Measured):
+            number = taken.term.at(value)
+            if not math.isfinite(number):
+                raise claim.error(f"{cell.name}: {taken.text} is no number", *cell.arm.place, "after")
+            # A key that has a whole number takes a whole one, such as the epochs that there is compute for.
+            arguments.append(f"--{taken.key}={int(number) if _is_whole(cell.config, taken.key) else number}")
+    if arguments and not set(arguments) <= set(cell.command):
+        # As the last of what is no place of the run.
+        end = next(i for i, argument in enumerate(cell.command) if argument.startswith("--runs="))
+        cell.command[end:end] = arguments
+        try:
+            cell.config = resolve(cell.command[: end + len(arguments)])
+        except ConfigError as error:
+            raise claim.error(f"{cell.name}: {error}", *cell.arm.place, "after") from error
+        cell.identity["config"] = _plain(essence(cell.config))
+
+
+def _content(claim: Claim, cell: Cell, file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise claim.error(f"{cell.name}: {file} cannot be read: {error}", *cell.arm.place, "after") from error
+
+
+def _renamed(config: Any, names: Mapping[str, str]) -> Any:
+    """A config with other names of files."""
+    if isinstance(config, dict):
+        return {key: _renamed(value, names) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_renamed(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config
+
+
+def _is_whole(config: Any, key: str) -> bool:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return type(config) is int
+
+
+def _after(parents: list[Cell]) -> str | None:
+    if len(parents) > 1:
+        return fingerprint({"parents": [parent.identity for parent in parents]})
+    return fingerprint({"parent": parents[0].identity}) if parents else None
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 
 from exp.claims.expectations import Expectation, ExpectationError, nearest, parse
 from exp.claims.seeds import Seeds, SeedsError, read_seeds
+from exp.claims.taken import After, Measured, Taken, TakenError, read_taken
 from exp.trust import read_yaml
 
 KEYS = {
@@ -34,7 +35,6 @@ KEYS = {
 }
 REQUIRED = ("claim", "config", "metric", "seeds", "arms", "expect")
 ARM_KEYS = ("after", "sweep", "reference")
-AFTER_KEYS = ("arm", "checkpoint", "as")
 _NAME = re.compile(r"[A-Za-z_][\w.]*\Z")
 
 Place = tuple[str | int, ...]
@@ -45,21 +45,6 @@ class ClaimError(ValueError):
 
 
 @dataclass(frozen=True)
-class After:
-    """The arm whose checkpoint another arm starts from, at the same seed.
-
-    Args:
-        arm: its name.
-        checkpoint: which of its checkpoints.
-        key: the config key that takes the checkpoint's path.
-    """
-
-    arm: str
-    checkpoint: Literal["best", "last"] = "best"
-    key: str = "weights"
-
-
-@dataclass(frozen=True)
 class Arm:
     """One side of a comparison.
 
@@ -67,13 +52,23 @@ class Arm:
         name: as `expect:` calls it.
         overrides: dotted config key -> value, the claim's common ones first.
         place: where the file defines it.
-        after: the arm that it starts from.
+        after: what it takes from other arms.
     """
 
     name: str
     overrides: dict[str, Any]
     place: Place
-    after: After | None = None
+    after: tuple[Taken, ...] = ()
+
+    @property
+    def parents(self) -> list[str]:
+        """The arms that have to end before it starts."""
+        return list(dict.fromkeys(arm for taken in self.after for arm in taken.arms))
+
+    @property
+    def starts_from(self) -> list[str]:
+        """The arms whose weights it starts from."""
+        return [taken.arm for taken in self.after if isinstance(taken, After) and not taken.file]
 
     def arguments(self) -> list[str]:
         """The overrides as `fit` takes them."""
@@ -154,6 +149,10 @@ class Claim:
         needed: dict[str, set[str]] = {self.metric: set(self.arms)}
         for expectation in self.expectations:
             for quantity, arm in expectation.quantities():
+                if "/" in quantity:
+                    needed.setdefault(quantity, set()).add(arm)
+        for taken in (taken for arm in self.arms.values() for taken in arm.after if isinstance(taken, Measured)):
+            for quantity, arm in taken.term.quantities():
                 if "/" in quantity:
                     needed.setdefault(quantity, set()).add(arm)
         return needed
@@ -310,17 +309,22 @@ class _Reader:
             raise self.error("'arms' maps names to what each arm changes", "arms")
         arms: dict[str, Arm] = {}
         references = []
+        names = [member for name, content in given.items() for member in self._names(str(name), content)]
         for name, content in given.items():
             content = self._mapping(content, f"arm '{name}'", "arms", str(name))
             if not isinstance(name, str) or not _NAME.match(name):
                 raise self.error(f"an arm's name is letters, digits, _ and ., not '{name}'", "arms", str(name))
             own = {k: v for k, v in content.items() if k not in ARM_KEYS}
             place = ("arms", name)
+            try:
+                after = read_taken(content.get("after"), names)
+            except TakenError as error:
+                raise self.error(str(error), *place, "after", *error.place) from error
             members = list(self._members(name, content, place))
             for member, swept in members:
                 if member in arms:
                     raise self.error(f"two arms are called '{member}'", *place)
-                arms[member] = Arm(member, common | own | swept, place, self._after(content, *place))
+                arms[member] = Arm(member, common | own | swept, place, after)
             if content.get("reference", False) not in (True, False):
                 raise self.error("'reference' is true or false", *place, "reference")
             if content.get("reference"):
@@ -328,6 +332,10 @@ class _Reader:
         if len(references) > 1:
             raise self.error("only one arm is the reference", *references[1][1], "reference")
         return self._in_order(arms), references[0][0] if references else next(iter(arms))
+
+    def _names(self, name: str, content: Any) -> list[str]:
+        content = self._mapping(content, f"arm '{name}'", "arms", name)
+        return [member for member, _ in self._members(name, content, ("arms", name))]
 
     def _members(self, name: str, content: dict[str, Any], place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
         """The arm itself, or one arm for each value that it sweeps over."""
@@ -342,22 +350,6 @@ class _Reader:
             label = "_".join(re.sub(r"[^\w.]+", "_", written(value)).strip("_") for value in values)
             yield f"{name}_{label}", dict(zip(sweep, values, strict=True))
 
-    def _after(self, content: dict[str, Any], *place: str | int) -> After | None:
-        after = content.get("after")
-        if after is None:
-            return None
-        if isinstance(after, str):
-            return After(after)
-        after = self._mapping(after, "'after'", *place, "after")
-        for key in after:
-            if key not in AFTER_KEYS:
-                raise self.error(f"'after' has no '{key}'{nearest(key, AFTER_KEYS)}", *place, "after", key)
-        if not isinstance(after.get("arm"), str):
-            raise self.error("'after' names an 'arm'", *place, "after")
-        if after.get("checkpoint", "best") not in ("best", "last"):
-            raise self.error("'checkpoint' is best or last", *place, "after", "checkpoint")
-        return After(after["arm"], after.get("checkpoint", "best"), str(after.get("as", "weights")))
-
     def _in_order(self, arms: dict[str, Arm]) -> dict[str, Arm]:
         """The arms, each behind the one that it starts from."""
         ordered: dict[str, Arm] = {}
@@ -367,10 +359,10 @@ class _Reader:
                 return
             if arm.name in behind:
                 raise self.error(f"arms wait for each other: {' after '.join((*behind, arm.name))}", *arm.place)
-            if arm.after:
-                if arm.after.arm not in arms:
-                    raise self.error(f"no arm '{arm.after.arm}'{nearest(arm.after.arm, arms)}", *arm.place, "after")
-                add(arms[arm.after.arm], (*behind, arm.name))
+            for parent in arm.parents:
+                if parent not in arms:
+                    raise self.error(f"no arm '{parent}'{nearest(parent, arms)}", *arm.place, "after")
+                add(arms[parent], (*behind, arm.name))
             ordered[arm.name] = arm
 
         for arm in arms.values():

@@ -189,6 +189,19 @@ def parse(text: str, arms: Collection[str]) -> list[Expectation]:
     return _Parser(text, arms).line()
 
 
+def parse_term(text: str, arms: Collection[str]) -> Term:
+    """A number that follows from what arms have measured, such as `20 * macs(large) / macs(small)`.
+
+    Args:
+        text: the arithmetic.
+        arms: names that may occur.
+
+    Raises:
+        ExpectationError: an unknown arm or quantity, no arm at all, or what is no number.
+    """
+    return _Parser(text, arms).number()
+
+
 class _Parser:
     """Recursive descent over the tokens of a line."""
 
@@ -231,6 +244,14 @@ class _Parser:
             if not expectation.quantities():
                 raise ExpectationError(f"'{expectation.text}' names no arm; the arms are {', '.join(self.arms)}")
         return found
+
+    def number(self) -> Term:
+        term = self._sum()
+        if self.next < len(self.tokens):
+            raise ExpectationError(f"'{self.text}': did not expect '{self.tokens[self.next][1]}'")
+        if not term.quantities():
+            raise ExpectationError(f"'{self.text}' names no arm; the arms are {', '.join(self.arms)}")
+        return term
 
     def _side(self) -> tuple[int, bool, Term]:
         start = self._offset()

@@ -23,6 +23,7 @@ from exp.claims.history import History
 from exp.claims.published import config_digest
 from exp.claims.remarks import fallen_apart, remarks, would_settle
 from exp.claims.statistics import FEWEST_SEEDS, Estimate, Verdict, all_of, estimate, smallest_step
+from exp.claims.taken import After
 
 # What the same cells give on any day; `circumstances.json` holds what they do not.
 RESULTS = "results.json"
@@ -136,10 +137,12 @@ def _arm(claim: Claim, arm: str, seeds: list[int], values: Values) -> dict[str, 
         known = [c for seed in seeds if math.isfinite(c := values(cost, arm, seed))]
         costs[cost] = sum(known) / len(known) if known else None
     step = values.step("")
-    after = claim.arms[arm].after
+    starts_from = claim.arms[arm].starts_from
+    taken = [str(each) for each in claim.arms[arm].after if not (isinstance(each, After) and not each.file)]
     return {
         "overrides": claim.arms[arm].overrides,
-        "after": after.arm if after else None,
+        "after": ", ".join(starts_from) or None,
+        **({"takes": taken} if taken else {}),
         "values": {str(seed): value if math.isfinite(value) else None for seed, value in own.items()},
         "diverged": values.diverged.get(arm, []),
         "apart": fallen_apart(finite, claim.better),

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from callbacks.whole_files import write_whole
-from exp.claims.cells import Cell, State, plan
+from exp.claims.cells import Cell, State, plan, settle
 from exp.claims.claim_file import Claim, ClaimError, read_claim
 from exp.claims.committed import SummaryError
 from exp.claims.display import Display
@@ -35,6 +35,7 @@ from exp.claims.results import CIRCUMSTANCES, RESULTS, circumstances, collect, w
 from exp.claims.slurm import Slurm, SlurmError
 from exp.claims.statistics import Verdict
 from exp.claims.summary import summarise
+from exp.claims.taken import After
 from exp.claims.trials import try_out
 from exp.quiet import silence
 from exp.run_directory import state_of
@@ -126,18 +127,14 @@ def _looks(claim: Claim, options: argparse.Namespace, extra: list[str], folder: 
 
 
 def _chosen(claim: Claim, names: list[str] | None) -> Collection[str]:
-    """The arms asked for, with those that they start from."""
+    """The arms asked for, with those that they take something from."""
     if names is None:
         return claim.arms
     chosen: set[str] = set()
     for name in names:
         if name not in claim.arms:
             raise ClaimError(f"{claim.path}: no arm '{name}'; choose from {', '.join(claim.arms)}")
-        arm = claim.arms[name]
-        chosen.add(name)
-        while arm.after:
-            arm = claim.arms[arm.after.arm]
-            chosen.add(arm.name)
+        chosen |= {name, *_chosen(claim, claim.arms[name].parents)}
     return chosen
 
 
@@ -162,7 +159,10 @@ def _print_plan(claim: Claim, cells: list[Cell], extra: list[str], jobs: int | N
         if not own:
             continue
         title = arm.name + (" (reference)" if arm.name == claim.reference else "")
-        title += f", after {arm.after.arm}, from its {arm.after.checkpoint} checkpoint" if arm.after else ""
+        if len(arm.after) == 1 and isinstance(only := arm.after[0], After) and not only.file:
+            title += f", after {only.arm}, from its {only.checkpoint} checkpoint"
+        elif arm.after:
+            title += f", after {', '.join(arm.parents)}, with {', '.join(map(str, arm.after))}"
         say(console, title)
         changes = [argument for argument in arm.arguments() if argument not in common]
         say(console, f"    {shlex.join(changes) or 'changes nothing'}")
@@ -203,16 +203,16 @@ def _execute(
                             cell.state, cell.reason = State.DIVERGED, f"its loss ceased to be finite; see {cell.log}"
                     display.ended(cell)
                 for cell in list(waiting):
-                    if cell.parent and cell.parent.state is State.DIVERGED:
+                    states = {parent.state for parent in cell.parents}
+                    if State.DIVERGED in states:
                         cell.look()
                         waiting.remove(cell)
-                    elif cell.parent and cell.parent.state in (State.FAILED, State.BLOCKED):
-                        cell.state, cell.reason = State.BLOCKED, f"{cell.parent.name} has no checkpoint"
+                    elif lost := [each for each in cell.parents if each.state in (State.FAILED, State.BLOCKED)]:
+                        cell.state, cell.reason = State.BLOCKED, f"{lost[0].name} has no checkpoint"
                         waiting.remove(cell)
-                    elif executor.room() > 0 and (cell.parent is None or cell.parent.state is State.FINISHED):
-                        _start(cell, executor, display)
+                    elif executor.room() > 0 and states <= {State.FINISHED}:
                         waiting.remove(cell)
-                        running += 1
+                        running += _start(claim, cell, executor, display)
                 display.refresh()
                 time.sleep(0.2)
         except BaseException:
@@ -228,7 +228,13 @@ def _wait(number: int, frame: FrameType | None) -> None:
     """Goes on with what is under way."""
 
 
-def _start(cell: Cell, executor: Executor, display: Display) -> None:
+def _start(claim: Claim, cell: Cell, executor: Executor, display: Display) -> int:
+    """Starts a cell whose parents have ended; returns how many cells run more than before."""
+    try:
+        settle(claim, cell)
+    except ClaimError as error:
+        cell.state, cell.reason = State.BLOCKED, str(error)
+        return 0
     if cell.state is State.STALE:
         display.say(f"{cell.name} runs again ({escape(cell.reason)}); the old run is kept in {cell.path.parent}/stale")
         cell.clear(keep=True)
@@ -236,6 +242,7 @@ def _start(cell: Cell, executor: Executor, display: Display) -> None:
     executor.start(cell)
     cell.state = State.RUNNING
     display.started(cell)
+    return 1
 
 
 def _conclude(

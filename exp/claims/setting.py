@@ -47,7 +47,7 @@ def own(result: Mapping[str, Any], arm: str) -> str:
     entry = result["arms"][arm]
     changes = listed({key: value for key, value in entry["overrides"].items() if key not in common})
     after = f"starts from {entry['after']}" if entry["after"] else ""
-    return "; ".join(filter(None, (after, changes))) or "changes nothing"
+    return "; ".join(filter(None, (after, *entry.get("takes", []), changes))) or "changes nothing"
 
 
 def listed(overrides: Mapping[str, Any]) -> str:

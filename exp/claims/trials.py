@@ -14,6 +14,7 @@ from callbacks.whole_files import write_whole
 from exp.claims.cells import Cell, missing_metric
 from exp.claims.claim_file import Claim
 from exp.claims.first_batch import try_first_batch
+from exp.claims.taken import After
 from exp.processes import die_with_parent
 from exp.run_directory import fingerprint
 
@@ -21,7 +22,8 @@ from exp.run_directory import fingerprint
 def try_out(claim: Claim, cells: list[Cell], jobs: int, folder: Path, console: Console) -> None:
     """Tries every arm that has something to run, and that has not been tried as it is.
 
-    Arms that need the checkpoint of another one for more than weights cannot be tried before that has run.
+    Arms that need a file of another one for more than weights cannot be tried before that has run; what they take of
+    results is tried as the claim's file has it.
 
     Args:
         claim: the claim.
@@ -39,7 +41,7 @@ def try_out(claim: Claim, cells: list[Cell], jobs: int, folder: Path, console: C
         for cell in cells
         if cell.seed == cells[0].seed
         and cell.arm.name not in finished
-        and (cell.arm.after is None or cell.arm.after.key == "weights")
+        and not any(isinstance(taken, After) and (taken.key != "weights" or taken.file) for taken in cell.arm.after)
     ]
     record = folder / "tried.json"
     logged = _logged(record)

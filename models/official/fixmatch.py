@@ -33,6 +33,11 @@ LAYOUT = Layout(
         ]
     ],
     official=[r"block1\.layer\.0\.conv1\.weight", r"fc\.weight"],
-    ours=[r"stages\.0\.0\.norm1\.weight", r"stages\.0\.0\.conv2\.weight", r"stem\.weight"],
+    ours=[
+        r"stages\.0\.0\.norm1\.weight",
+        r"stages\.0\.0\.conv2\.weight",
+        r"stem\.weight",
+        r"!stages\.0\.0\.conv3\.weight",
+    ],
     pixels=_pixels,
 )

@@ -107,6 +107,8 @@ class Layout:
         pixels: How the images look that the published weights expect (`models.pixels`), or a function that tells it by
             the official weights; None where nobody has published it.
         published: Of a student and a teacher, the one that the paper evaluates; None for no such pair.
+        options: Called with our weights: options of the network that follow from their shapes, where networks of this
+            system come in any widths.
     """
 
     title: str
@@ -119,6 +121,7 @@ class Layout:
     pack: Callable[[State], State] = dict
     pixels: Stated | Callable[[State], Stated | None] | None = None
     published: str | None = None
+    options: Callable[[State], Mapping[str, Any]] | None = None
 
     def matches(self, state: Mapping[str, Any]) -> bool:
         """Whether names look like official weights of this system, wrapped or not."""

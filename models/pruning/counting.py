@@ -43,8 +43,10 @@ def published_flops(network: nn.Module, images: Tensor, non_zero: bool = False) 
             total += inputs[0].numel()
         elif isinstance(module, _POOLS):
             total += _area(module.kernel_size) * output.numel()
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            total += inputs[0].numel()
 
-    hooks = [module.register_forward_hook(add) for module in network.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(add) for module in network.modules()]
     try:
         with inference(network):
             network(images)

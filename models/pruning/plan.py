@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.layers.channel_selection import ChannelSelection
 from models.mistakes import Mistake
 from models.pruning.groups import CONVOLUTIONS, NORMS, ChannelGroup, is_frozen_norm, norm_width
 
@@ -170,6 +171,8 @@ def _width(network: nn.Module, name: str, side: str, axis: int) -> int | None:
         return module.out_features if side == "out" else module.in_features
     if isinstance(module, NORMS) or is_frozen_norm(module):
         return norm_width(module)
+    if isinstance(module, ChannelSelection):
+        return len(module.positions)
     return module.num_parameters if isinstance(module, nn.PReLU) else None
 
 

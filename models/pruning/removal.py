@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.channel_selection import ChannelSelection
 from models.pruning.groups import CONVOLUTIONS, NORMS, is_depthwise, is_frozen_norm
 from models.pruning.plan import Kept, Plan, kept_index
 
@@ -87,6 +88,8 @@ def _slice(module: Any, sides: Mapping[str, Kept]) -> None:
         if "out" in sides:
             _put_all(module, sides["out"])
             module.out_features = len(sides["out"].channels)
+    elif isinstance(module, ChannelSelection):
+        module.keep(kept_index(sides["out"], module.positions.device))
     else:
         _put_all(module, sides["out"])
         width = len(sides["out"].channels)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from callbacks import MaskPruning, Slimming, SoftFilterPruning, StepSeed
 from models.mistakes import Mistake
+from models.pruning.selection import magnitude_masks
 from tests.library.reports import trainer_with
 from tests.library.toy_task import Numbers, Sums
 
@@ -170,3 +172,39 @@ def test_networks_without_the_layers_are_refused(callback: Callback, message: st
 def test_a_filter_is_left_in_every_layer(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"3\.weight would lose all its 4 filters|1\.weight would lose all its 8 filters"):
         fit(tmp_path, MaskPruning(0.9, granularity="filter"))
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "weights"])
+def test_masks_follow_the_weights_of_another_training(kind: str, tmp_path: Path) -> None:
+    other = task()
+    with torch.no_grad():
+        for name in ("1.weight", "3.weight"):
+            other.network.get_parameter(name).mul_(torch.rand(other.network.get_parameter(name).shape))
+    state = other.network.state_dict()
+    path = tmp_path / ("other.ckpt" if kind == "checkpoint" else "other.safetensors")
+    if kind == "checkpoint":
+        torch.save({"state_dict": {f"network.{name}": value for name, value in state.items()}, "epoch": 3}, path)
+    else:
+        save_file(state, path)
+    weights = Weights()
+    fit(tmp_path, MaskPruning(0.5, of=str(path)), weights, epochs=1)
+    expected, _ = magnitude_masks({name: state[name] for name in ("1.weight", "3.weight")}, 0.5)
+    for name, mask in expected.items():
+        assert torch.equal(weights.states[-1][name] != 0, mask)
+        state[name] *= mask
+    # Zeros of a masked network are its masks.
+    save_file(state, tmp_path / "masked.safetensors")
+    fit(tmp_path, MaskPruning(None, of=str(tmp_path / "masked.safetensors")), weights, epochs=1)
+    assert all(torch.equal(weights.states[-1][name] != 0, mask) for name, mask in expected.items())
+
+
+def test_files_without_the_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    save_file({"1.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    reasons = {"no.ckpt": "no weights can be read", "text.ckpt": "no weights can be", "other.safetensors": r"1\.weight"}
+    for name, told in reasons.items():
+        with pytest.raises(Mistake, match=told) as refusal:
+            fit(tmp_path, MaskPruning(0.5, of=str(tmp_path / name)), epochs=1)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(Mistake, match="without a share"):
+        MaskPruning(None)

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import models.backbones  # noqa: F401  registers our networks with timm
+from models.classifiers.cifar_resnet import CIFARResNet
+from models.classifiers.densenet import CIFARDenseNet
 from models.classifiers.drnet import DRNet, ResolutionPredictor
 from models.classifiers.dvt import DVT
+from models.classifiers.preact_resnet import PreActResNet
 from models.classifiers.ranet import RANet
 from models.classifiers.shake_shake import ShakeShake
+from models.classifiers.vgg import VGG, ImageNetVGG
 from models.classifiers.wide_resnet import WideResNet
 from models.detectors.deformable_detr import DeformableDETR
 from models.detectors.detr import DETR
@@ -160,6 +164,19 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "mmdet/cascade": lambda: CascadeMaskRCNN(**_CONVNEXT_DETECTOR),
     "moco": lambda: MoCo(_resnet(), out_dim=3, queue_size=4),
     "moco/v1": lambda: MoCo(_resnet(), out_dim=3, hidden_dim=0, queue_size=4),
+    "pruned_regression": _timm(
+        "resnet50_regression_2x",
+        num_classes=3,
+        layers=(1, 2, 1, 1),
+        channels=(2, 4, 4, 4),
+        inner=[(5, 3, 2), (6, 2, 3), (7, 2, 2), (8, 2, 2), (9, 2, 3)],
+    ),
+    "pruned_resnet": lambda: CIFARResNet(14, [2, 3, 4, 5, 6, 7], 5, stage_widths=(4, 6, 8)),
+    "pruned_vgg/hidden": lambda: VGG([2, 3, "M", 4, "M", 5], 5, hidden=6),
+    "pruned_vgg/linear": lambda: VGG([2, 3, "M", 4, "M", 5], 10, bias=True),
+    "pruned_vgg/imagenet": lambda: ImageNetVGG([2, 3, "M", 4, "M"], 5, (6, 7)),
+    "pruned_vgg/imagenet_norms": lambda: ImageNetVGG([2, "M", 4, "M"], 5, (6, 7), norm=True, hidden_norm=True),
+    "pruned_vgg/imagenet_average": lambda: ImageNetVGG([2, 3, "M", 4], 5, ()),
     "ranet": lambda: RANet(**_RANET),
     "ranet/three_scales": lambda: RANet(
         **_RANET | {"growth_rate": 8},
@@ -168,6 +185,10 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
         scales=(1, 2, 3, 3),
     ),
     "ranet/imagenet": lambda: RANet(**_RANET | {"head_width": None}, stem="imagenet"),
+    "slimmed/preact": lambda: PreActResNet(20, [9, 3, 4, 20, 5, 6, 64, 7, 8, 70, 9, 9, 1, 2, 3, 4, 5, 6, 99], 5),
+    "slimmed/preact_whole": lambda: PreActResNet(11, num_classes=5, selection=False),
+    "slimmed/dense": lambda: CIFARDenseNet(10, 2, [3, 4, 5, 6, 7, 8, 9, 10, 11], 5),
+    "slimmed/dense_whole": lambda: CIFARDenseNet(7, 2, num_classes=5, selection=False, compression=2),
     "smca/type1": lambda: SMCA(**_DENSE, gaussian_scale="type1"),
     "smca/type3": lambda: SMCA(**_DENSE | {"decoder_layers": 3}, gaussian_scale="type3"),
     "solq": lambda: SOLQ(**_SOLQ),
@@ -185,7 +206,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
 def weights(name: str) -> dict[str, Tensor]:
     """Weights of one of these networks, in which no two tensors are equal but those that are constant."""
     generator = torch.Generator().manual_seed(0)
-    constants = ("num_batches_tracked", "positives", "offsets")
+    constants = ("num_batches_tracked", "positives", "offsets", "indexes")
     state = {
         key: value.clone() if key.endswith(constants) else torch.randn(value.shape, generator=generator)
         for key, value in BUILD[name]().state_dict().items()

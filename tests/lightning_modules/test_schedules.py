@@ -16,6 +16,7 @@ from lightning_modules.schedules import (
     Staircase,
     WarmupCosine,
 )
+from models.mistakes import Mistake
 
 
 def test_cosine_after_warm_up() -> None:
@@ -43,6 +44,20 @@ def test_cosine_may_rise() -> None:
 def test_drops_at_milestones() -> None:
     table = MultiStep([2, 3.5], gamma=0.1).table(1.0, steps_per_epoch=2, total_steps=8)
     np.testing.assert_allclose(table, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01], rtol=1e-12)
+
+
+def test_drops_at_shares_of_any_training() -> None:
+    """Whole epochs, as the published code of the pruning study has them."""
+    for epochs, edges in ((160, (80, 120)), (243, (121, 182)), (7, (3, 5))):
+        table = MultiStep(shares=[0.5, 0.75]).table(1.0, steps_per_epoch=3, total_steps=3 * epochs)
+        assert (np.flatnonzero(np.diff(table)) + 1).tolist() == [3 * edge for edge in edges]
+
+
+def test_every_drop_may_have_its_factor() -> None:
+    table = MultiStep([1, 2], gamma=[10.0, 0.2]).table(0.01, steps_per_epoch=1, total_steps=4)
+    np.testing.assert_allclose(table, [0.01, 0.1, 0.02, 0.02], rtol=1e-12)
+    with pytest.raises(Mistake, match="1 factors for 2 milestones"):
+        MultiStep([1, 2], gamma=[0.1]).table(1.0, 1, 4)
 
 
 def test_drops_and_warm_up() -> None:

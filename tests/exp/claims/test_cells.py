@@ -18,7 +18,7 @@ from exp.claims.display import progress
 def cell(tmp_path: Path) -> Cell:
     (tmp_path / "seed0").mkdir()
     identity = {"config": {}, "arm": {}, "code": {"modules": {}, "libraries": {}}, "after": None}
-    return Cell(Arm("slow", {}, (), None), 0, tmp_path / "seed0", [], {}, identity)
+    return Cell(Arm("slow", {}, ()), 0, tmp_path / "seed0", [], {}, identity)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from exp.claims.cells import plan
-from exp.claims.claim_file import After, ClaimError, read_claim
+from exp.claims.cells import Cell, plan, settle
+from exp.claims.claim_file import ClaimError, read_claim
 from exp.claims.seeds import Seeds
+from exp.claims.taken import After
 
 CONFIG = "configs/quickstart.yaml"
 GOOD = f"""\
@@ -84,16 +86,72 @@ def test_sweeps_and_arms_that_start_from_others(tmp_path: Path) -> None:
     claim = read_claim(write(tmp_path, text))
     assert list(claim.arms) == ["narrow", "wide", "lr_0.01_a", "tuned", "lr_0.1_a"]
     assert claim.arms["lr_0.1_a"].overrides["model.optimizer.lr"] == 0.1
-    assert claim.arms["tuned"].after == After("lr_0.01_a", "last")
+    assert claim.arms["tuned"].after == (After("lr_0.01_a", "last"),)
 
 
 def test_an_arm_that_starts_from_another_takes_its_checkpoint(tmp_path: Path) -> None:
     claim = read_claim(write(tmp_path, GOOD.replace("expect:", "  tuned: {after: wide}\nexpect:")))
     *_, wide, tuned = plan(claim, claim.arms, [7], tmp_path, [])
-    assert tuned.parent is wide
+    assert tuned.parents == [wide]
     assert tuned.config["weights"] == str(tmp_path / "claims/width/wide/seed7/checkpoints/best.ckpt")
     other = plan(claim, claim.arms, [7], tmp_path, ["--model.init_args.network.init_args.drop_path_rate=0.3"])[-1]
     assert other.identity["after"] != tuned.identity["after"]
+
+
+TAKEN = """\
+  again:
+    after:
+      - {arm: wide, checkpoint: last, as: weights.network}
+      - {arm: wide, file: plan.json, as: model.init_args.network.init_args.name}
+      - {arm: wide, content: widths.json, as: model.init_args.network.init_args.options.dims}
+      - {number: 6 * macs(narrow) / macs(wide), as: trainer.max_epochs}
+      - {number: "'val/loss'(narrow) / 2", as: model.init_args.label_smoothing}
+"""
+
+
+def finished(cell: Cell, macs: float, loss: float) -> None:
+    """As if a cell had run."""
+    cell.path.mkdir(parents=True)
+    (cell.path / "run.json").write_text(json.dumps({"status": "finished", "cost": {"macs": macs}}))
+    (cell.path / "metrics.csv").write_text(f"step,epoch,val/loss\n1,0,{loss}\n")
+    cell.note(identity=cell.identity)
+
+
+def test_an_arm_takes_files_and_numbers_of_others(tmp_path: Path) -> None:
+    claim = read_claim(write(tmp_path, GOOD.replace("expect:", TAKEN + "expect:")))
+    assert claim.arms["again"].parents == ["wide", "narrow"]
+    assert claim.metrics() == {"val/top1": {"narrow", "wide", "again"}, "val/loss": {"narrow"}}
+    assert [str(taken) for taken in claim.arms["again"].after][1:4] == [
+        "model.init_args.network.init_args.name = plan.json of wide",
+        "model.init_args.network.init_args.options.dims = what widths.json of wide says",
+        "trainer.max_epochs = 6 * macs(narrow) / macs(wide)",
+    ]
+    narrow, wide, again = plan(claim, claim.arms, [7], tmp_path, [])
+    run = tmp_path / "claims/width/wide/seed7"
+    network = "--model.init_args.network.init_args"
+    assert again.parents == [wide, narrow]
+    taken = [f"--weights.network={run / 'checkpoints/last.ckpt'}", f"{network}.name={run / 'plan.json'}"]
+    assert again.command[-5:-3] == taken
+    before = dict(again.identity)
+
+    finished(narrow, 50.0, 0.25)
+    finished(wide, 70.0, 0.5)
+    with pytest.raises(ClaimError, match=r"line 13: again seed 7: .*widths.json cannot be read"):
+        plan(claim, claim.arms, [7], tmp_path, [])
+    (wide.path / "widths.json").write_text("[8, 8, 8, 24]")
+    again = plan(claim, claim.arms, [7], tmp_path, [])[-1]
+    numbers = ["--trainer.max_epochs=4", "--model.init_args.label_smoothing=0.125"]
+    assert again.command[-8:-3] == [*taken, f"{network}.options.dims=[8, 8, 8, 24]", *numbers]
+    assert again.config["trainer"]["max_epochs"] == 4
+    assert again.identity["config"] != before["config"]
+    # When its turn comes, it has them already.
+    command = list(again.command)
+    settle(claim, again)
+    assert again.command == command
+
+    (wide.path / "run.json").write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(ClaimError, match=r"line 13: again seed 7: 6 \* macs\(narrow\) / macs\(wide\) is no number"):
+        plan(claim, claim.arms, [7], tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -118,6 +176,13 @@ def test_an_arm_that_starts_from_another_takes_its_checkpoint(tmp_path: Path) ->
         ("trainer.max_epochs: 4", "after: wide", 9, "wait for each other: wide after wide"),
         ("trainer.max_epochs: 4", "sweep: {trainer.max_epochs: 4}", 11, "a list of values"),
         ("trainer.max_epochs: 4", "after: {arm: narrow, ckpt: last}", 11, "'after' has no 'ckpt'"),
+        ("trainer.max_epochs: 4", "after: {arm: narrow, file: a.json}", 11, "'file' stands with 'as'"),
+        ("trainer.max_epochs: 4", "after: {arm: narrow, file: a, content: a}", 11, "in place of 'file'"),
+        ("trainer.max_epochs: 4", "after: {arm: narrow, file: /a, as: weights}", 11, "a file in the run directory"),
+        ("trainer.max_epochs: 4", "after: {number: 3, as: weights}", 11, "'3' names no arm"),
+        ("trainer.max_epochs: 4", "after: {number: macs(narow), as: weights}", 11, "did you mean 'narrow'?"),
+        ("trainer.max_epochs: 4", "after: {number: macs(narrow)}", 11, "'number' names its arms itself"),
+        ("trainer.max_epochs: 4", "after:\n    - narrow\n    - 4", 13, "is the name of an arm, or a mapping"),
         ("trainer.max_epochs: 4", "reference: true", 11, "only one arm is the reference"),
         ("  wide:", "  wide-one:", 9, "letters, digits, _ and ., not 'wide-one'"),
         ("  wide:", "  narrow:", 9, "'narrow' is already on line 8"),

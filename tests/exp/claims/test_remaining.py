@@ -24,7 +24,7 @@ LENIENCE = 2
 
 def cell(folder: Path, arm: str, seed: int, wall: float | None = None) -> Cell:
     """A cell that took so many seconds, or that has to run."""
-    made = Cell(Arm(arm, {}, (), None), seed, folder / arm / f"seed{seed}", [], {"trainer": {}}, {})
+    made = Cell(Arm(arm, {}, ()), seed, folder / arm / f"seed{seed}", [], {"trainer": {}}, {})
     made.path.mkdir(parents=True)
     if wall is not None:
         made.state = State.FINISHED

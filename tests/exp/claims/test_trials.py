@@ -57,7 +57,7 @@ def cells(folder: Path, seed: int = 0, **config: Any) -> list[Cell]:
         settings = config | {"name": name, "seed_everything": seed}
         identity = {"config": settings, "arm": {}, "code": {}, "after": None}
         command = [f"{name} seed {seed}", *config]
-        made.append(Cell(Arm(name, {}, (), None), seed, folder / name / f"seed{seed}", command, settings, identity))
+        made.append(Cell(Arm(name, {}, ()), seed, folder / name / f"seed{seed}", command, settings, identity))
     return made
 
 

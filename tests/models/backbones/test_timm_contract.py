@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dynamic_conv": {"num_kernels": 2},
     "narrow_resnet": {"layers": (1, 1, 1, 1), "width": 8},
     "resnet_msra": RESNET | {"stem_chans": 8},
+    "resnet_pruned": RESNET | {"inner": [(4, 4)] * 4},
     "shufflenet_drconv": {"channels": (8, 16, 24, 32, 40), "depths": (1, 2, 1)},
     "swin_dense": {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)},
     "vit_dino": {"embed_dim": 12, "depth": 3, "num_heads": 3},

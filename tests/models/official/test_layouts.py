@@ -25,6 +25,7 @@ FREE = {
     "dyfpn": r"backbone\..*",
     "detr": r"(detr\.)?backbone\.0\.body\..*",
     "moco": r"(encoder_[qk]\.(?!fc\.)|(student|teacher)\.backbone\.).*",
+    "pruned_vgg": r"(feature|features\.module|trunk)\..*",
     "smca": r"backbone\.0\.body\..*",
     "solq": r"backbone\.0\.body\.(?!.*relative_position_index).*",
     "spatial_ensemble": r"((student|teacher)_encoder\.(?!fc\.)|(student|teacher)\.backbone\.).*",

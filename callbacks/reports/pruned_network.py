@@ -1,0 +1,100 @@
+"""What is left of a trained network without some of its channels, for other runs to start from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import nn
+from typing_extensions import override
+
+from callbacks.reports.report import Report
+from callbacks.whole_files import whole, write_whole
+from models.compute import count
+from models.mistakes import Mistake
+from models.pixels import pixels_of
+from models.pruning.costs import Costs, first_images
+from models.pruning.norm_channels import slimming_plan, widths_of
+from models.pruning.plan import Plan
+from models.pruning.planning import Choice, plan_by_share, plan_to_budget
+from models.pruning.removal import remove
+from models.pruning.scores import score_by
+from models.pruning.soundness import prunable_groups
+
+
+class PrunedNetwork(Report):
+    """At the end of a training, writes the smaller network beside it; the run itself stays as it is.
+
+    `<name>.json` is the plan, of which `models.classifiers.pruned` builds the architecture, and `<name>.safetensors`
+    the weights that are left. For a network that can be built with any widths, such as `models.classifiers.VGG`,
+    `<name>_widths.json` holds these, and where layers keep different shares `<name>_uniform.json` those of as many
+    multiply-adds with the same share of each.
+
+    Args:
+        share: share of the channels that goes.
+        criterion: `l1`, `l2`, `batch_norm_scale`, `random`: the same share of each layer; `slimming`: the channels of
+            smallest scale of all norms at once, as published ("Network Slimming", arXiv 1708.06519).
+        name: what its files are called.
+        seed: of `random`.
+    """
+
+    of_training = True
+    in_every_run = False
+    every_seconds = math.inf
+
+    def __init__(
+        self,
+        share: float,
+        criterion: Literal["l1", "l2", "batch_norm_scale", "random", "slimming"] = "l1",
+        name: str = "pruned",
+        seed: int = 0,
+    ) -> None:
+        if not 0 < share < 1:
+            raise Mistake(f"PrunedNetwork: share lies between 0 and 1, not {share:g}")
+        self.share, self.criterion, self.name, self.seed = share, criterion, name, seed
+        self.files = {  # type: ignore[misc]
+            f"{name}.json": f"which channels are left without {share:.0%} of them, by {criterion}",
+            f"{name}.safetensors": "the weights that are left",
+        }
+
+    @override
+    def write(self, folder: Path) -> None:
+        network = copy.deepcopy(self.task.network).cpu().eval()
+        inputs = tuple(each.cpu() for each in self.task.inputs(self.task.data.example(2)))
+        plan = self._plan(network, inputs)
+        small = copy.deepcopy(network)
+        remove(small, plan)
+        write_whole(folder / f"{self.name}.json", json.dumps(plan.as_dict(), indent=1) + "\n")
+        with whole(folder / f"{self.name}.safetensors") as partial:
+            # As `python -m exp convert` writes them: with how images look to the weights that training began with.
+            stated = pixels_of(network).get("")
+            metadata = {"format": "pt"} | ({"pixels": json.dumps(stated)} if stated else {})
+            save_file({key: value.contiguous() for key, value in small.state_dict().items()}, partial, metadata)
+        if not hasattr(network, "norm_channels"):
+            return
+        write_whole(folder / f"{self.name}_widths.json", json.dumps(widths_of(small)) + "\n")
+        if self.criterion == "slimming":
+            budget = count(small, inputs=inputs).macs / count(network, inputs=inputs).macs
+            uniform = copy.deepcopy(network)
+            remove(uniform, self._uniform(network, inputs, budget))
+            write_whole(folder / f"{self.name}_uniform.json", json.dumps(widths_of(uniform)) + "\n")
+
+    def _plan(self, network: nn.Module, inputs: tuple[Any, ...]) -> Plan:
+        if self.criterion == "slimming":
+            return slimming_plan(network, self.share)
+        groups, _ = prunable_groups(network, first_images(inputs))
+        score = score_by(self.criterion, self.seed)
+        scores = {group.name: score(network, group) for group in groups}
+        return plan_by_share(network, groups, scores, self.share, Choice(), {"criterion": self.criterion})
+
+    def _uniform(self, network: nn.Module, inputs: tuple[Any, ...], budget: float) -> Plan:
+        groups, _ = prunable_groups(network, first_images(inputs))
+        score = score_by("l1")
+        scores = {group.name: score(network, group) for group in groups}
+        return plan_to_budget(
+            network, groups, scores, budget, "macs", Costs(network, inputs, groups), Choice(), {"criterion": "uniform"}
+        )

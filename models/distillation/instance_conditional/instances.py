@@ -127,8 +127,13 @@ def fill(
         place = torch.arange(most, device=own.device)
         is_real.append(place < count)
         is_empty.append(place >= len(others))
-    filled = (torch.stack(each) for each in (all_labels, all_boxes, is_real, is_empty))
-    return Slots(*filled, most=max(map(len, labels)))
+    return Slots(
+        torch.stack(all_labels),
+        torch.stack(all_boxes),
+        torch.stack(is_real),
+        torch.stack(is_empty),
+        most=max(map(len, labels)),
+    )
 
 
 class Described(NamedTuple):

@@ -17,9 +17,7 @@ from exp.claims.sequential import Looks
 def cells(*seeds: int, arms: tuple[str, ...] = ("a", "b"), code: str = "old") -> list[Cell]:
     """Planned cells, whose identity is that of their code."""
     return [
-        Cell(Arm(arm, {}, ()), seed, Path(arm), [], {}, {"code": code, "seed": seed})
-        for seed in seeds
-        for arm in arms
+        Cell(Arm(arm, {}, ()), seed, Path(arm), [], {}, {"code": code, "seed": seed}) for seed in seeds for arm in arms
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from models.pixels import pixels_of
-from models.pruning.initialisation import deviations, rescale
+from models.pruning.initialisation import deviations, rescale, scatter
 from models.pruning.plan import Plan
 from models.pruning.removal import remove
 
@@ -15,8 +15,8 @@ from models.pruning.removal import remove
 def pruned(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
     """A smaller architecture, built from the large one and a plan; weights of the large one are not needed.
 
-    Random weights are drawn as for a network of these widths (`models.pruning.initialisation`); those that a network
-    was built with, from a package or a hub, are kept as they are.
+    Random weights are drawn as for a network of these widths, and are others than the large network begins with at the
+    same seed (`models.pruning.initialisation`); those that a network was built with, from a package or a hub, are kept.
 
     Args:
         network: The unpruned network: a classifier, a detector, anything with the layers that the plan names.
@@ -29,7 +29,10 @@ def pruned(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
         Mistake: The plan is for another network; the message names the first layer that differs.
     """
     chosen = Plan.of(plan)
-    before = {} if pixels_of(network) else deviations(network)
+    before = {}
+    if not pixels_of(network):
+        before = deviations(network)
+        scatter(network)
     remove(network, chosen)
     rescale(network, before)
     return network

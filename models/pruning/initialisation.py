@@ -43,6 +43,23 @@ def deviations(network: nn.Module) -> dict[str, tuple[str, float]]:
 
 
 @torch.no_grad()
+def scatter(network: nn.Module) -> None:
+    """Moves the numbers of each convolution and linear layer to other places in it, in place.
+
+    The channels that a plan keeps of a network would otherwise begin as those did that it was made of, which is the
+    winning ticket and not training from scratch.
+
+    Args:
+        network: With its random weights.
+    """
+    for module in network.modules():
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            weight = module.weight
+            order = torch.randperm(weight.numel(), device=weight.device)
+            weight.copy_(weight.flatten()[order].view_as(weight))
+
+
+@torch.no_grad()
 def rescale(network: nn.Module, before: Mapping[str, tuple[str, float]]) -> None:
     """Gives layers that have become smaller the deviation of their own sizes, in place.
 

@@ -290,3 +290,20 @@ def test_scratch_weights_are_drawn_for_the_widths(name: str, fan: str) -> None:
     if fan == "none":
         stem = network.get_parameter("stages.3.blocks.0.mlp.fc1.weight")
         assert math.isclose(float(stem.detach().std()), 0.02, rel_tol=0.1)
+
+
+def test_training_from_scratch_does_not_begin_as_the_large_network_did() -> None:
+    """The channels that are kept of its first weights are the winning ticket, which is another arm."""
+
+    def large() -> nn.Module:
+        torch.manual_seed(0)
+        return timm_classifier("resnet18", num_classes=5, options={"channels": [16, 16, 16, 16]})
+
+    network = large()
+    groups, _ = channel_groups(network, images())
+    plan = half(network, groups)
+    ticket, scratch = small(large(), plan), pruned(large(), plan.as_dict())
+    layer = "layer2.0.conv2.weight"
+    pair = torch.stack([each.get_parameter(layer).detach().flatten() for each in (ticket, scratch)])
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.1
+    torch.testing.assert_close(scratch.get_parameter(layer), pruned(large(), plan.as_dict()).get_parameter(layer))

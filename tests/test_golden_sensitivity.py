@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 VECTORS = [
     "adpc/hr_module",
     "condconv/inverted_residual_block",
+    "container/mixblock",
     "convnext/block",
     "detectors/convnext_mask_rcnn_loss",
     "detr/detr_encoder_layer",

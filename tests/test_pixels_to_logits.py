@@ -67,6 +67,7 @@ SHEETS: dict[str, Sheet] = {
     "adpc/all": torch_style,
     "condconv": unpublished,
     "condconv/efficientnet": inception_style,
+    "container": torch_style,
     "convnext": torch_style,
     "convnext/isotropic": torch_style,
     "deformable_detr": torch_style,

@@ -2,6 +2,8 @@
 
 from models.backbones import (
     condconv,
+    container,
+    container_pam,
     convnext_dense,
     convnext_isotropic,
     convnext_ladder,
@@ -18,6 +20,8 @@ from models.backbones import (
 
 __all__ = [
     "condconv",
+    "container",
+    "container_pam",
     "convnext_dense",
     "convnext_isotropic",
     "convnext_ladder",

@@ -58,6 +58,7 @@ _SWIN = {
     "backbone_options": {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 3},
     "frozen_stages": 0,
 }
+_CONTAINER = {"dims": (4, 8, 8, 8), "depths": (1, 2, 1, 1), "num_heads": 2}
 _DVT = {"num_classes": 5, "image_size": 32, "grids": (2, 4, 8), "embed_dim": 12, "depth": 2, "num_heads": 2}
 _RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}
 STAGES: list[Any] = [
@@ -121,6 +122,10 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *STAGES[1:]]}),
     "byol": lambda: BYOL(_resnet(), hidden_dim=4, out_dim=3),
     "condconv": _timm("condconv_mobilenetv2_100", num_classes=4),
+    "container": _timm("container_v1_light", num_classes=3, **_CONTAINER),
+    "container/mixed": _timm("container", num_classes=3, **_CONTAINER),
+    "container/local": _timm("container_light", num_classes=3, dynamic=(False,) * 4, **_CONTAINER),
+    "container/without_head": _timm("container_v1_light", num_classes=0, **_CONTAINER),
     "convnext": _timm("convnext_tiny", num_classes=3, **_CONVNEXT),
     "convnext/dense": _timm("convnext_tiny_dense", features_only=True, num_classes=0, out_indices=(1, 2), **_CONVNEXT),
     "convnext/without_gamma": _timm("convnext_base", num_classes=3, ls_init_value=None, **_CONVNEXT),

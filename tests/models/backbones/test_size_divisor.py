@@ -12,6 +12,7 @@ SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1,
 CASES: list[tuple[str, dict[str, Any], int]] = [
     ("resnet10t", {}, 32),
     ("resnet10t", {"out_indices": (1, 2)}, 8),
+    ("container_light", {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1), "num_heads": 2}, 32),
     ("convnext_tiny_dense", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}, 32),
     ("convnext_isotropic_small", {"depth": 3, "dim": 8}, 16),
     ("plain_conv", {}, 8),

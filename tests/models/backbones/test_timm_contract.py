@@ -27,6 +27,8 @@ RESNET: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
 # Of each module; the hosts of dynamic kernels that are no ResNets have no smaller sizes.
 SMALL: dict[str, dict[str, Any]] = {
     "condconv": {"num_experts": 2},
+    "container": {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": 2},
+    "container_pam": {"embed_dim": 12, "depth": 3, "num_heads": 3},
     "convnext_dense": CONVNEXT,
     "convnext_isotropic": {"depth": 3, "dim": 8},
     "convnext_ladder": CONVNEXT,

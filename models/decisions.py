@@ -10,6 +10,7 @@ kind and without knowing the layer's class:
 | `choice` | int64 [B] | which option a sample got |
 | `route` | float [B, layers, levels, ways] | how far each way through a grid is open; 0 where it is closed |
 | `levels` | int64 [B, levels] | which option each level of a pyramid, finest first, got |
+| `balance` | float [B, heads, branches] | what each head of a layer multiplies each of its branches by |
 | `exit` | bool [B, exits, h, w] | whether each position was computed for an exit; exits that were reached only |
 | `span` | float [B, options] | how far each option, a head for instance, looks, in positions |
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from models.compute import has_values
 
-Kind = Literal["mixture", "map", "choice", "route", "levels", "exit", "span"]
+Kind = Literal["mixture", "map", "choice", "route", "levels", "balance", "exit", "span"]
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,8 @@ NETWORKS: dict[str, tuple[int, float | None]] = {
     **{f"drconv_shufflenetv2_{x}_imagenet1k": mega((costs[0], costs[-1])) for x, costs in DRCONV.items()},
     **{f"dvt_{host.replace('t2t_vit', 't2t')}_imagenet1k": (n, None) for host, reuse, n, *_ in DVT if reuse == "both"},
     **{config: (RANET_MEASURED[row][2], None) for config, row in RANET.items() if "imagenet" in config},
+    "container_v1_light_imagenet1k": (20_633_643, 3.8477),
+    "container_imagenet1k": (21_808_826, 8.2319),
     "drnet_resnet50_imagenet1k": (30_570_603, 4.089),
     "drnet_joint_imagenet1k": (30_570_603, 4.089),
     "drnet_resnet101_imagenet1k": (44_759_848 + 4_907_331, None),

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.reports.balances import Balances
 from callbacks.reports.classification import MOST_CLASSES
 from callbacks.reports.painter import Painter
 from callbacks.reports.report import Report
@@ -39,7 +40,8 @@ class Decisions(Report):
     - `regions/<layer>.png`: which option applies where in an image;
     - `resolutions.png` and `resolutions_by_class.png`: which images get which choice;
     - `routes.png`, `routes.csv`, `common_route.yaml`: which ways images take through a grid, see `Routes`;
-    - `scales.png`, `scales.csv`: what each scale of a pyramid does for which images, see `Scales`.
+    - `scales.png`, `scales.csv`: what each scale of a pyramid does for which images, see `Scales`;
+    - `balances.png`, `balances.csv`: how layers weigh the branches that they mix, see `Balances`.
 
     Evaluation by windows or scales decides several times an image and is not looked at; compiled layers say nothing.
     """
@@ -51,11 +53,13 @@ class Decisions(Report):
         "resolutions_by_class.png": "how often, by class",
         "routes.png": "the ways that images take through the grid of cells, and what they cost",
         "scales.png": "what each scale of the pyramid does for which images",
+        "balances.png": "what each layer multiplies each of its branches by",
     }
     files: ClassVar = {
         "routes.csv": "how many images take which edge of the grid, and with which weight",
         "common_route.yaml": "the fixed route of what most validation images take, to be trained with --config",
         "scales.csv": "how many images take which option at each scale, and what it costs",
+        "balances.csv": "what each head of each layer multiplies each of its branches by",
     }
 
     @override
@@ -74,6 +78,7 @@ class Decisions(Report):
             "choice": Choices(self),
             "route": Routes(self),
             "levels": Scales(self),
+            "balance": Balances(self),
         }
 
     @override

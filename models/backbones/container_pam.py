@@ -83,10 +83,11 @@ class ContainerPAM(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         rows, columns = self.patch_embed.grid_size
         if tuple(x.shape[1:3]) != (rows, columns):
-            height, width = (side * patch for side, patch in zip(x.shape[1:3], self.patch_embed.patch_size, strict=True))
+            found = list(x.shape[1:3])
+            size = [side * patch for side, patch in zip(found, self.patch_embed.patch_size, strict=True)]
             raise Mistake(
-                f"a static MLP affinity is of {rows}x{columns} patches, not {x.shape[1]}x{x.shape[2]}: resize the images "
-                f"to the img_size that the network was built for, or build it with img_size: [{height}, {width}]"
+                f"a static MLP affinity is of {rows}x{columns} patches, not {found[0]}x{found[1]}: resize the images "
+                f"to the img_size that the network was built for, or build it with img_size: {size}"
             )
         return super()._pos_embed(x)
 

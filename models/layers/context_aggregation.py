@@ -179,18 +179,13 @@ class Mixture(nn.Module):
     def forward(self, attended: Tensor, values: Tensor) -> Tensor:
         """What self-attention made of the values and the values themselves, both [B, C, H, W], to one such map."""
         alpha, beta = self.coefficients(attended)
-        self._note(torch.cat([alpha, beta]), len(attended))
+        balance = torch.stack([alpha, beta], 1).expand(len(attended), -1, -1)
+        decisions.note(self, "balance", balance, "affinity", ("dynamic", "static"))
         if len(alpha) > 1:
             # One coefficient a channel.
             width = attended.shape[1] // len(alpha)
             alpha, beta = alpha.repeat_interleave(width), beta.repeat_interleave(width)
         return alpha[:, None, None] * attended + beta[:, None, None] * self.static(values)
-
-    def _note(self, coefficients: Tensor, batch: int) -> None:
-        heads = len(coefficients) // 2
-        suffixes = [""] if heads == 1 else [f" {head}" for head in range(heads)]
-        names = [f"{kind}{suffix}" for kind in ("dynamic", "static") for suffix in suffixes]
-        decisions.note(self, "mixture", coefficients.expand(batch, -1), "affinity", names)
 
 
 def _static(

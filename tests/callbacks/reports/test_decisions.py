@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgba
 from torch import Tensor, nn
 
 from callbacks.reports import Place, decisions
+from callbacks.reports import balances as reported_balances
 from callbacks.reports.decisions import Decisions
 from datamodules import Digits
 from drawing.choices import choices_by_class, kernel_attention
@@ -30,17 +31,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
     """What the drawing functions are called with, by their names."""
     calls: dict[str, list[tuple[Any, ...]]] = {}
 
-    def spy(name: str) -> None:
-        draw = getattr(decisions, name)
+    def spy(module: Any, name: str) -> None:
+        draw = getattr(module, name)
 
         def call(*args: Any) -> Any:
             calls.setdefault(name, []).append(args)
             return draw(*args)
 
-        monkeypatch.setattr(decisions, name, call)
+        monkeypatch.setattr(module, name, call)
 
     for name in DRAWN:
-        spy(name)
+        spy(decisions, name)
+    spy(reported_balances, "balances")
     return calls
 
 
@@ -101,6 +103,30 @@ def test_layers_of_one_routing_are_one_panel(drawn: Any, tmp_path: Path) -> None
     evaluated(separable("cond_conv", layer_options={"routing": "block"}), tmp_path)
     ((means, *_),) = drawn["kernel_attention"]
     assert list(means) == [f"blocks.{s}.0.conv_dw" for s in range(5)]
+
+
+def test_balances_are_those_of_every_layer_and_head(drawn: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"dims": (4, 8), "depths": (1, 1), "patch_sizes": (2, 2), "mlp_ratios": (1, 1), "num_heads": 2}
+    network = timm_classifier("container", 10, options=options | {"dynamic": (True, True), "mixing": "per_head"})
+    layers = [f"stages.{stage}.blocks.0.aggregation.mixing" for stage in range(2)]
+    logits = torch.tensor([[0.0, 1.0], [-1.0, 3.0]])
+    with torch.no_grad():
+        for layer, own in zip(layers, logits, strict=True):
+            network.get_parameter(f"{layer}.logit").copy_(own)
+    report, module = drawing(tmp_path), Classification(network)
+    trainer = trainer_with(report, folder=tmp_path)
+    (logged,) = trainer.test(module, Digits(batch_size=100), verbose=False)
+    assert files(tmp_path) == {"balances.png"}
+    ((balances, names, _),) = drawn["balances"]
+    assert (list(balances), names) == (layers, ("dynamic", "static"))
+    shares = logits.sigmoid()
+    for i, layer in enumerate(layers):
+        assert balances[layer] == pytest.approx(torch.stack([shares[i], 1 - shares[i]], 1).numpy())
+        assert logged[f"test/affinity{i}_dynamic"] == pytest.approx(shares[i].mean().item())
+    rows = (tmp_path / "balances.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2 * 2
+    assert rows[3] == f"test,{layers[0]},1,dynamic,{shares[0, 1]:.6f}"
 
 
 def test_regions_lie_over_the_images_that_have_them(drawn: Any, tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def test_cost_is_the_measured_one(
     assert round(report.macs / 1e9, digits) == macs
 
 
+def test_small_networks_are_as_large_as_those_of_the_official_blocks() -> None:
+    sizes = {"dims": (24, 48, 64, 96), "patch_sizes": (4, 2, 1, 1), "mlp_ratios": (3,) * 4, "num_heads": 4}
+    for name, params in (("container", 189_894), ("container_light", 175_667)):
+        assert sum(p.numel() for p in small(name, **sizes, num_classes=10).parameters()) == params
+
+
 @pytest.mark.parametrize("name", ["container", "container_light", "container_mh_dw"])
 @torch.no_grad()
 def test_images_of_any_size(name: str) -> None:
@@ -89,7 +95,7 @@ def test_matrices_are_of_one_size_of_images(build: Callable[[], nn.Module]) -> N
     network(torch.randn(2, 3, 32, 64)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     for height, width in ((64, 64), (64, 32), (32, 70)):
-        with pytest.raises(Mistake, match="a static MLP affinity is of .* img_size that the network was built for") as told:
+        with pytest.raises(Mistake, match=r"a static MLP affinity is of .* to the img_size that .*") as told:
             network(torch.randn(2, 3, height, width))
         assert "\n" not in str(told.value)
 
@@ -165,12 +171,10 @@ def test_what_is_mixed_is_noted_by_layer(mixing: Any) -> None:
     noted = decisions.noted(network)
     assert list(noted) == [f"stages.{stage}.blocks.0.aggregation.mixing" for stage in range(4)]
     for decision in noted.values():
-        assert decision.kind == "mixture"
-        assert decision.values.shape == (3, len(decision.names))
-        start = [0.25, 0.75] if mixing == 0.25 else [1.0 if mixing == "sum" else 0.5] * len(decision.names)
-        assert decision.values[0].tolist() == start
-    heads = ["dynamic 0", "dynamic 1", "static 0", "static 1"]
-    assert list(decision.names) == (heads if mixing == "per_head" else ["dynamic", "static"])
+        assert (decision.kind, decision.names) == ("balance", ("dynamic", "static"))
+        assert decision.values.shape == (3, 2 if mixing == "per_head" else 1, 2)
+        start = [0.25, 0.75] if mixing == 0.25 else [1.0 if mixing == "sum" else 0.5] * 2
+        assert (decision.values == torch.tensor(start)).all()
 
 
 def test_coefficients_learn_and_do_not_decay() -> None:

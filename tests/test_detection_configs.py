@@ -46,6 +46,9 @@ class Recipe:
     resize_first: bool = False
 
 
+# CONTAINER-LIGHT as released without classifier and last norm, less its batch norms, which are constants, in place of a
+# ResNet-50's convolutions.
+CONTAINER = 20_633_643 - 513_000 - 1_024 - 19_200 - 23_454_912
 DETR = {"lr": 1e-4, "batch": 16, "deformable": False}
 LONG = DETR | {"epochs": 300, "drop": 200}
 RECIPES = {
@@ -53,6 +56,7 @@ RECIPES = {
     "detr_dc5_coco": Recipe(41_524_768, **LONG),
     "detr_r101_coco": Recipe(60_464_672, **LONG),
     "smca_coco": Recipe(41_760_482, **DETR),
+    "smca_container_light_coco": Recipe(41_760_482 + CONTAINER + 256 * (512 - 2048), **DETR),
     "deformable_detr_coco": Recipe(40_069_665),
     "deformable_detr_single_scale_coco": Recipe(34_066_593),
     "deformable_detr_dc5_coco": Recipe(34_066_593),
@@ -69,8 +73,15 @@ ONE_TIME = (12, [8, 11])
 THREE_TIMES = (36, [27, 33])
 # Short sides of training images.
 SINGLE, MULTI = [800], [640, 672, 704, 736, 768, 800]
-SIZES = {"retinanet_r50_coco": MULTI, "fcos_r50_coco": SINGLE} | dict.fromkeys(
-    ["dyfpn_r50_coco", "faster_rcnn_r50_coco", "mask_rcnn_r50_coco", "cascade_mask_rcnn_r50_coco"], SINGLE
+SIZES = {"retinanet_r50_coco": MULTI, "retinanet_container_light_coco": MULTI, "fcos_r50_coco": SINGLE} | dict.fromkeys(
+    [
+        "mask_rcnn_container_light_coco",
+        "dyfpn_r50_coco",
+        "faster_rcnn_r50_coco",
+        "mask_rcnn_r50_coco",
+        "cascade_mask_rcnn_r50_coco",
+    ],
+    SINGLE,
 )
 HOSTS = {
     "dyfpn_r50_coco": (144_408_872 - 53_120, 0.02, *ONE_TIME, 500, "none"),
@@ -79,6 +90,15 @@ HOSTS = {
     "cascade_mask_rcnn_r50_coco": (77_271_486, 0.02, *ONE_TIME, 500, "none"),
     "retinanet_r50_coco": (37_915_572, 0.01, *ONE_TIME, 1000, "norms"),
     "fcos_r50_coco": (32_244_250, 0.01, *ONE_TIME, 1000, "norms"),
+    # Laterals of the pyramid read 64, 128, 320 and 512 channels, and RetinaNet's first extra level the last.
+    "mask_rcnn_container_light_coco": (44_343_216 + CONTAINER + 256 * (1024 - 3840), 0.02, *ONE_TIME, 500, "none"),
+    "retinanet_container_light_coco": (
+        37_915_572 + CONTAINER + 256 * (960 - 3584 + 9 * (512 - 2048)),
+        0.01,
+        *ONE_TIME,
+        1000,
+        "norms",
+    ),
     "mask_rcnn_convnext_coco": (48_095_376, 1e-4, *THREE_TIMES, 500, "flat"),
     "cascade_mask_rcnn_convnext_coco": (85_930_578, 2e-4, *THREE_TIMES, 500, "flat"),
 }
@@ -113,7 +133,7 @@ def test_recipe_of_a_host_is_the_published_one(name: str) -> None:
     for group in cli.model.main.groups(lr, 1e-4):
         for parameter in group["param_names"]:
             assert (group["weight_decay"] == 0) == (parameter in without), parameter
-    assert bool(norms) == (name == "fcos_r50_coco" or "convnext" in name)
+    assert bool(norms) == (name == "fcos_r50_coco" or "convnext" in name or "container" in name)
     # Batch norms of the cascade's box heads are those of all devices.
     assert bool(cli.plain["trainer"]["sync_batchnorm"]) == (name == "cascade_mask_rcnn_convnext_coco")
     if name in SIZES:

@@ -16,6 +16,7 @@ from tests.library.recipes import ROOT, TASKS, built, is_recipe
 BACKBONES = {
     "moco_v2_imagenet1k": (27_966_656, 27_966_656, 4.087),
     "byol_imagenet1k": (35_067_456 - 2 * 256, 32_957_760 - 256, 4.087),
+    "dino_container_light_imagenet1k": (20_120_643 + 22_614_272, 20_120_643 + 22_614_272, 3.8472),
     "dino_imagenet1k": (21_665_664 + 22_352_128, 21_665_664 + 22_352_128, 4.598),
 }
 # Parameters of a network, and its 1e9 multiply-adds at 32.

@@ -179,6 +179,8 @@ def smca_detr_head(case: Case) -> dict[str, Tensor]:
     network = SMCA(
         num_queries=config["q"],
         gaussian_scale=config["scale"],
+        smooth=config.get("smooth", 8.0),
+        num_heads=config.get("nheads", 8),
         backbone="plain_conv",
         frozen_stages=0,
         num_classes=config["ncls"],

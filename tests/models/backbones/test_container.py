@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models  # noqa: F401 (registers the backbones)
 from lightning_modules.parameter_groups import parameter_groups
 from models import decisions
-from models.compute import count
+from models.compute import count, flop_counter
 from models.detectors import DETR, SMCA, MaskRCNN, RetinaNet
 from models.layers.context_aggregation import ContextAggregation, Mixture
 from models.mistakes import Mistake
@@ -284,3 +285,73 @@ def test_official_weights_know_which_blocks_attend() -> None:
     for options in ({"mixing": "scales"}, {"static": "mh_dw"}):
         with pytest.raises(ValueError, match=r"(unknown|missing) .*aggregation"):
             LAYOUT.to_official(small(**options).state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_is_fused(layout: torch.memory_format) -> None:
+    """No matrix of all pairs of positions in memory: at stride 4 of 448 pixels one would take 10 GB."""
+    images = torch.randn(1, 3, 64, 64).to(memory_format=layout)
+    with flop_counter() as counter:
+        small("container").eval().to(memory_format=layout)(images)
+    operators = {str(operator) for operator in counter.get_flop_counts()["Global"]}
+    assert not [operator for operator in operators if "bmm" in operator]
+    assert [operator for operator in operators if "scaled_dot_product" in operator]
+
+
+def plain(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """A training forward of a network of one block a stage, in official names, with every affinity as a matrix."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+        scale, shift = (weights[f"{name}.{part}"][:, None, None] for part in ("weight", "bias"))
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    def conv(x: Tensor, name: str, **options: Any) -> Tensor:
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+    for stage, patch in enumerate((4, 2, 2, 2), start=1):
+        embed, block = f"patch_embed{stage}", f"blocks{stage}.0"
+        x = conv(x, f"{embed}.proj", stride=patch).movedim(1, -1)
+        parts = (weights[f"{embed}.norm.{part}"] for part in ("weight", "bias"))
+        x = F.layer_norm(x, x.shape[-1:], *parts, 1e-5).movedim(-1, 1)
+        chans = x.shape[1]
+        x = x + conv(x, f"{block}.pos_embed", padding=1, groups=chans)
+        y = conv(norm(x, f"{block}.norm1"), f"{block}.conv1")
+        if f"{block}.sa_weight" in weights:
+            query, key, value = (each.flatten(2).unflatten(1, (2, -1)) for each in y.chunk(3, 1))
+            affinity = (query.mT @ key / (chans / 2) ** 0.5).softmax(-1)
+            attended = (value @ affinity.mT).reshape(x.shape)
+            eps = weights[f"{block}.sa_weight"].sigmoid()
+            y = eps * attended + (1 - eps) * conv(y[:, -chans:], f"{block}.conv", padding=2, groups=chans)
+        else:
+            y = conv(y, f"{block}.attn", padding=2, groups=chans)
+        x = x + conv(y, f"{block}.conv2")
+        x = x + conv(F.gelu(conv(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+    return F.linear(norm(x, "norm").mean((2, 3)), weights["head.weight"], weights["head.bias"])
+
+
+@pytest.mark.parametrize("name", ["container", "container_light"])
+def test_a_step_of_training_is_that_of_plain_torch(name: str) -> None:
+    network = small(name).double().train()
+    state = {key: value.clone() for key, value in LAYOUT.to_official(network.state_dict()).items()}
+    trained = {LAYOUT.official_name(key) for key, _ in network.named_parameters()}
+    weights = {key: state[key].requires_grad_() for key in state if key in trained}
+    images, labels = torch.randn(4, 3, 64, 96, dtype=torch.float64), torch.tensor([0, 3, 1, 4])
+
+    loss = F.cross_entropy(network(images), labels)
+    loss.backward()
+    torch.optim.AdamW(parameter_groups(network, 1e-2, 0.05)).step()
+
+    expected = F.cross_entropy(plain(weights, images), labels)
+    expected.backward()
+    flat = [value for value in weights.values() if value.ndim == 1]
+    others = {"params": [value for value in weights.values() if value.ndim > 1], "weight_decay": 0.05}
+    torch.optim.AdamW([{"params": flat, "weight_decay": 0.0}, others], lr=1e-2).step()
+
+    torch.testing.assert_close(loss, expected)
+    after = LAYOUT.to_official(network.state_dict())
+    for key, value in weights.items():
+        # Biases before a norm have a gradient of zero but for rounding, whose sign is all that Adam sees.
+        if value.grad.abs().max() > 1e-12:
+            torch.testing.assert_close(after[key], value.detach(), rtol=1e-6, atol=1e-8, msg=key)

@@ -1,7 +1,7 @@
 """CONTAINER-PAM ("pay attention to MLP") and MH-MLP: a vision transformer with a learned matrix in every attention.
 
-Reference: "Container: Context Aggregation Network", NeurIPS 2021, arXiv 2106.01401, section 3.4 and its listing, which
-changes the attention of DeiT (arXiv 2012.12877).
+Reference: "Container: Context Aggregation Network", NeurIPS 2021, arXiv 2106.01401, whose listing changes the attention
+of DeiT (arXiv 2012.12877).
 """
 
 from __future__ import annotations

@@ -57,6 +57,10 @@ def cifar10(rgb: np.ndarray) -> np.ndarray:
     return (rgb / 255 - [0.4914, 0.4824, 0.4467]) / [0.2471, 0.2435, 0.2616]
 
 
+def cifar10_mean_teacher(rgb: np.ndarray) -> np.ndarray:
+    return (rgb / 255 - [0.4914, 0.4822, 0.4465]) / [0.2470, 0.2435, 0.2616]
+
+
 def cifar10_pruned(rgb: np.ndarray) -> np.ndarray:
     return (rgb / 255 - [0.4914, 0.4822, 0.4465]) / [0.2023, 0.1994, 0.2010]
 
@@ -65,6 +69,7 @@ def cifar10_pruned(rgb: np.ndarray) -> np.ndarray:
 unpublished = torch_style
 SHEETS: dict[str, Sheet] = {
     "adpc/all": torch_style,
+    "byol": torch_style,
     "condconv": unpublished,
     "condconv/efficientnet": inception_style,
     "container": torch_style,
@@ -87,6 +92,7 @@ SHEETS: dict[str, Sheet] = {
     "hrnet/segmenter": torch_style,
     "hrnet/pose": torch_style,
     "hrnet_imagenet": torch_style,
+    "mean_teacher": cifar10_mean_teacher,
     "mmdet": mmdetection,
     "mmdet/cascade": mmdetection,
     "moco": torch_style,

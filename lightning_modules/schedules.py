@@ -5,6 +5,7 @@ A table depends on nothing but its arguments, so that a resumed run continues on
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,6 +277,84 @@ class Constant(Schedule):
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
         warmup = _warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps)
         return np.concatenate([warmup, np.full(total_steps - len(warmup), base)])
+
+
+@dataclass
+class StairWarmup(Schedule):
+    """Climbs three stairs to the base value, and is multiplied by `gamma` at each milestone.
+
+    With W the epochs of the warm-up, the value is `base / (W + 1)` for the first (W + 1) / 4 epochs, twice that up to
+    (W + 1) / 2, three times that up to 3 (W + 1) / 4, and then `base`. With W = 3 a stair is an epoch; below, the third
+    one is above the base value, as published.
+
+    Reference: "TRAR: Routing the Attention Spans in Transformer for Visual Question Answering", ICCV 2021, and MCAN,
+    arXiv 1906.10770.
+
+    Args:
+        warmup_epochs: W.
+        milestones: Epochs after which the value drops.
+        gamma: Factor of each drop.
+        batches_per_epoch: Samples over the batch size, a fraction where the last batch is left out: stairs are measured
+            by it, as published, and not by the steps of an epoch.
+    """
+
+    warmup_epochs: float = 3.0
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.2
+    batches_per_epoch: float | None = None
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        if self.warmup_epochs < 0:
+            raise Mistake(f"a warm-up cannot last {self.warmup_epochs} epochs")
+        table = MultiStep(self.milestones, self.gamma).table(base, steps_per_epoch, total_steps)
+        per_epoch = self.batches_per_epoch or steps_per_epoch
+        whole = self.warmup_epochs + 1
+        start = 0
+        for stair in (1, 2, 3):
+            end = int(stair * per_epoch * whole / 4)
+            table[start:end] *= stair / whole
+            start = end
+        return table
+
+
+@dataclass
+class SpanTemperature(Schedule):
+    """The temperature of hard routing, one value an epoch, by one of the three published policies.
+
+    With e the epoch from 0 on, of E, and W the epochs of the warm-up, 0 is a line from the base value to `last` at the
+    last epoch; 1 a line from the base value to 1 at W, and from there on `1 - (e - W) / (E - W)`; 2 is
+    `1 - (e - E) / (W + 1)` before W and `last` from there on, whatever the base value is.
+
+    Reference: "TRAR: Routing the Attention Spans in Transformer for Visual Question Answering", ICCV 2021.
+
+    Args:
+        policy: 0, 1 or 2.
+        warmup_epochs: W, of policies 1 and 2.
+        last: The lowest value, of policies 0 and 2.
+    """
+
+    policy: Literal[0, 1, 2] = 0
+    warmup_epochs: int = 3
+    last: float = 0.1
+
+    def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
+        """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
+        epochs, warmup = -(-total_steps // steps_per_epoch), self.warmup_epochs
+        if self.policy not in (0, 1, 2) or (self.policy and not 0 < warmup < epochs):
+            raise Mistake(
+                f"a temperature follows policy 0, 1 or 2, with 1 to {epochs - 1} epochs of warm-up in a training of "
+                f"{epochs}, not policy {self.policy} with {warmup}"
+            )
+        epoch = np.arange(epochs)
+        if self.policy == 0:
+            values = base - (base - self.last) * epoch / max(1, epochs - 1)
+        elif self.policy == 1:
+            falling = base - (base - 1) * epoch / warmup
+            values = np.where(epoch < warmup, falling, 1 - (epoch - warmup) / (epochs - warmup))
+        else:
+            values = np.where(epoch < warmup, 1 - (epoch - epochs) / (warmup + 1), self.last)
+        return np.repeat(values, steps_per_epoch)[:total_steps]
 
 
 @dataclass

@@ -31,12 +31,13 @@ DRAWS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """What a builder may know: official weights, inputs, constructor arguments, and the shapes of the results."""
+    """What a builder may know: official weights, inputs, constructor arguments, texts, and the shapes of the results."""
 
     config: dict[str, Any]
     state: dict[str, Tensor]
     inputs: dict[str, Tensor]
     shapes: dict[str, torch.Size]
+    text: dict[str, Any]
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Vector:
     tensors: dict[str, Tensor]
     module: Any
     build: Callable[[Case], dict[str, Tensor]]
+    text: str = "{}"
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
@@ -69,6 +71,7 @@ class Vector:
             state=section(tensors, "state."),
             inputs=section(tensors, "in."),
             shapes={name: value.shape for name, value in self.expected.items()},
+            text=json.loads(self.text),
         )
         with default_dtype(dtype):
             actual = self.build(case)
@@ -95,7 +98,8 @@ def open_vector(path: Path) -> Vector:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     modules = load_builders(metadata.get("system", path.parent.name))
     builders = {name: (module, build) for module in modules for name, build in module.CASES.items()}
-    vector = Vector(metadata["config"], tensors, *builders[case_name(path.stem, builders)])
+    module, build = builders[case_name(path.stem, builders)]
+    vector = Vector(metadata["config"], tensors, module, build, metadata.get("text", "{}"))
     assert vector.expected, f"{path} records no result"
     return vector
 

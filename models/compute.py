@@ -41,8 +41,9 @@ from models.mistakes import Mistake
 Part = TypeVar("Part")
 
 _CONVOLUTION = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2d_forward", "convolution_overrideable")
-# A product of two matrices is how PyTorch runs a linear layer, functional ones (sliced weights) included.
-_LINEAR = ("mm", "addmm", "_scaled_mm")
+# A product of two matrices is how PyTorch runs a linear layer, functional ones (sliced weights) included. What a
+# recurrent network multiplies are linear layers, which are fused on the CPU and on CUDA.
+_LINEAR = ("mm", "addmm", "_scaled_mm", "mkldnn_rnn_layer", "_cudnn_rnn")
 # Fused attention for which PyTorch registers no formula: on the CPU, on Apple's GPUs, on devices that bring their own.
 _FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
@@ -51,6 +52,8 @@ _FUSED_ATTENTION = (
 )
 # Sums of gathered rows, for which PyTorch registers no formula either; which one runs depends on the gradients wanted.
 _GATHERED_SUM = (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
+# Nor for these: a layer with its weights one by one, and all layers with a list of them.
+_RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn)
 
 
 class NotCountable(ValueError):
@@ -274,13 +277,18 @@ def without_data(network: nn.Module, input_size: Sequence[int], batch_size: int 
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts what runs inside of it with the rules of this file; read it with `get_total_flops() / 2`.
 
-    PyTorch's own counter takes fused attention for free on some devices, the CPU among them, and gathered sums on all.
+    PyTorch's own counter takes fused attention and recurrent networks for free on some devices, the CPU among them, and
+    gathered sums on all.
     """
     fast = mha.get_fastpath_enabled()
     # In evaluation, nn.MultiheadAttention and nn.TransformerEncoderLayer would be one operator without a formula.
     mha.set_fastpath_enabled(False)
     try:
-        formulas = dict.fromkeys(_FUSED_ATTENTION, _attention) | dict.fromkeys(_GATHERED_SUM, _gathered_sum)
+        formulas = {
+            **dict.fromkeys(_FUSED_ATTENTION, _attention),
+            **dict.fromkeys(_GATHERED_SUM, _gathered_sum),
+            **dict.fromkeys(_RECURRENT, _recurrent),
+        }
         with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             yield counter
     finally:
@@ -398,3 +406,9 @@ def _gathered_sum(
 ) -> int:
     # Without weights there are only additions.
     return 0 if weights is None else 2 * index.numel() * rows[1]
+
+
+def _recurrent(words: torch.Size, weights: Any, *rest: Any, **_: Any) -> int:
+    matrices = [weights, rest[0]] if isinstance(weights, torch.Size) else weights
+    # Each step of each sample is multiplied with every weight; biases have one axis.
+    return 2 * words[:-1].numel() * sum(matrix.numel() for matrix in matrices if len(matrix) == 2)

@@ -35,6 +35,7 @@ from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.hrnet_segmenter import HRNetSegmenter
 from models.segmenters.upernet import UperNet
 from models.self_supervised import BYOL, DINO, MoCo
+from models.vqa import TRAR
 
 _CONVNEXT = {"depths": (1, 2, 1, 1), "dims": (4, 8, 8, 8)}
 _TRANSFORMER: dict[str, Any] = {
@@ -60,6 +61,18 @@ _SWIN = {
 }
 _CONTAINER = {"dims": (4, 8, 8, 8), "depths": (1, 2, 1, 1), "num_heads": 2}
 _DVT = {"num_classes": 5, "image_size": 32, "grids": (2, 4, 8), "embed_dim": 12, "depth": 2, "num_heads": 2}
+_TRAR: dict[str, Any] = {
+    "num_answers": 5,
+    "vocabulary_size": 7,
+    "in_chans": 6,
+    "dim": 8,
+    "feedforward_dim": 6,
+    "num_heads": 2,
+    "num_layers": 2,
+    "word_dim": 4,
+    "pool_dim": 3,
+    "out_dim": 10,
+}
 _RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}
 STAGES: list[Any] = [
     (1, [1], [4]),
@@ -203,6 +216,11 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "torchvision_detectors/mask_rcnn": lambda: MaskRCNN(**_RESNET_DETECTOR, convention="torchvision", fc_dim=8),
     "torchvision_detectors/retinanet": lambda: RetinaNet(**_RESNET_DETECTOR, convention="torchvision"),
     "torchvision_detectors/fcos": lambda: FCOS(**_RESNET_DETECTOR, convention="torchvision"),
+    "trar": lambda: TRAR(**_TRAR),
+    "trar/attention": lambda: TRAR(**_TRAR, routing="hard", pooling="attention", glimpses=2),
+    "trar/fc": lambda: TRAR(**_TRAR, orders=(0, 1, 3), pooling="fc"),
+    "trar/boxes": lambda: TRAR(**_TRAR, box_dim=3),
+    "trar/plain": lambda: TRAR(**_TRAR, orders=(0,), routing="fixed"),
     "upernet": lambda: UperNet(num_classes=5, hidden_dim=8, aux_dim=6, options=_CONVNEXT),
     "upernet/one_pool": lambda: UperNet(num_classes=5, hidden_dim=8, aux_dim=6, options=_CONVNEXT, pool_sizes=(2,)),
 }

@@ -171,6 +171,22 @@ def test_every_gathered_sum_of_pytorch_is_counted() -> None:
         assert {name for name in gathered if getattr(torch.ops.aten, name) not in counter.flop_registry} == set()
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_networks_cost_their_products(kind: type[nn.RNNBase]) -> None:
+    network, gates = kind(4, 6, 2, batch_first=True, bidirectional=True), 4 if kind is nn.LSTM else 3
+    by_hand = 5 * gates * 6 * 2 * ((4 + 6) + (12 + 6))
+    reports = [
+        executed(network, torch.randn(2, 5, 4)),
+        count(network, inputs=(torch.randn(2, 5, 4),)),
+        count(network.to("meta"), inputs=(torch.empty(2, 5, 4, device="meta"),)),
+    ]
+    assert [report.linear_macs for report in reports] == [report.macs for report in reports] == [by_hand] * 3
+    # CUDA has one operator for all layers.
+    with flop_counter() as counter:
+        rule = counter.flop_registry[torch.ops.aten._cudnn_rnn]
+    assert rule(torch.empty(5, 2, 4), list(network.parameters()), out_val=None) == 2 * 2 * by_hand
+
+
 def test_skipped_work_is_not_counted() -> None:
     class Skip(nn.Module):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_modules.internals import Clock
 from lightning_modules.optimization import Quantity
+from lightning_modules.schedules import Schedule
 from models.mistakes import Mistake
 
 SHAPES = ("linear", "cosine", "exponential", "steps")
@@ -31,7 +32,7 @@ class Annealing(Callback):
     Args:
         buffer: name of the scalar buffer, such as `temperature`.
         start: first value.
-        stop: last value.
+        stop: last value; None with a `schedule`.
         layers: which layers have it: a pattern for their dotted names in the network or for their class names, such
             as `*`, `stages.2.*` or `GumbelSelection`.
         shape: `linear`, `cosine`, `exponential` or `steps`.
@@ -39,6 +40,7 @@ class Annealing(Callback):
         begin: epoch at which it starts to move; fractions are allowed.
         end: epoch at which it has arrived; by default the end of the training.
         milestones: epochs at which `steps` moves.
+        schedule: the values instead, relative to `start`, such as `lightning_modules.schedules.SpanTemperature`.
 
     Raises:
         Mistake: an option out of its range; at the start of the training, a pattern that fits no layer, or a buffer
@@ -49,19 +51,22 @@ class Annealing(Callback):
         self,
         buffer: str,
         start: float,
-        stop: float,
+        stop: float | None = None,
         layers: str = "*",
         shape: Literal["linear", "cosine", "exponential", "steps"] = "linear",
         unit: Literal["step", "epoch"] = "step",
         begin: float = 0.0,
         end: float | None = None,
         milestones: Sequence[float] = (),
+        schedule: Schedule | None = None,
     ) -> None:
+        if (stop is None) != (schedule is not None):
+            raise Mistake("Annealing: give either stop, to which the value moves, or a schedule")
         if shape not in SHAPES:
             raise Mistake(f"Annealing: shape must be one of {', '.join(SHAPES)}, not {shape!r}")
         if unit not in ("step", "epoch"):
             raise Mistake(f"Annealing: unit must be step or epoch, not {unit!r}")
-        if shape == "exponential" and not start * stop > 0:
+        if shape == "exponential" and stop is not None and not start * stop > 0:
             raise Mistake(f"Annealing: exponential needs {start=} and {stop=} of the same sign, neither zero")
         if (shape == "steps") != bool(milestones):
             raise Mistake("Annealing: milestones are epochs for shape steps, which needs at least one")
@@ -69,13 +74,14 @@ class Annealing(Callback):
             raise Mistake(f"Annealing: begin and end must be epochs with 0 <= begin < end, not {begin} and {end}")
         self.buffer = buffer
         self.start = start
-        self.stop = stop
+        self.stop = start if stop is None else stop
         self.layers = layers
         self.shape = shape
         self.unit = unit
         self.begin = begin
         self.end = end
         self.milestones = milestones
+        self.schedule = schedule
 
     def value(self, epoch: float, epochs: float) -> float:
         """The value at a point of the training.
@@ -107,8 +113,14 @@ class Annealing(Callback):
         buffers = find_buffers(pl_module.network, self.layers, self.buffer)  # type: ignore[arg-type]
         clock = Clock(trainer)
         per_epoch, total = clock.steps_per_epoch, float(trainer.estimated_stepping_batches)
+        if self.schedule is not None and math.isinf(total):
+            raise Mistake("Annealing: a schedule needs a training with an end; set trainer.max_epochs or max_steps")
+
+        table = None if self.schedule is None else self.schedule.table(self.start, per_epoch, int(total))
 
         def at(step: int) -> float:
+            if table is not None:
+                return float(table[min(step, len(table) - 1)])
             epoch = step / per_epoch
             return self.value(math.floor(epoch) if self.unit == "epoch" else epoch, total / per_epoch)
 

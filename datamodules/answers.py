@@ -30,11 +30,14 @@ _CONTRACTED = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 _CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word for word in _CONTRACTED for place, mark in enumerate(word) if mark == "'"
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTED.split()
+    for place, mark in enumerate(word)
+    if mark == "'"
 }
-# Published the wrong way round, and none at all.
+# Published the wrong way round.
 _CONTRACTIONS["somebody'd"] = "somebodyd"
 
 

@@ -1,7 +1,7 @@
 """Feature maps of any size as grids of one size.
 
-Reference: "In Defense of Grid Features for Visual Question Answering", arXiv 2001.03615, as published for "TRAR: Routing
-the Attention Spans in Transformer for Visual Question Answering", ICCV 2021.
+Reference: "In Defense of Grid Features for Visual Question Answering", arXiv 2001.03615, as published for "TRAR:
+Routing the Attention Spans in Transformer for Visual Question Answering", ICCV 2021.
 """
 
 from __future__ import annotations

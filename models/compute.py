@@ -34,8 +34,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.backends import mha
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
+from models.flop_formulas import FORMULAS
 from models.mistakes import Mistake
 
 Part = TypeVar("Part")
@@ -44,16 +45,6 @@ _CONVOLUTION = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2
 # A product of two matrices is how PyTorch runs a linear layer, functional ones (sliced weights) included. What a
 # recurrent network multiplies are linear layers, which are fused on the CPU and on CUDA.
 _LINEAR = ("mm", "addmm", "_scaled_mm", "mkldnn_rnn_layer", "_cudnn_rnn")
-# Fused attention for which PyTorch registers no formula: on the CPU, on Apple's GPUs, on devices that bring their own.
-_FUSED_ATTENTION = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-    torch.ops.aten._scaled_dot_product_attention_math_for_mps,
-    torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
-)
-# Sums of gathered rows, for which PyTorch registers no formula either; which one runs depends on the gradients wanted.
-_GATHERED_SUM = (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only)
-# Nor for these: a layer with its weights one by one, and all layers with a list of them.
-_RECURRENT = (torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn)
 
 
 class NotCountable(ValueError):
@@ -284,12 +275,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
     # In evaluation, nn.MultiheadAttention and nn.TransformerEncoderLayer would be one operator without a formula.
     mha.set_fastpath_enabled(False)
     try:
-        formulas = {
-            **dict.fromkeys(_FUSED_ATTENTION, _attention),
-            **dict.fromkeys(_GATHERED_SUM, _gathered_sum),
-            **dict.fromkeys(_RECURRENT, _recurrent),
-        }
-        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             yield counter
     finally:
         mha.set_fastpath_enabled(fast)
@@ -387,28 +373,3 @@ def _measure(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Co
 
 def _name(operator: Any) -> str:
     return str(operator).rsplit(".", maxsplit=1)[-1]
-
-
-def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _gathered_sum(
-    rows: torch.Size,
-    index: torch.Size,
-    offsets: torch.Size,
-    scale_grad_by_freq: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    weights: torch.Size | None = None,
-    *_: Any,
-    **__: Any,
-) -> int:
-    # Without weights there are only additions.
-    return 0 if weights is None else 2 * index.numel() * rows[1]
-
-
-def _recurrent(words: torch.Size, weights: Any, *rest: Any, **_: Any) -> int:
-    matrices = [weights, rest[0]] if isinstance(weights, torch.Size) else weights
-    # Each step of each sample is multiplied with every weight; biases have one axis.
-    return 2 * words[:-1].numel() * sum(matrix.numel() for matrix in matrices if len(matrix) == 2)

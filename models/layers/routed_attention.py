@@ -105,7 +105,7 @@ class PathController(nn.Module):
         eval_routing: What `hard` does in evaluation: `mean`, softmax(l); `argmax`, the best span alone; `sample`, what
             it does in training, as published: no two evaluations are the same. `soft` knows no draw, and `sample` is
             the `mean`.
-        binarize: Whether evaluation takes the largest share alone: with `mean` that is `argmax`, with `sample` one draw.
+        binarize: Whether evaluation takes the largest share alone: of `mean` that is `argmax`, of `sample` a draw.
         pool_padding: Whether padding is pooled too, as published.
     """
 

@@ -137,7 +137,9 @@ class SpanMasks(nn.Module):
                 f"a span of order {max(self.orders)} is wider than the grid of {size[0]}x{size[1]} cells: orders have "
                 f"to be below {max(size)}, and 0 is the whole grid"
             )
-        windows = tuple(None if not order or size is None else self._window(size, order, padding) for order in self.orders)
+        windows = tuple(
+            None if not order or size is None else self._window(size, order, padding) for order in self.orders
+        )
         return Spans(size, padding, self.orders, windows)
 
     def _window(self, size: Size, order: int, padding: Tensor) -> Tensor:
@@ -189,9 +191,7 @@ def attend_in_window(q: Tensor, k: Tensor, v: Tensor, size: Size, order: int, pa
 
     def around_tiles(x: Tensor, fill: float) -> Tensor:
         """[B, ..., N, features] to [B, ..., tiles, keys, features]."""
-        grid = F.pad(
-            x.unflatten(-2, size), (0, 0, order, order + rest[1], order, order + rest[0]), value=fill
-        )
+        grid = F.pad(x.unflatten(-2, size), (0, 0, order, order + rest[1], order, order + rest[0]), value=fill)
         tiles = grid.unfold(-3, side, TILE).unfold(-3, side, TILE)
         return tiles.flatten(-2).flatten(-4, -3).transpose(-1, -2)
 

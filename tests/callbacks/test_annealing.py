@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from callbacks import Annealing
 from callbacks.annealing import find_buffers
 from lightning_modules import Classification
+from lightning_modules.schedules import SpanTemperature
 from tests.library.callback_batches import Data, batches
 
 
@@ -99,6 +100,15 @@ def test_changes_every_step(tmp_path: Path) -> None:
 def test_changes_every_epoch(tmp_path: Path) -> None:
     _, seen = fit(Annealing("temperature", 5.0, 1.0, unit="epoch"), tmp_path)
     assert seen == [5.0] * 4 + [4.0] * 4 + [3.0] * 4 + [2.0] * 4
+
+
+def test_follows_a_schedule(tmp_path: Path) -> None:
+    schedule = SpanTemperature(policy=1, warmup_epochs=2)
+    _, seen = fit(Annealing("temperature", 5.0, schedule=schedule), tmp_path)
+    assert seen == [5.0] * 4 + [3.0] * 4 + [1.0] * 4 + [0.5] * 4
+    for options in ({}, {"stop": 1.0, "schedule": schedule}):
+        with pytest.raises(ValueError, match="either stop, to which the value moves, or a schedule"):
+            Annealing("temperature", 5.0, **options)
 
 
 @pytest.mark.parametrize("batches_a_step", [2, 3])

@@ -74,7 +74,9 @@ def span_masks(case: Case) -> dict[str, Tensor]:
     size = grid_size(case)
     padding = case.inputs["x_mask"][:, 0, 0].bool()
     spans = SpanMasks(case.config["ORDERS"])(size, padding)
-    results = {f"out.get_masks.order{r}": blocked.long() for r, blocked in zip(spans.orders, spans.blocked, strict=True)}
+    results = {
+        f"out.get_masks.order{r}": blocked.long() for r, blocked in zip(spans.orders, spans.blocked, strict=True)
+    }
     masks = zip(spans.orders, spans.windows, strict=True)
     return results | {f"out.span_mask.order{r}": window.long() for r, window in masks if window is not None}
 

@@ -31,7 +31,7 @@ DRAWS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """What a builder may know: official weights, inputs, constructor arguments, texts, and the shapes of the results."""
+    """What a builder may know: official weights, inputs, constructor arguments, texts, shapes of the results."""
 
     config: dict[str, Any]
     state: dict[str, Tensor]

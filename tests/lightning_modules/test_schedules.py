@@ -13,7 +13,9 @@ from lightning_modules.schedules import (
     OneCycle,
     Poly,
     Schedule,
+    SpanTemperature,
     Staircase,
+    StairWarmup,
     WarmupCosine,
 )
 from models.mistakes import Mistake
@@ -211,3 +213,24 @@ def test_a_cosine_may_be_longer_than_the_training_or_shorter() -> None:
     shorter = WarmupCosine(cosine_epochs=1, min_lr=0.1).table(1.0, 5, 10)
     assert np.array_equal(shorter[:5], WarmupCosine(min_lr=0.1).table(1.0, 5, 5))
     assert shorter[5:].tolist() == pytest.approx([0.1] * 5)
+
+
+def test_stairs_lead_to_the_base_value() -> None:
+    table = StairWarmup(milestones=[5], gamma=0.5).table(4.0, steps_per_epoch=2, total_steps=12)
+    np.testing.assert_allclose(table, [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 2, 2], rtol=1e-15)
+    # Stairs are measured by whole batches and a rest, and milestones are not; a short warm-up overshoots, as published.
+    short = StairWarmup(1, [3], batches_per_epoch=3.5).table(4.0, steps_per_epoch=3, total_steps=12)
+    np.testing.assert_allclose(short, [2, 4, 4, 6, 6, 4, 4, 4, 4, 0.8, 0.8, 0.8], rtol=1e-15)
+    with pytest.raises(ValueError, match="cannot last -1 epochs"):
+        StairWarmup(-1).table(1.0, 1, 4)
+
+
+def test_temperatures_change_by_epoch() -> None:
+    tables = [SpanTemperature(policy, 2, 0.5).table(6.5, steps_per_epoch=2, total_steps=7) for policy in (0, 1, 2)]
+    np.testing.assert_allclose(tables[0], [6.5, 6.5, 4.5, 4.5, 2.5, 2.5, 0.5], rtol=1e-15)
+    np.testing.assert_allclose(tables[1], [6.5, 6.5, 3.75, 3.75, 1, 1, 0.5], rtol=1e-15)
+    np.testing.assert_allclose(tables[2], [7 / 3, 7 / 3, 2, 2, 0.5, 0.5, 0.5], rtol=1e-15)
+    for schedule in (SpanTemperature(3), SpanTemperature(1, 4), SpanTemperature(2, 0)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="policy 0, 1 or 2, with 1 to 3 epochs of warm-up in a training of 4"):
+            schedule.table(1.0, 2, 7)
+    assert SpanTemperature().table(10.0, 5, 5).tolist() == [10.0] * 5

@@ -111,7 +111,9 @@ def test_padding_is_pooled_unless_it_is_not_wanted(pooling: Any) -> None:
     torch.manual_seed(0)
     x, padding = tokens(3), torch.zeros(3, 72, dtype=torch.bool)
     padding[0, 9:], padding[1] = True, True
-    published, aware = (PathController(8, 3, pooling=pooling, pool_padding=pool).double().eval() for pool in (True, False))
+    published, aware = (
+        PathController(8, 3, pooling=pooling, pool_padding=pool).double().eval() for pool in (True, False)
+    )
     aware.load_state_dict(published.state_dict())
     assert not torch.allclose(published(x, padding)[0], aware(x, padding)[0])
     torch.testing.assert_close(aware(x[:1, :9], padding[:1, :9])[0], aware(x, padding)[0])

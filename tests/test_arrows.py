@@ -134,7 +134,7 @@ def test_the_command_line_knows_no_task_network_or_report() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef) and bases & {ast.unparse(base) for base in node.bases}
     }
-    rooms = ("classifiers", "detectors", "segmenters", "pose")
+    rooms = ("classifiers", "detectors", "segmenters", "pose", "vqa")
     networks = {name for room in rooms for name in exported(f"models.{room}")}
     known = (on_a_base | networks) - {"Predictions", "Cost"}
     assert {"Classification", "Detection", "Segmentation", "PoseEstimation", "ExitCurve", "SOLQ"} <= known

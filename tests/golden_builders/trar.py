@@ -201,20 +201,20 @@ def loss_of(case: Case, logits: Tensor, target: Tensor) -> Tensor:
 
 
 def net(case: Case) -> dict[str, Tensor | None]:
-    questions, given = case.inputs["ques_ix"], features(case)
+    given = (case.inputs["ques_ix"], features(case), case.inputs.get("bbox_feat"))
     whole, alone = network(case), network(case, binarize=True)
     for each in (whole, alone):
         load(each, LAYOUT.to_ours(case.state))
         if "gumbel" in case.inputs:
             pull(each, case.inputs["tau"], case.inputs["gumbel"])
-    logits = whole(questions, given)
+    logits = whole(*given)
     alphas = torch.stack([decision.values for decision in noted(whole).values()])
     loss = loss_of(case, logits, case.inputs["target"])
     loss.backward()
-    encoded = whole.encode(questions, given)
+    encoded = whole.encode(*given)
     return {
         "out.logits": logits,
-        "out.logits_binarized": alone(questions, given),
+        "out.logits_binarized": alone(*given),
         "out.alphas": alphas,
         "out.lang": encoded.words,
         "out.img": encoded.cells,

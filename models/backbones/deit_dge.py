@@ -11,7 +11,6 @@ Reference: "Dynamic Grained Encoder for Vision Transformers", arXiv 2301.03831; 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
@@ -22,8 +21,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.compute import record
-from models.layers.grained import BudgetGate, DropPathUnit, Formula, Grain, GrainedBlock
+from models.layers.grained import BudgetGate, DropPathUnit, Formula, Grain, GrainedBlock, record_constant
 from models.layers.grained_regions import Regions
 from models.layers.query_attention import QueryAttention
 
@@ -67,8 +65,9 @@ class GrainedVisionTransformer(VisionTransformer):
             return GrainedBlock(embed_dim, attention, mlp_ratio, drop_path, grain)
 
         sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "drop_path_rate": drop_path_rate}
-        any_size = {"dynamic_img_size": True, "dynamic_img_pad": True}
-        super().__init__(**sizes, **any_size | options, block_fn=block)
+        # The last norm comes before the mean of the tokens, too, where there is no class token.
+        published = {"dynamic_img_size": True, "dynamic_img_pad": True, "fc_norm": False}
+        super().__init__(**sizes, **published | options, block_fn=block)
         self.grain = grain
         self._initialise()
 
@@ -106,7 +105,8 @@ class GrainedVisionTransformer(VisionTransformer):
         taken, last = feature_take_indices(len(self.blocks), indices)
         tokens, (kept, size) = self._tokens(x, taken, last + 1 if stop_early else None)
         kept = [self.norm(each) if norm else each for each in kept]
-        extra, maps = [each[:, : self.num_prefix_tokens] for each in kept], [each[:, self.num_prefix_tokens :] for each in kept]
+        extra = [each[:, : self.num_prefix_tokens] for each in kept]
+        maps = [each[:, self.num_prefix_tokens :] for each in kept]
         if output_fmt == "NCHW":
             maps = [each.transpose(1, 2).unflatten(2, size).contiguous() for each in maps]
         results: list[Any] = list(zip(maps, extra, strict=True)) if return_prefix_tokens else list(maps)
@@ -115,7 +115,7 @@ class GrainedVisionTransformer(VisionTransformer):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens to logits [B, K], or to what the classifier sees."""
         if self.grain.formula == "official" and isinstance(self.head, nn.Linear) and not pre_logits:
-            _constant(self.head, x, self.head.in_features * self.head.out_features)
+            record_constant(self.head, x, self.head.in_features * self.head.out_features)
         return super().forward_head(x, pre_logits)
 
     def _tokens(
@@ -125,7 +125,7 @@ class GrainedVisionTransformer(VisionTransformer):
         if self.grain.formula == "official":
             # The code takes the product of the first two sizes of the image, channels and rows, for its pixels.
             channels, rows = images.shape[1:3]
-            _constant(self.patch_embed, images, channels * channels * rows * self.embed_dim)
+            record_constant(self.patch_embed, images, channels * channels * rows * self.embed_dim)
         height, width = maps.shape[1:3]
         regions = Regions((height, width), self.grain.splits, self.num_prefix_tokens, maps.device)
         tokens = self.norm_pre(self._pos_embed(maps))
@@ -142,11 +142,6 @@ class GrainedVisionTransformer(VisionTransformer):
             nn.init.trunc_normal_(self.cls_token, std=0.02)
         for block in self.blocks:
             block.router.reset_parameters()
-
-
-def _constant(part: nn.Module, x: Tensor, macs: float) -> None:
-    """Records the same multiply-adds for every sample."""
-    record(part, torch.full((len(x),), float(macs), device=x.device), macs, macs)
 
 
 _SIZES: dict[str, dict[str, Any]] = {

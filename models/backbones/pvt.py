@@ -3,7 +3,7 @@
 Four stages of patch embedding, learned positions and blocks; a class token joins in the last. Images may have any size:
 positions are resized bilinearly, and maps are filled up to whole patches.
 
-`timm.create_model("pvt_dge_s124_small_256", features_only=True)` hands out the maps of the stages without the last norm.
+`timm.create_model("pvt_dge_s124_small_256", features_only=True)` hands out the stages' maps, without the last norm.
 
 Reference: "Pyramid Vision Transformer", arXiv 2102.12122; "Dynamic Grained Encoder for Vision Transformers", arXiv
 2301.03831; StevenGrove/vtpack at 38d5af0c.
@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
@@ -24,89 +22,14 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from models.compute import record
-from models.layers.grained import BudgetGate, DropPathUnit, Formula, Grain, GrainedBlock
+from models.layers.grained import BudgetGate, DropPathUnit, Formula, Grain, GrainedBlock, record_constant
 from models.layers.grained_regions import Regions
 from models.layers.point_attention import PointAttention
+from models.layers.pyramid_stage import PlainBlock, Stage
 from models.layers.query_attention import ReducedAttention
 from models.mistakes import Mistake
 
 Attention = Literal["reduced", "deformable"]
-
-
-class PlainBlock(nn.Module):
-    """A pre-norm transformer block on tokens of a map.
-
-    Args:
-        dim: Features of a token.
-        attention: Called with the normed tokens as queries and as tokens, `Regions` and None.
-        mlp_ratio: Hidden features of the MLP, as a multiple of `dim`.
-        drop_path: Probability of stochastic depth.
-    """
-
-    def __init__(self, dim: int, attention: nn.Module, mlp_ratio: float, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = attention
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, regions: Regions) -> Tensor:
-        """Tokens [B, extra + H * W, C] to tokens of the same shape."""
-        normed = self.norm1(x)
-        x = x + self.drop_path(self.attn(normed, normed, regions, None))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class PatchEmbedding(nn.Module):
-    """Patches of a map to tokens: a convolution, and a norm.
-
-    Args:
-        in_chans: Channels that come in.
-        dim: Features of a token.
-        patch_size: Side of a patch.
-    """
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, maps: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, in_chans, H, W] to tokens [B, h * w, dim] and (h, w); zeros fill up the last patches."""
-        height, width = maps.shape[2:]
-        maps = self.proj(F.pad(maps, (0, -width % self.patch_size, 0, -height % self.patch_size)))
-        return self.norm(maps.flatten(2).transpose(1, 2)), (maps.shape[2], maps.shape[3])
-
-
-class Stage(nn.Module):
-    """Patch embedding, positions and blocks at one resolution.
-
-    Args:
-        in_chans, dim, patch_size: See `PatchEmbedding`.
-        grid: Side of the map that positions are learned for.
-        extra: Positions of extra tokens, in front.
-        blocks: What follows.
-    """
-
-    def __init__(
-        self, in_chans: int, dim: int, patch_size: int, grid: int, extra: int, blocks: Sequence[nn.Module]
-    ) -> None:
-        super().__init__()
-        self.grid, self.extra = grid, extra
-        self.patch_embed = PatchEmbedding(in_chans, dim, patch_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, extra + grid**2, dim))
-        self.blocks = nn.ModuleList(blocks)
-
-    def positions(self, size: tuple[int, int]) -> Tensor:
-        """Positions [1, extra + h * w, C] of a map of h x w tokens."""
-        if size == (self.grid, self.grid):
-            return self.pos_embed
-        learned = self.pos_embed[:, self.extra :].transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        resized = F.interpolate(learned, size, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
-        return torch.cat([self.pos_embed[:, : self.extra], resized], 1)
 
 
 class PVT(nn.Module):
@@ -162,7 +85,9 @@ class PVT(nn.Module):
         if len(sizes) > 1:
             raise Mistake("embed_dims, num_heads, mlp_ratios, depths and sr_ratios need one entry for each stage")
         if attention not in ("reduced", "deformable") or (splits and attention == "deformable"):
-            raise Mistake(f"attention is 'reduced', or 'deformable' without splits, not {attention!r} with {list(splits)}")
+            raise Mistake(
+                f"attention is 'reduced', or 'deformable' without splits, not {attention!r} with {list(splits)}"
+            )
         grain = Grain(tuple(splits), sparse_train, formula, budget_gate, drop_path_unit) if splits else None
         self.grain, self.in_chans, self.num_classes = grain, in_chans, num_classes
         self.num_features = self.head_hidden_size = embed_dims[-1]
@@ -176,9 +101,7 @@ class PVT(nn.Module):
         reduction = 1
         for i, (dim, heads, ratio, sr) in enumerate(zip(embed_dims, num_heads, mlp_ratios, sr_ratios, strict=True)):
 
-            def block(
-                rate: float, dim: int = dim, heads: int = heads, ratio: float = ratio, sr: int = sr
-            ) -> nn.Module:
+            def block(rate: float, dim: int = dim, heads: int = heads, ratio: float = ratio, sr: int = sr) -> nn.Module:
                 if deformable:
                     return PlainBlock(dim, PointAttention(dim, heads, num_points, qkv_bias), ratio, rate)
                 attn = ReducedAttention(dim, heads, qkv_bias, sr)
@@ -210,7 +133,7 @@ class PVT(nn.Module):
         else:
             blocks = [(blocks, None)]
         return {
-            "stem": r"^stages\.0\.(patch_embed|pos_embed)",
+            "stem": r"^stages\.0\.(?:patch_embed|pos_embed)",
             "blocks": [*blocks, (r"^cls_token|^norm", (99999,))],
         }
 
@@ -227,8 +150,8 @@ class PVT(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
-        weight = self.norm.weight if isinstance(self.norm, nn.LayerNorm) else self.stages[0].pos_embed
-        self.head = nn.Linear(self.num_features, num_classes).to(weight.device, weight.dtype) if num_classes else nn.Identity()
+        like = {"device": self.stages[0].pos_embed.device, "dtype": self.stages[0].pos_embed.dtype}
+        self.head = nn.Linear(self.num_features, num_classes, **like) if num_classes else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to logits [B, K]."""
@@ -245,7 +168,7 @@ class PVT(nn.Module):
         elif self.global_pool == "avg":
             x = x[:, self.num_prefix_tokens :].mean(1)
         if self.grain and self.grain.formula == "official" and isinstance(self.head, nn.Linear) and not pre_logits:
-            _constant(self.head, x, self.head.in_features * self.head.out_features)
+            record_constant(self.head, x, self.head.in_features * self.head.out_features)
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -314,7 +237,7 @@ class PVT(nn.Module):
         for stage in self.stages:
             proj, patch = stage.patch_embed.proj, stage.patch_embed.patch_size
             macs = pixels * proj.in_channels * proj.out_channels + pixels / patch**2 * proj.out_channels
-            _constant(stage.patch_embed, images, macs)
+            record_constant(stage.patch_embed, images, macs)
             pixels /= patch**2
 
     def _initialise(self) -> None:
@@ -329,11 +252,6 @@ class PVT(nn.Module):
         for module in self.modules():
             if isinstance(module, GrainedBlock):
                 module.router.reset_parameters()
-
-
-def _constant(part: nn.Module, x: Tensor, macs: float) -> None:
-    """Records the same multiply-adds for every sample."""
-    record(part, torch.full((len(x),), float(macs), device=x.device), macs, macs)
 
 
 _DEPTHS = {"tiny": (2, 2, 2, 2), "small": (3, 4, 6, 3), "medium": (3, 4, 18, 3), "large": (3, 8, 27, 3)}

@@ -209,3 +209,8 @@ class GrainedBlock(nn.Module):
             norms, router = 2 * regions.tokens * dim, regions.tokens / regions.side**2 * dim * (1 + splits)
             return Cost(fixed + norms + router, per_query + 2 * dim * hidden + hidden)
         return Cost(fixed + math.prod(regions.grid) * dim * splits, per_query + 2 * dim * hidden)
+
+
+def record_constant(part: nn.Module, x: Tensor, macs: float) -> None:
+    """Records the same multiply-adds for every sample of a part that decides nothing."""
+    record(part, torch.full((len(x),), float(macs), device=x.device), macs, macs)

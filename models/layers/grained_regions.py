@@ -1,4 +1,4 @@
-"""Regions of a map of tokens, the queries that they can have, and those that were chosen, without a loop over images."""
+"""Regions of a map of tokens, the queries they can have, and those that were chosen, without a loop over images."""
 
 import math
 from collections.abc import Sequence
@@ -121,7 +121,9 @@ class Regions:
         per_axis = []
         for length, regions in zip(self.size, self.grid, strict=True):
             left = length - self.side * torch.arange(regions, device=self.device)
-            per_axis.append([((left - 1) // c.side + 1).clamp(max=s) for c, s in zip(self.cells, self.splits, strict=True)])
+            per_axis.append(
+                [((left - 1) // c.side + 1).clamp(max=s) for c, s in zip(self.cells, self.splits, strict=True)]
+            )
         return torch.stack([rows[:, None] * columns for rows, columns in zip(*per_axis, strict=True)], -1)
 
     @cached_property

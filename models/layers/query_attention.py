@@ -29,7 +29,7 @@ class QueryAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, tokens: Tensor, regions: Regions, ragged: Ragged | None) -> Tensor:
-        """Queries [B, Q, C], or [T, C] in the order of `ragged`, that read tokens [B, N, C]; shaped like the queries."""
+        """Queries [B, Q, C], or [T, C] in the order of `ragged`, read tokens [B, N, C]; shaped like the queries."""
         dim, weight, bias = self.proj.in_features, self.qkv.weight, self.qkv.bias
         own = F.linear(queries, weight[:dim], None if bias is None else bias[:dim])
         keys, values = F.linear(tokens, weight[dim:], None if bias is None else bias[dim:]).chunk(2, -1)
@@ -67,7 +67,7 @@ class ReducedAttention(nn.Module):
             self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, tokens: Tensor, regions: Regions, ragged: Ragged | None) -> Tensor:
-        """Queries [B, Q, C], or [T, C] in the order of `ragged`, that read tokens [B, N, C]; shaped like the queries."""
+        """Queries [B, Q, C], or [T, C] in the order of `ragged`, read tokens [B, N, C]; shaped like the queries."""
         if self.reduction > 1:
             height, width = regions.size
             maps = F.pad(regions.maps(tokens), (0, -width % self.reduction, 0, -height % self.reduction))

@@ -31,8 +31,8 @@ _DEIT: Table = [
     Maybe([("cls_token", SAME)]),
     ("patch_embed.proj", SAME, WEIGHT_BIAS),
     *((f"{_BLOCK}.{part}", SAME, WEIGHT_BIAS) for part in _OF_ANY_BLOCK),
-    (f"{_BLOCK}.attn.qkv.weight", SAME),
-    Maybe([(f"{_BLOCK}.attn.qkv.bias", SAME)]),
+    (f"{_BLOCK}.attn.q", f"{_BLOCK}.attn.qkv", WEIGHT),
+    Maybe([(f"{_BLOCK}.attn.q.bias", f"{_BLOCK}.attn.qkv.bias")]),
     *_router(_BLOCK, _BLOCK),
     ("norm", SAME, WEIGHT_BIAS),
     _HEAD,
@@ -48,34 +48,29 @@ _PYRAMID: list[Row | Maybe] = [
 _REDUCED: list[Row | Maybe] = [
     ("cls_token", SAME),
     *((f"{_THEIRS}.attn.{part}", f"{_OURS}.attn.{part}", WEIGHT) for part in ("q", "kv")),
-    *(
-        Maybe([(f"{_THEIRS}.attn.{part}.bias", f"{_OURS}.attn.{part}.bias")]) for part in ("q", "kv")
-    ),
+    *(Maybe([(f"{_THEIRS}.attn.{part}.bias", f"{_OURS}.attn.{part}.bias")]) for part in ("q", "kv")),
     Maybe([(f"{_THEIRS}.attn.{part}", f"{_OURS}.attn.{part}", WEIGHT_BIAS) for part in ("sr", "norm")], per="stage"),
 ]
 _POINTS: list[Row | Maybe] = [
     (f"{_THEIRS}.attn.{part}", f"{_OURS}.attn.{part}", WEIGHT_BIAS) for part in ("v", "offsets", "attn_weight")
 ]
-_QUERIES = re.compile(r"(.*blocks\.\d+\.attn\.)q\.(weight|bias)")
-_JOINT = re.compile(r"(.*blocks\.\d+\.attn\.)qkv\.(weight|bias)")
+_QUERIES = re.compile(r"(blocks\.\d+\.attn\.)q\.(weight|bias)")
 
 
 def _joined(state: State) -> State:
-    """Queries, and keys with values, of each block of a DeiT as one map."""
+    """A DeiT's queries, and keys with values, as one map, under the name of the queries."""
     joined = dict(state)
     for name in state:
-        found = _QUERIES.fullmatch(name)
-        if found and (others := f"{found[1]}kv.{found[2]}") in state:
-            joined[f"{found[1]}qkv.{found[2]}"] = torch.cat([joined.pop(name), joined.pop(others)])
+        if (found := _QUERIES.fullmatch(name)) and (others := f"{found[1]}kv.{found[2]}") in state:
+            joined[name] = torch.cat([state[name], joined.pop(others)])
     return joined
 
 
 def _split(state: State) -> State:
     split = dict(state)
-    for name in state:
-        if found := _JOINT.fullmatch(name):
-            value = split.pop(name)
-            split[f"{found[1]}q.{found[2]}"], split[f"{found[1]}kv.{found[2]}"] = value.tensor_split([len(value) // 3])
+    for name, value in state.items():
+        if found := _QUERIES.fullmatch(name):
+            split[name], split[f"{found[1]}kv.{found[2]}"] = value.tensor_split([len(value) // 3])
     return split
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import models.layers.grained
 from callbacks.compute_budget import budget_penalty
-from models.backbones.pvt import PlainBlock
 from models.compute import expected, recorded
 from models.layers.grained import Grain, GrainedBlock, Router
 from models.layers.grained_regions import Regions
 from models.layers.point_attention import PointAttention
+from models.layers.pyramid_stage import PlainBlock
 from models.layers.query_attention import QueryAttention, ReducedAttention
 from models.official import load
 from models.official.dge import LAYOUT
@@ -95,9 +95,7 @@ def pool_unpool(case: Case) -> dict[str, Tensor]:
     for extra in sorted({int(name[-1]) for name in case.inputs if name.startswith("x_extra")}):
         x = case.inputs[f"x_extra{extra}"]
         router = Router(x.shape[2], splits)
-        router.gate.load_state_dict(
-            {part: case.inputs[f"router_{part}_extra{extra}"] for part in ("weight", "bias")}
-        )
+        router.gate.load_state_dict({part: case.inputs[f"router_{part}_extra{extra}"] for part in ("weight", "bias")})
         regions = Regions(size, splits, extra, x.device)
         maps = regions.maps(x)
         scores = router(maps)
@@ -133,14 +131,9 @@ def attention_of(config: dict[str, Any]) -> nn.Module:
 def gradients(network: nn.Module, place: str = "") -> dict[str, Tensor]:
     """Gradients by official name."""
     ours = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
-    official = {LAYOUT.official_name(f"{place}{name}"): value for name, value in ours.items()}
-    split = {}
-    for name, value in official.items():
-        if ".attn.qkv." in name:
-            dim = len(value) // 3
-            split |= {name.replace("qkv", "q"): value[:dim], name.replace("qkv", "kv"): value[dim:]}
+    official = LAYOUT.pack({LAYOUT.official_name(f"{place}{name}"): value for name, value in ours.items()})
     begin = {"": "", "b": DEIT_BLOCK, "s": PVT_BLOCK}[place[:1]]
-    return {f"grad.{name.removeprefix(begin)}": value for name, value in (official | split).items()}
+    return {f"grad.{name.removeprefix(begin)}": value for name, value in official.items()}
 
 
 def block(case: Case, training: bool, sparse: bool = False) -> dict[str, Tensor]:

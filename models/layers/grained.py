@@ -158,35 +158,45 @@ class GrainedBlock(nn.Module):
         if not has_values(x):
             record(self, x.new_full((len(x),), dense), dense, least)
             return x + self._change(x, x, regions, None)
-        choice = scores.argmax(3)
-        noise_free, gate = straight_through(scores.flatten(0, 2), 0.0, 1.0)[0].view_as(scores), None
-        if self.training:
-            gate = self._sample(scores)
-            choice = gate.argmax(3)
-        sides = [f"{split} x {split} queries" for split in self.grain.splits]
-        note(self, "map", choice, "granularity", sides)
-        budgeted = noise_free if gate is None or self.grain.budget_gate == "noise_free" else gate
+        if not self.training:
+            return self._evaluated(x, maps, scores, regions)
+        gate = self._straight_through(scores, gumbel_noise(torch.rand_like(scores)))
+        choice = gate.argmax(3)
+        self._note(choice)
+        budgeted = self._straight_through(scores, 0.0) if self.grain.budget_gate == "noise_free" else gate
         record(self, fixed + per_query * regions.queries(budgeted), dense, least)
-        whole = self.training and not self.grain.sparse_train
-        if whole or torch.compiler.is_compiling():
-            queries = regions.pool(x, maps)
-            change = self._change(queries, x, regions, None)
-            return x + regions.mixed(change, noise_free if gate is None else gate)
+        if not self.grain.sparse_train or torch.compiler.is_compiling():
+            return x + regions.mixed(self._change(regions.pool(x, maps), x, regions, None), gate)
         chosen = regions.choose(choice)
-        queries = chosen.rows(regions.pool(x, maps))
-        change = self._change(queries, x, regions, chosen.ragged)
-        if gate is not None:
-            change = change * chosen.gates(gate)[:, None].to(change.dtype)
+        change = self._change(chosen.rows(regions.pool(x, maps)), x, regions, chosen.ragged)
+        return x + chosen.unpool(change * chosen.gates(gate)[:, None].to(change.dtype))
+
+    def _evaluated(self, x: Tensor, maps: Tensor, scores: Tensor, regions: Regions) -> Tensor:
+        choice = scores.argmax(3)
+        self._note(choice)
+        fixed, per_query = self._cost(regions)
+        dense, least = (fixed + per_query * number for number in regions.query_range)
+        if torch.compiler.is_compiling():
+            gate = F.one_hot(choice, scores.shape[3]).to(scores.dtype)
+            record(self, fixed + per_query * regions.queries(gate), dense, least)
+            return x + regions.mixed(self._change(regions.pool(x, maps), x, regions, None), gate)
+        chosen = regions.choose(choice)
+        record(self, fixed + per_query * chosen.lengths.to(scores.dtype), dense, least)
+        change = self._change(chosen.rows(regions.pool(x, maps)), x, regions, chosen.ragged)
         return x + chosen.unpool(change)
+
+    def _note(self, choice: Tensor) -> None:
+        note(self, "map", choice, "granularity", [f"{split} x {split} queries" for split in self.grain.splits])
 
     def _change(self, queries: Tensor, x: Tensor, regions: Regions, ragged: Ragged | None) -> Tensor:
         """What the block adds to queries, [B, Q, C] or, with `ragged`, those of all images in a row [T, C]."""
         first = self._drop(self.attn(self.norm1(queries), self.norm1(x), regions, ragged), ragged)
         return first + self._drop(self.mlp(self.norm2(queries + first)), ragged)
 
-    def _sample(self, scores: Tensor) -> Tensor:
-        rows = scores.flatten(0, 2)
-        return straight_through(rows, gumbel_noise(torch.rand_like(rows)), 1.0)[0].view_as(scores)
+    @staticmethod
+    def _straight_through(scores: Tensor, noise: Tensor | float) -> Tensor:
+        rows = noise.flatten(0, 2) if isinstance(noise, Tensor) else noise
+        return straight_through(scores.flatten(0, 2), rows, 1.0)[0].view_as(scores)
 
     def _drop(self, x: Tensor, ragged: Ragged | None) -> Tensor:
         if not self.training or not self.drop_path:

@@ -127,9 +127,14 @@ class Regions:
         return torch.stack([rows[:, None] * columns for rows, columns in zip(*per_axis, strict=True)], -1)
 
     @cached_property
-    def order(self) -> Tensor:
-        """All queries in the order of a chosen image: extra ones, then region by region, finest first [M]."""
-        return self.keys.argsort(stable=True)
+    def order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All queries in the order of a chosen image, extra ones first, then region by region, finest first.
+
+        Each is told by its place among all queries, its region and its split, all [M]; an extra one's split is -1.
+        """
+        order = self.keys.argsort(stable=True)
+        keys, splits = self.keys[order], len(self.splits)
+        return order, keys.clamp(min=0) // splits, torch.where(keys < 0, keys, keys % splits)
 
     @cached_property
     def keys(self) -> Tensor:
@@ -147,10 +152,15 @@ class Regions:
 
     @cached_property
     def cover(self) -> Tensor:
-        """Of each of the map's tokens, the query of each split that stands for it [S, H * W]."""
+        """The query that stands for each of the map's tokens, of each split, one split after the other [S * H * W]."""
         rows, columns = (torch.arange(n, device=self.device) for n in self.size)
         covers = [c.start + rows[:, None] // c.side * c.columns + columns // c.side for c in self.cells]
-        return torch.stack(covers).flatten(1)
+        return torch.stack(covers).flatten()
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Numbers of the map's tokens [H * W]."""
+        return torch.arange(self.size[0] * self.size[1], device=self.device)
 
 
 class Chosen:
@@ -163,16 +173,15 @@ class Chosen:
 
     def __init__(self, regions: Regions, choice: Tensor) -> None:
         self.regions, self.choice = regions, choice.flatten(1)
-        numbers = len(regions.splits)
-        keys = regions.keys[regions.order]
-        # Which of its region's splits each possible query belongs to, and whether it is the chosen one.
-        held = self.choice[:, keys.clamp(min=0) // numbers] == keys % numbers
+        order, region, split = regions.order
+        held = self.choice[:, region] == split
         held[:, : regions.extra] = True
-        self.lengths = held.sum(1)
+        position = held.cumsum(1)
+        self.lengths = position[:, -1]
         image, place = held.nonzero().unbind(1)
-        self.query = regions.order[place]
-        position = held.cumsum(1) - 1
-        self.ragged = Ragged(image, position[image, place], int(self.lengths.max()), len(choice))
+        self.query = order[place]
+        length = len(image) if len(choice) == 1 else int(self.lengths.max())
+        self.ragged = Ragged(image, position[image, place] - 1, length, len(choice))
 
     def rows(self, pooled: Tensor) -> Tensor:
         """All queries [B, M, C] to the chosen ones [T, C]."""
@@ -186,12 +195,10 @@ class Chosen:
 
     def unpool(self, change: Tensor) -> Tensor:
         """What queries [T, C] are changed by, to all tokens [B, extra + H * W, C]."""
-        regions = self.regions
-        batch = len(self.choice)
-        row = change.new_zeros(batch, len(regions.keys), dtype=torch.long)
+        regions, batch = self.regions, len(self.choice)
+        row = self.query.new_zeros(batch, len(regions.keys))
         row[self.ragged.image, self.query] = torch.arange(len(change), device=change.device)
-        split = self.choice[:, regions.region]
-        covered = regions.cover[split, torch.arange(split.shape[1], device=split.device)]
+        covered = regions.cover[self.choice[:, regions.region] * len(regions.places) + regions.places]
         rows = torch.cat([row[:, : regions.extra], row.gather(1, covered)], 1)
         return change.index_select(0, rows.flatten()).unflatten(0, (batch, -1))
 

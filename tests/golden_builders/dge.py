@@ -35,8 +35,8 @@ def given_noise(*noises: Tensor) -> Iterator[None]:
     """Adds these to the scores of the routers, one router after another."""
     draws = iter(noises)
 
-    def noise(rows: Tensor) -> Tensor:
-        return next(draws).flatten(0, 2).to(rows)
+    def noise(uniform: Tensor) -> Tensor:
+        return next(draws).to(uniform)
 
     with patch.object(models.layers.grained, "gumbel_noise", noise):
         yield

@@ -107,11 +107,9 @@ class Router(nn.Module):
                 self.gate.bias.fill_(-odds)
                 self.gate.bias[0] = odds
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps of tokens [B, C, H, W] to scores [B, ceil(H / R), ceil(W / R), S], float32 or finer."""
-        # A region that the map's border cuts is the mean of the tokens that it has.
-        means = F.avg_pool2d(maps, self._expected[0], ceil_mode=True)
-        scores: Tensor = self.gate(means.permute(0, 2, 3, 1))
+    def forward(self, means: Tensor) -> Tensor:
+        """Means of regions [B, h, w, C] to scores [B, h, w, S], float32 or finer."""
+        scores: Tensor = self.gate(means)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -151,27 +149,29 @@ class GrainedBlock(nn.Module):
 
     def forward(self, x: Tensor, regions: Regions) -> Tensor:
         """Tokens [B, extra + H * W, C], extra ones first, to tokens of the same shape."""
-        maps = regions.maps(x)
-        scores = self.router(maps)
+        pooled, means = regions.pool(x)
+        scores = self.router(means)
         fixed, per_query = self._cost(regions)
         dense, least = (fixed + per_query * number for number in regions.query_range)
         if not has_values(x):
             record(self, x.new_full((len(x),), dense), dense, least)
-            return x + self._change(x, x, regions, None)
+            normed = self.norm1(x)
+            return x + self._change(x, normed, normed, regions, None)
         if not self.training:
-            return self._evaluated(x, maps, scores, regions)
+            return self._evaluated(x, pooled, scores, regions)
         gate = self._straight_through(scores, gumbel_noise(torch.rand_like(scores)))
         choice = gate.argmax(3)
         self._note(choice)
         budgeted = self._straight_through(scores, 0.0) if self.grain.budget_gate == "noise_free" else gate
         record(self, fixed + per_query * regions.queries(budgeted), dense, least)
         if not self.grain.sparse_train or torch.compiler.is_compiling():
-            return x + regions.mixed(self._change(regions.pool(x, maps), x, regions, None), gate)
+            return x + self._all(pooled, regions, gate)
         chosen = regions.choose(choice)
-        change = self._change(chosen.rows(regions.pool(x, maps)), x, regions, chosen.ragged)
+        queries = chosen.rows(pooled)
+        change = self._change(queries, self.norm1(queries), self.norm1(x), regions, chosen.ragged)
         return x + chosen.unpool(change * chosen.gates(gate)[:, None].to(change.dtype))
 
-    def _evaluated(self, x: Tensor, maps: Tensor, scores: Tensor, regions: Regions) -> Tensor:
+    def _evaluated(self, x: Tensor, pooled: Tensor, scores: Tensor, regions: Regions) -> Tensor:
         choice = scores.argmax(3)
         self._note(choice)
         fixed, per_query = self._cost(regions)
@@ -179,18 +179,34 @@ class GrainedBlock(nn.Module):
         if torch.compiler.is_compiling():
             gate = F.one_hot(choice, scores.shape[3]).to(scores.dtype)
             record(self, fixed + per_query * regions.queries(gate), dense, least)
-            return x + regions.mixed(self._change(regions.pool(x, maps), x, regions, None), gate)
+            return x + self._all(pooled, regions, gate)
         chosen = regions.choose(choice)
         record(self, fixed + per_query * chosen.lengths.to(scores.dtype), dense, least)
-        change = self._change(chosen.rows(regions.pool(x, maps)), x, regions, chosen.ragged)
+        queries = chosen.rows(pooled)
+        change = self._change(queries, self.norm1(queries), self.norm1(x), regions, chosen.ragged)
         return x + chosen.unpool(change)
 
     def _note(self, choice: Tensor) -> None:
         note(self, "map", choice, "granularity", [f"{split} x {split} queries" for split in self.grain.splits])
 
-    def _change(self, queries: Tensor, x: Tensor, regions: Regions, ragged: Ragged | None) -> Tensor:
-        """What the block adds to queries, [B, Q, C] or, with `ragged`, those of all images in a row [T, C]."""
-        first = self._drop(self.attn(self.norm1(queries), self.norm1(x), regions, ragged), ragged)
+    def _all(self, pooled: Tensor, regions: Regions, gate: Tensor) -> Tensor:
+        """Changes of all queries, of which the gate keeps the chosen ones, as one of each token."""
+        normed = self.norm1(pooled)
+        # Tokens are the queries of the finest split.
+        return regions.mixed(self._change(pooled, normed, normed[:, : regions.tokens], regions, None), gate)
+
+    def _change(
+        self, queries: Tensor, normed: Tensor, tokens: Tensor, regions: Regions, ragged: Ragged | None
+    ) -> Tensor:
+        """What the block adds to queries, [B, Q, C] or, with `ragged`, those of all images in a row [T, C].
+
+        Args:
+            queries: As they are, for the residual.
+            normed: The same after the first norm.
+            tokens: [B, N, C], after the first norm.
+            regions, ragged: Where they are.
+        """
+        first = self._drop(self.attn(normed, tokens, regions, ragged), ragged)
         return first + self._drop(self.mlp(self.norm2(queries + first)), ragged)
 
     @staticmethod

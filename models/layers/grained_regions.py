@@ -81,20 +81,33 @@ class Regions:
         """Tokens [B, extra + H * W, C] to maps [B, C, H, W]."""
         return x[:, self.extra :].transpose(1, 2).unflatten(2, self.size)
 
-    def pool(self, x: Tensor, maps: Tensor) -> Tensor:
-        """All queries that there can be.
+    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of tokens.
 
         Args:
             x: Tokens [B, extra + H * W, C].
-            maps: The same as `maps`.
 
         Returns:
-            [B, M, C]: the extra tokens, the cells of the finest split row by row, those of the next ...
+            All queries that there can be [B, M, C]: the extra tokens, the cells of the finest split row by row, those
+            of the next ...; and the regions' own means [B, h, w, C].
         """
-        pooled = [x]
+        maps = x[:, self.extra :].unflatten(1, self.size)
+        means, side, queries = maps, 1, [x]
         for cells in self.cells[1:]:
-            pooled.append(F.avg_pool2d(maps, cells.side, ceil_mode=True).flatten(2).transpose(1, 2))
-        return torch.cat(pooled, 1)
+            means, side = self._means(maps, means, side, cells.side), cells.side
+            queries.append(means.flatten(1, 2))
+        return torch.cat(queries, 1), self._means(maps, means, side, self.side)
+
+    def _means(self, maps: Tensor, means: Tensor, side: int, wanted: int) -> Tensor:
+        """Means of cells of `wanted` tokens a side, of the map or of the means of smaller cells."""
+        if side == wanted:
+            return means
+        if wanted % side or any(length % wanted for length in self.size):
+            # Cells that the border cuts are the means of the tokens that they have.
+            return F.avg_pool2d(maps.permute(0, 3, 1, 2), wanted, ceil_mode=True).permute(0, 2, 3, 1)
+        step = wanted // side
+        # One axis after the other: a reduction of both at once is twenty times as slow on a CPU.
+        return means.unflatten(1, (-1, step)).sum(2).unflatten(2, (-1, step)).sum(3) / step**2
 
     def mixed(self, change: Tensor, gate: Tensor) -> Tensor:
         """Changes of all queries [B, M, C], those of each split times its gate [B, h, w, S], to tokens [B, N, C]."""

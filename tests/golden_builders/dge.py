@@ -97,9 +97,9 @@ def pool_unpool(case: Case) -> dict[str, Tensor]:
         router = Router(x.shape[2], splits)
         router.gate.load_state_dict({part: case.inputs[f"router_{part}_extra{extra}"] for part in ("weight", "bias")})
         regions = Regions(size, splits, extra, x.device)
-        maps = regions.maps(x)
-        scores = router(maps)
-        pooled, chosen = regions.pool(x, maps), regions.choose(scores.argmax(3))
+        pooled, means = regions.pool(x)
+        scores = router(means)
+        chosen = regions.choose(scores.argmax(3))
         change = case.inputs[f"delta_dense_extra{extra}"].unflatten(0, (len(x), -1))
         gate = torch.nn.functional.one_hot(scores.argmax(3), len(splits)).to(x)
         results |= {

@@ -101,14 +101,13 @@ def attention(batch_size: int, size: int, shares: Sequence[float], repeats: int)
         q, k, v = (x.unflatten(-1, (6, 64)).transpose(1, 2) for x in (rows, *dense))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).values()
 
-    def looped() -> Tensor:
-        rows = zip(queries.split(lengths), keys, values, strict=True)
-        return torch.cat(
-            [
-                F.scaled_dot_product_attention(*(heads(x)[None] for x in each))[0].transpose(0, 1).flatten(1)
-                for each in rows
-            ]
+    def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (
+            F.scaled_dot_product_attention(heads(q)[None], heads(k)[None], heads(v)[None])[0].transpose(0, 1).flatten(1)
         )
+
+    def looped() -> Tensor:
+        return torch.cat([one(*each) for each in zip(queries.split(lengths), keys, values, strict=True)])
 
     ways = {"filled up": lambda: attend(queries, keys, values, 6, ragged), "nested": nested, "one by one": looped}
     for way in (nested, looped):

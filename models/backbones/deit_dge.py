@@ -64,10 +64,15 @@ class GrainedVisionTransformer(VisionTransformer):
             attention = QueryAttention(embed_dim, num_heads, qkv_bias)
             return GrainedBlock(embed_dim, attention, mlp_ratio, drop_path, grain)
 
-        sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "drop_path_rate": drop_path_rate}
+        sizes: dict[str, Any] = {
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "drop_path_rate": drop_path_rate,
+        }
         # The last norm comes before the mean of the tokens, too, where there is no class token.
-        published = {"dynamic_img_size": True, "dynamic_img_pad": True, "fc_norm": False}
-        super().__init__(**sizes, **published | options, block_fn=block)
+        published: dict[str, Any] = {"dynamic_img_size": True, "dynamic_img_pad": True, "fc_norm": False}
+        super().__init__(**sizes, **published | options, block_fn=block)  # type: ignore[arg-type]
         self.grain = grain
         self._initialise()
 
@@ -80,7 +85,7 @@ class GrainedVisionTransformer(VisionTransformer):
         tokens, _ = self._tokens(x, ())
         return self.norm(tokens)
 
-    def forward_intermediates(
+    def forward_intermediates(  # type: ignore[override]
         self,
         x: Tensor,
         indices: int | list[int] | None = None,
@@ -141,6 +146,7 @@ class GrainedVisionTransformer(VisionTransformer):
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
         for block in self.blocks:
+            assert isinstance(block, GrainedBlock)
             block.router.reset_parameters()
 
 

@@ -95,8 +95,8 @@ class PVT(nn.Module):
         self.num_prefix_tokens = 0 if deformable else 1
         self.global_pool = "avg" if deformable else "token"
         self.grad_checkpointing = False
-        self.stages = nn.ModuleList()
-        self.feature_info = []
+        self.stages: Any = nn.ModuleList()
+        self.feature_info: list[dict[str, Any]] = []
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         reduction = 1
         for i, (dim, heads, ratio, sr) in enumerate(zip(embed_dims, num_heads, mlp_ratios, sr_ratios, strict=True)):
@@ -246,9 +246,9 @@ class PVT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for parameter in (self.cls_token, *(stage.pos_embed for stage in self.stages)):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
+        tokens = [] if self.cls_token is None else [self.cls_token]
+        for parameter in (*tokens, *(stage.pos_embed for stage in self.stages)):
+            nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, GrainedBlock):
                 module.router.reset_parameters()

@@ -228,7 +228,8 @@ class GrainedBlock(nn.Module):
 
     def _cost(self, regions: Regions) -> Cost:
         official = self.grain.formula == "official"
-        dim, hidden = self.mlp.fc1.in_features, self.mlp.fc1.out_features
+        first: Any = self.mlp.fc1
+        dim, hidden = first.in_features, first.out_features
         fixed, per_query = self.attn.cost(regions, official)  # type: ignore[operator]
         splits = len(self.grain.splits)
         if official:

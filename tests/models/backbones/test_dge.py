@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import models  # noqa: F401 (registers the backbones)
-from models.compute import count, expected, parameter_count, static_macs
+from models.compute import count, expected, parameter_count, recorded, static_macs
 from models.decisions import noted
+from models.detectors.retinanet import RetinaNet
 from models.mistakes import Mistake
 from models.official import load
+from models.segmenters.upernet import UperNet
 
 # Parameters of the plain host and with DGE, with the integers of `splits`; 1e9 multiply-adds of the plain host as they
 # are, and those of the official formula: static, all regions 2x2, all regions 1x1. Measured with the official models.
@@ -164,6 +166,23 @@ def test_maps_of_blocks_are_handed_out() -> None:
     maps = network.eval()(torch.randn(1, 3, 40, 36))
     assert [tuple(each.shape) for each in maps] == [(1, 12, 10, 9)] * 2
     assert len(network.model.blocks) == 3
+
+
+def test_detectors_and_segmenters_stand_on_them() -> None:
+    torch.manual_seed(0)
+    options = SMALL_PVT | {"depths": (1, 1, 1, 1)}
+    detector = RetinaNet(num_classes=3, backbone="pvt_dge_s124_tiny_256", options=options, fpn_chans=32)
+    images = [torch.rand(3, 75, 90), torch.rand(3, 64, 100)]
+    target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    losses = detector.train()(images, [target, target])
+    share = expected(detector, 0.0).share
+    assert share.shape == (2,)
+    (sum(losses.values()) + share.mean()).backward()
+    assert all(p.grad is not None for name, p in detector.named_parameters() if "router" in name)
+    segmenter = UperNet(num_classes=5, hidden_dim=8, aux_dim=6, backbone="pvt_dge_s124_tiny_256", options=options)
+    with torch.no_grad():
+        assert segmenter.eval()(torch.rand(2, 3, 70, 90)).shape == (2, 5, 70, 90)
+    assert len([name for name in recorded(segmenter) if ".blocks." in name]) == 4
 
 
 def test_impossible_hosts_are_refused() -> None:

@@ -127,6 +127,10 @@ NETWORKS: dict[str, tuple[int, float | None]] = {
     **{config: (RANET_MEASURED[row][2], None) for config, row in RANET.items() if "imagenet" in config},
     "container_v1_light_imagenet1k": (20_633_643, 3.8477),
     "container_imagenet1k": (21_808_826, 8.2319),
+    # The plain hosts' multiply-adds and the routers'.
+    "deit_dge_tiny_imagenet1k": (5_735_884, 1.7067),
+    "deit_dge_small_imagenet1k": (22_087_564, 6.1419),
+    "pvt_dge_small_imagenet1k": (24_617_432, 5.0381),
     "drnet_resnet50_imagenet1k": (30_570_603, 4.089),
     "drnet_joint_imagenet1k": (30_570_603, 4.089),
     "drnet_resnet101_imagenet1k": (44_759_848 + 4_907_331, None),

@@ -79,6 +79,8 @@ SHEETS: dict[str, Sheet] = {
     "detectron2": caffe_style,
     "detr": torch_style,
     "detr/masks": torch_style,
+    "dge/deit": torch_style,
+    "dge/pvt": torch_style,
     "dino": torch_style,
     "drconv": unpublished,
     "drnet": torch_style,

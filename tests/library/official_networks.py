@@ -61,6 +61,7 @@ _SWIN = {
 }
 _CONTAINER = {"dims": (4, 8, 8, 8), "depths": (1, 2, 1, 1), "num_heads": 2}
 _DVT = {"num_classes": 5, "image_size": 32, "grids": (2, 4, 8), "embed_dim": 12, "depth": 2, "num_heads": 2}
+<<<<<<< HEAD
 _TRAR: dict[str, Any] = {
     "num_answers": 5,
     "vocabulary_size": 7,
@@ -73,6 +74,10 @@ _TRAR: dict[str, Any] = {
     "pool_dim": 3,
     "out_dim": 10,
 }
+=======
+_DEIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 3}
+_PVT = {"img_size": 64, "embed_dims": (4, 4, 6, 6), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 2, 1), "num_classes": 3}
+>>>>>>> h/dge
 _RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}
 STAGES: list[Any] = [
     (1, [1], [4]),
@@ -153,6 +158,11 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "detr": lambda: DETR(**_DENSE),
     "detr/pre_norm": lambda: DETR(**_DENSE | {"encoder_layers": 2}, position_encoding="learned", pre_norm=True),
     "detr/masks": lambda: DETRSegmentation(DETR(**_DENSE | {"hidden_dim": 128, "num_heads": 8}, num_levels=4)),
+    "dge/deit": _timm("deit_dge_s124_tiny_patch16_256", **_DEIT),
+    "dge/no_class_token": _timm("deit_dge_s124_small_patch16_256", **_DEIT, class_token=False, global_pool="avg"),
+    "dge/pvt": _timm("pvt_dge_s124_tiny_256", **_PVT),
+    "dge/plain_pvt": _timm("pvt_small_256", **_PVT),
+    "dge/dpvt": _timm("dpvt_tiny_256", **_PVT),
     "dino": _dino(),
     "dino/norms": _dino(norm=True),
     "dino/one_layer": _dino(num_layers=1),
@@ -229,7 +239,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
 def weights(name: str) -> dict[str, Tensor]:
     """Weights of one of these networks, in which no two tensors are equal but those that are constant."""
     generator = torch.Generator().manual_seed(0)
-    constants = ("num_batches_tracked", "positives", "offsets", "indexes")
+    constants = ("num_batches_tracked", "positives", "offsets", "indexes", "splits")
     state = {
         key: value.clone() if key.endswith(constants) else torch.randn(value.shape, generator=generator)
         for key, value in BUILD[name]().state_dict().items()

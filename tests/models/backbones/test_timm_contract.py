@@ -14,7 +14,6 @@ import timm
 import torch
 from timm.layers import Format
 from timm.models import get_pretrained_cfg, group_parameters
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import models  # noqa: F401 (registers the backbones)
@@ -32,8 +31,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "convnext_dense": CONVNEXT,
     "convnext_isotropic": {"depth": 3, "dim": 8},
     "convnext_ladder": CONVNEXT,
+    "deit_dge": {"embed_dim": 12, "depth": 3, "num_heads": 3},
     "dynamic_conv": {"num_kernels": 2},
     "narrow_resnet": {"layers": (1, 1, 1, 1), "width": 8},
+    "pvt": {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1)},
     "resnet_msra": RESNET | {"stem_chans": 8},
     "resnet_pruned": RESNET | {"inner": [(4, 4)] * 4},
     "shufflenet_drconv": {"channels": (8, 16, 24, 32, 40), "depths": (1, 2, 1)},
@@ -61,7 +62,7 @@ def channels_first(network: nn.Module, maps: Tensor) -> Tensor:
 
 def is_transformer(network: nn.Module) -> bool:
     """Whether what is pooled are tokens in a row."""
-    return isinstance(network, VisionTransformer)
+    return hasattr(network, "num_prefix_tokens")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -118,7 +119,8 @@ def test_the_last_map_is_what_is_pooled(network: nn.Module) -> None:
     cfg = network.default_cfg
     features = network.forward_features(torch.randn(1, *cfg["input_size"]))
     if is_transformer(network):
-        tokens = network.num_prefix_tokens + math.prod(network.patch_embed.grid_size)
+        reduction = network.feature_info[-1]["reduction"]
+        tokens = network.num_prefix_tokens + math.prod(side // reduction for side in cfg["input_size"][1:])
         assert features.shape == (1, tokens, network.num_features)
         return
     assert channels_first(network, features).shape == (1, network.num_features, *cfg["pool_size"])

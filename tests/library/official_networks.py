@@ -61,7 +61,6 @@ _SWIN = {
 }
 _CONTAINER = {"dims": (4, 8, 8, 8), "depths": (1, 2, 1, 1), "num_heads": 2}
 _DVT = {"num_classes": 5, "image_size": 32, "grids": (2, 4, 8), "embed_dim": 12, "depth": 2, "num_heads": 2}
-<<<<<<< HEAD
 _TRAR: dict[str, Any] = {
     "num_answers": 5,
     "vocabulary_size": 7,
@@ -74,10 +73,8 @@ _TRAR: dict[str, Any] = {
     "pool_dim": 3,
     "out_dim": 10,
 }
-=======
 _DEIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 3}
 _PVT = {"img_size": 64, "embed_dims": (4, 4, 6, 6), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 2, 1), "num_classes": 3}
->>>>>>> h/dge
 _RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}
 STAGES: list[Any] = [
     (1, [1], [4]),

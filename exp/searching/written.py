@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,16 +149,17 @@ def _name(place: int) -> str:
 def _print(
     search: Search, best: list[Row], tested: list[dict[str, float]], names: list[str], result: Mapping[str, Any]
 ) -> None:
-    console = Console(emoji=False)
+    # In a log file, tables take the width that they need.
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     metric = search.metric
-    table = Table("architecture", f"val/{metric}", f"test/{metric}", *map(escape, search.costs.names), "", box=None)
+    table = Table("architecture", f"val/{metric}", f"test/{metric}", *map(escape, search.costs.names), box=None)
     for name, row, found in zip(names, best, tested, strict=True):
         costs = [short(row.costs[each]) for each in search.costs.names]
-        chosen = _said(search.network.space.described(row.architecture))
-        table.add_row(name, f"{row.metrics[metric]:.4f}", f"{found[metric]:.4f}", *costs, escape(chosen))
+        table.add_row(name, f"{row.metrics[metric]:.4f}", f"{found[metric]:.4f}", *costs)
     console.print(table, highlight=False)
     random = result["random"]
     lines = [
+        *(f"{name}: {_said(each['architecture'])}" for name, each in zip(names, result["best"], strict=True)),
         f"{random['candidates']} random ones within the limits: val/{metric} {random['mean']:.4f} on average (standard "
         f"deviation {random['deviation']:.4f})",
         f"front over {search.axis}: {len(result['front'])} architectures",

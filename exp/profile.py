@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import nn
@@ -181,11 +181,13 @@ def show(report: ProfileReport, depth: int) -> None:
     console.print(summary)
 
 
-def latencies(network: nn.Module, inputs: tuple[Any, ...], device: torch.device, seconds: float) -> list[float]:
+def latencies(
+    network: Callable[..., Any], inputs: tuple[Any, ...], device: torch.device, seconds: float
+) -> list[float]:
     """Seconds that each of at least ten inferences takes, after a few that are not counted.
 
     Args:
-        network: In evaluation mode.
+        network: In evaluation mode, or a part of one.
         inputs: What it takes, where it is.
         device: Where it is.
         seconds: Time to measure for.

@@ -145,7 +145,7 @@ def evolution(
         order: Which are the best, of the best so far and the last generation.
 
     Yields:
-        Proposals of a generation, each new and admitted; fewer than the plan says where there are no more.
+        Proposals of a generation, each new and admitted; fewer than the plan says, or none, where there are no more.
     """
     pool = _Pool(space, admits)
 
@@ -166,10 +166,12 @@ def evolution(
     best: list[Scored] = []
     proposals = [Proposal(each, "random") for each in pool.fresh(stranger, plan.population)]
     for generation in range(plan.generations + 1):
+        if not proposals:
+            return
         fitness = yield proposals
         scored = [Scored(each.architecture, value) for each, value in zip(proposals, fitness, strict=True)]
         best = order(best + scored)[: plan.parents]
-        if not best or generation == plan.generations:
+        if generation == plan.generations:
             return
         proposals = [Proposal(each, "mutation") for each in pool.fresh(mutant, plan.mutations, _TRIES * plan.mutations)]
         children = pool.fresh(child, plan.crossovers, _TRIES * plan.crossovers)
@@ -193,4 +195,6 @@ def random_search(space: Space, admits: Callable[[Architecture], bool], plan: Pl
     pool = _Pool(space, admits)
     for _ in range(plan.generations + 1):
         found = pool.fresh(lambda: space.draw(random), plan.population)
+        if not found:
+            return
         yield [Proposal(each, "random") for each in found]

@@ -10,7 +10,8 @@ microsoft/Cream 4a13c4091e78.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any, ClassVar, Literal
 
@@ -100,6 +101,28 @@ class _OfASpace:
         self.space.refuse(architecture)
         _, ratios, heads, width = self.space.parts(architecture)
         return cost(self._frame, width, heads, [hidden_width(width, ratio) for ratio in ratios])
+
+    def pieces(self, architecture: Architecture) -> dict[str, float]:
+        """How often each piece runs: what is around the layers of a width, and layers by width, heads and ratio."""
+        _, ratios, heads, width = self.space.parts(architecture)
+        layers = Counter(f"layer {width} {count} {ratio:g}" for count, ratio in zip(heads, ratios, strict=True))
+        return {f"frame {width}": 1.0} | layers
+
+    def piece(self, name: str, images: Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """A piece alone, with random weights, and what it takes for images [1, C, H, W]."""
+        _, width, *layer = name.split()
+        heads, ratios = ([int(layer[0])], [float(layer[1])]) if layer else ([], [])
+        network = AutoFormer(int(width), heads, ratios, **self.sizes).to(images.device).eval()
+        if not layer:
+            return network, (images,)
+        taken: list[tuple[Any, ...]] = []
+
+        def keep(x: Tensor, pairs: Any) -> Tensor:
+            taken.append((x, pairs))
+            return x
+
+        network.tokens(images, [keep])  # type: ignore[list-item]
+        return network.blocks[0], taken[0]
 
     def _plain(self, architecture: Architecture) -> nn.Module:
         _, ratios, heads, width = self.space.parts(architecture)

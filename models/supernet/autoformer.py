@@ -101,6 +101,23 @@ class _OfASpace:
         _, ratios, heads, width = self.space.parts(architecture)
         return cost(self._frame, width, heads, [hidden_width(width, ratio) for ratio in ratios])
 
+    def pieces(self, architecture: Architecture) -> dict[str, float]:
+        """How often each piece runs for an image: the frame, of a width, and layers of equal sizes."""
+        _, ratios, heads, width = self.space.parts(architecture)
+        layers = [f"layer {width} {count} {hidden_width(width, r)}" for count, r in zip(heads, ratios, strict=True)]
+        return {f"frame {width}": 1.0} | {name: float(layers.count(name)) for name in layers}
+
+    def piece(self, name: str, images: Tensor) -> tuple[nn.Module, tuple[Any, ...]]:
+        """A piece alone, with weights of its own, and what it takes for images [1, C, H, W]."""
+        kind, width, *sizes = name.split()
+        with images.device:
+            frame = AutoFormer(int(width), (), (), **self.sizes).eval()
+            if kind == "frame":
+                return frame, (images,)
+            heads, hidden = map(int, sizes)
+            layer = RelativeBlock(int(width), heads, hidden, self.sizes["head_dim"], largest=frame.largest).eval()
+            return layer, frame.embedded(images)
+
     def _plain(self, architecture: Architecture) -> nn.Module:
         _, ratios, heads, width = self.space.parts(architecture)
         with torch.device("meta"):

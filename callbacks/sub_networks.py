@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -37,12 +37,15 @@ class SubNetworks(Report):
     task, such as `val/top1`, is the largest one's, and is logged as `val/top1_smallest` and `val/top1_inherited`
     besides, the mean over those that are drawn.
 
+    Networks without choices it leaves alone, so that the config of an architecture that was extracted may be that of
+    the network that it comes from.
+
     Args:
         drawn: how many are drawn for evaluations.
         seed: of these draws.
 
     Raises:
-        Mistake: fewer than one drawn; a network that cannot be searched; a checkpoint of another space.
+        Mistake: fewer than one drawn; a checkpoint of another space.
     """
 
     pictures: ClassVar = {"sub_networks.png": "what architectures reach with the weights that they share"}
@@ -60,16 +63,16 @@ class SubNetworks(Report):
         self._found: dict[str, Mapping[str, Tensor | float]] = {}
 
     @override
+    def applies(self, task: LightningModule) -> bool:
+        return super().applies(task) and isinstance(task.network, Searchable)
+
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network = getattr(pl_module, "network", None)
-        if not isinstance(pl_module, Task) or not isinstance(network, Searchable):
-            raise Mistake(
-                f"SubNetworks: {type(network).__name__} has no space to draw from; give it a searchable network, such "
-                "as models.supernet.autoformer_supernet, or leave the callback out"
-            )
-        self._choices = {name: list(values) for name, values in network.space.choices.items()}
-        self._evaluated = evaluated(network, self.drawn, self.seed)
-        expect_unused_parameters(trainer)
+        if self.applies(pl_module):
+            network = _searchable(pl_module)
+            self._choices = {name: list(values) for name, values in network.space.choices.items()}
+            self._evaluated = evaluated(network, self.drawn, self.seed)
+            expect_unused_parameters(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -86,19 +89,20 @@ class SubNetworks(Report):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module, Task)
-        network: Any = pl_module.network
-        step = Clock(trainer).step
+        if not self.applies(pl_module):
+            return
+        network, task, step = _searchable(pl_module), cast(Task, pl_module), Clock(trainer).step
         if step != self._step:
-            seed = torch.randint(2**62, (), generator=pl_module.shared_generator)
+            seed = torch.randint(2**62, (), generator=task.shared_generator)
             self._step, self._architecture = step, network.space.draw(Random(int(seed)))
         # An evaluation may have come between.
         network.choose(self._architecture)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network: Any = pl_module.network
-        network.choose(network.space.largest())
+        if self.applies(pl_module):
+            # Of a trial before training, too.
+            _searchable(pl_module).choose(_searchable(pl_module).space.largest())
         super().on_validation_epoch_start(trainer, pl_module)
 
     @override
@@ -133,8 +137,8 @@ class SubNetworks(Report):
     @override
     def draw(self) -> Mapping[str, Figure]:
         assert self.place is not None
-        name = str(self.task.monitor).partition("/")[2]
-        shown = next(key for key in (name, name.rpartition("_")[0], *self._found["largest"]) if key in self._found["largest"])
+        names, monitored = list(self._found["largest"]), str(self.task.monitor).partition("/")[2]
+        shown = monitored if monitored in names else names[0]
         points = {each: (row["multiply_adds"], float(row[shown])) for each, row in self._rows().items()}
         return {"sub_networks": sub_networks(points, shown, self.place.title)}
 
@@ -153,6 +157,10 @@ class SubNetworks(Report):
             | {key: float(value) for key, value in self._found[name].items()}
             for name, architecture in self._evaluated.items()
         }
+
+
+def _searchable(pl_module: LightningModule) -> Searchable:
+    return cast(Searchable, pl_module.network)
 
 
 def evaluated(network: Searchable, drawn: int, seed: int) -> dict[str, Architecture]:

@@ -206,15 +206,20 @@ class AutoFormer(VisionTransformer):
         self, images: Tensor, blocks: Iterable[nn.Module], taken: Sequence[int] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Images [B, 3, H, W] through some blocks: the tokens [B, 1 + N, C] of the last, and those of the taken ones."""
-        maps = self.patch_embed(images)
-        size = (maps.shape[1], maps.shape[2])
-        pairs = None if self.largest is None else distances(size, self.num_prefix_tokens, self.largest, maps.device)
-        x, kept = self._pos_embed(maps), []
+        x, pairs = self.embedded(images)
+        kept = []
         for i, block in enumerate(blocks):
             x = checkpoint(block, x, pairs) if self.grad_checkpointing else block(x, pairs)
             if i in taken:
                 kept.append(x)
         return x, kept
+
+    def embedded(self, images: Tensor) -> tuple[Tensor, Pairs]:
+        """What the first block takes of images [B, 3, H, W]: tokens [B, 1 + N, C], and the rows for all pairs."""
+        maps = self.patch_embed(images)
+        size = (maps.shape[1], maps.shape[2])
+        pairs = None if self.largest is None else distances(size, self.num_prefix_tokens, self.largest, maps.device)
+        return self._pos_embed(maps), pairs
 
 
 # What the paper has found in its three spaces: features, heads of each layer, ratio of each layer's MLP.

@@ -10,8 +10,7 @@ microsoft/Cream 4a13c4091e78.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import product
 from typing import Any, ClassVar, Literal
 
@@ -103,26 +102,21 @@ class _OfASpace:
         return cost(self._frame, width, heads, [hidden_width(width, ratio) for ratio in ratios])
 
     def pieces(self, architecture: Architecture) -> dict[str, float]:
-        """How often each piece runs: what is around the layers of a width, and layers by width, heads and ratio."""
+        """How often each piece runs for an image: the frame, of a width, and layers of equal sizes."""
         _, ratios, heads, width = self.space.parts(architecture)
-        layers = Counter(f"layer {width} {count} {ratio:g}" for count, ratio in zip(heads, ratios, strict=True))
-        return {f"frame {width}": 1.0} | layers
+        layers = [f"layer {width} {count} {hidden_width(width, r)}" for count, r in zip(heads, ratios, strict=True)]
+        return {f"frame {width}": 1.0} | {name: float(layers.count(name)) for name in layers}
 
-    def piece(self, name: str, images: Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """A piece alone, with random weights, and what it takes for images [1, C, H, W]."""
-        _, width, *layer = name.split()
-        heads, ratios = ([int(layer[0])], [float(layer[1])]) if layer else ([], [])
-        network = AutoFormer(int(width), heads, ratios, **self.sizes).to(images.device).eval()
-        if not layer:
-            return network, (images,)
-        taken: list[tuple[Any, ...]] = []
-
-        def keep(x: Tensor, pairs: Any) -> Tensor:
-            taken.append((x, pairs))
-            return x
-
-        network.tokens(images, [keep])  # type: ignore[list-item]
-        return network.blocks[0], taken[0]
+    def piece(self, name: str, images: Tensor) -> tuple[nn.Module, tuple[Any, ...]]:
+        """A piece alone, with weights of its own, and what it takes for images [1, C, H, W]."""
+        kind, width, *sizes = name.split()
+        with images.device:
+            frame = AutoFormer(int(width), (), (), **self.sizes).eval()
+            if kind == "frame":
+                return frame, (images,)
+            heads, hidden = map(int, sizes)
+            layer = RelativeBlock(int(width), heads, hidden, self.sizes["head_dim"], largest=frame.largest).eval()
+            return layer, frame.embedded(images)
 
     def _plain(self, architecture: Architecture) -> nn.Module:
         _, ratios, heads, width = self.space.parts(architecture)

@@ -162,9 +162,8 @@ def test_latency_is_limited_by_a_table_of_this_machine(folder: Path) -> None:
     assert all(0 < float(row["latency_ms"]) < 1000 for row in rows)
     table = folder / RESULTS / "latency.json"
     facts = json.loads(table.read_text())
-    assert set(facts["pieces"]) == {f"frame {width}" for width in (8, 16)} | {
-        f"layer {width} {heads} {ratio}" for width in (8, 16) for heads in (1, 2) for ratio in (1, 2.5)
-    }
+    assert {"frame 8", "frame 16"} < set(facts["pieces"])
+    assert min(facts["pieces"].values()) > 0
     assert found["latency"] == facts
     table.write_text(json.dumps(facts | {"machine": facts["machine"] | {"chip": "a telephone"}}))
     ended = search(folder, *argv)

@@ -22,12 +22,13 @@ COMMANDS = {
     "predict": "label image files or folders with a checkpoint",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
+    "search": "find the best architectures of a supernet within limits on size, compute or latency",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
 }
 # Run again, they go on where they were.
-GO_ON = ("fit", "compare", "prune")
+GO_ON = ("fit", "compare", "prune", "search")
 
 
 def usage() -> str:

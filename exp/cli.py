@@ -233,7 +233,7 @@ class Cli(LightningCLI):
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
-        asks = self.command not in ("fit", "validate", "test", "predict", "prune")
+        asks = self.command not in ("fit", "validate", "test", "predict", "prune", "search")
         with _refusals(), held_back(lambda number: not asks) as self.held_back:
             super().instantiate_classes()
         seed = self.config.seed_everything

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from models.mistakes import Mistake
@@ -139,6 +140,12 @@ def wait_at_most(trainer: Trainer, time: timedelta) -> None:
 def longest_wait(trainer: Trainer) -> timedelta | None:
     """How long the processes of a job wait for one of them; None where its strategy does not say."""
     return getattr(trainer.strategy, "_timeout", None)
+
+
+def expect_unused_parameters(trainer: Trainer) -> None:
+    """Has the processes of a job agree on the parameters that a step does not use, where each takes it as a whole."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 def compile_once(network: nn.Module) -> None:

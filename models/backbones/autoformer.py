@@ -134,7 +134,9 @@ class AutoFormer(VisionTransformer):
         **options: Any,
     ) -> None:
         if len(num_heads) != len(mlp_ratios):
-            raise Mistake(f"num_heads has {len(num_heads)} layers, mlp_ratios has {len(mlp_ratios)}: give both for each")
+            raise Mistake(
+                f"num_heads has {len(num_heads)} layers, mlp_ratios has {len(mlp_ratios)}: give both for each"
+            )
         self.largest = max_relative_position if relative_position else None
         layers = zip(num_heads, mlp_ratios, strict=True)
 

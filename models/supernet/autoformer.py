@@ -329,7 +329,9 @@ class ClassicAutoFormer(_OfASpace, nn.Module):
         self.space.refuse(architecture)
         frame, blocks = self._parts(architecture)
         state = frame.state_dict()
-        state |= {f"blocks.{i}.{name}": each for i, block in enumerate(blocks) for name, each in block.state_dict().items()}
+        state |= {
+            f"blocks.{i}.{name}": each for i, block in enumerate(blocks) for name, each in block.state_dict().items()
+        }
         network = self._plain(architecture)
         network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return network

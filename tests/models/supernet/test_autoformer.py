@@ -226,7 +226,10 @@ def test_relative_positions_against_their_definition(size: tuple[int, int]) -> N
     rows, columns = (-(-side // 4) for side in size)
     places = [None, *((i // columns, i % columns) for i in range(rows * columns))]
     tables = {
-        kind: (getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_v, getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_h)
+        kind: (
+            getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_v,
+            getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_h,
+        )
         for kind in "kv"
     }
 

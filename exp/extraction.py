@@ -1,4 +1,4 @@
-"""`python -m exp convert RUN OUT --architecture FILE`: one architecture of a searchable network, as a network of its own."""
+"""`python -m exp convert RUN OUT --architecture FILE`: an architecture of a searchable network as one of its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def extract(source: str, target: Path, architecture: Path, rest: list[str]) -> i
     with exit_code(cli) as outcome:
         started = start_from(cli, to_evaluate(cli))
         try:
-            network = chosen(cli.model.network, described)  # type: ignore[arg-type]
+            network = chosen(cli.model.network, described)
         except Mistake as error:
             raise UsageError(f"--architecture {architecture}: {error}") from None
         state, pixels = network.state_dict(), started.pixels.pixels

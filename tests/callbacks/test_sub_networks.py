@@ -128,7 +128,7 @@ class Save(Callback):
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Both draw alike and agree on the parameters that a step does not use, though nobody has told Lightning of these."""
+    """Both draw alike and agree on the parameters that a step does not use, of which nobody has told Lightning."""
 
     def run(folder: Path, **options: Any) -> None:
         folder.mkdir()

@@ -1,6 +1,7 @@
 import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,11 @@ def broken(folder: Path, ours: dict) -> dict[str, tuple[Path, list[str], str]]:
         "text": (folder / "text.pth", [], "not a checkpoint"),
         "text as safetensors": (folder / "text.safetensors", [], "not a safetensors file"),
         "code": (folder / "pickle.pth", [], "not a checkpoint"),
-        "unknown system": (folder / "good.pth", ["--system", "resnext"], "'resnext'; known: adpc, byol, condconv,"),
+        "unknown system": (
+            folder / "good.pth",
+            ["--system", "resnext"],
+            "'resnext'; known: adpc, autoformer, byol, condconv,",
+        ),
         "no average": (folder / "good.pth", ["--ema"], "no averaged weights"),
         "already official": (folder / "good.pth", ["--to", "official"], "our layout of none of the systems"),
     }
@@ -186,8 +191,14 @@ def test_an_architecture_of_a_searchable_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From official weights of a super network; the config beside the result evaluates it."""
-    sizes = {"num_classes": 10, "img_size": 16, "patch_size": 4, "head_dim": 8, "max_relative_position": 3}
-    network = autoformer_supernet(TransformerSpace([2, 3, 4], [16, 24, 32], [2, 3, 4], [2, 3, 4]), **sizes)  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {
+        "num_classes": 10,
+        "img_size": 16,
+        "patch_size": 4,
+        "head_dim": 8,
+        "max_relative_position": 3,
+    }
+    network = autoformer_supernet(TransformerSpace([2, 3, 4], [16, 24, 32], [2, 3, 4], [2, 3, 4]), **sizes)
     torch.save({"model": layout_of("autoformer").to_official(network.state_dict())}, tmp_path / "supernet.pth")
     described = {"depth": 2, "ratios": [4, 3], "heads": [3, 2], "width": 24}
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(described))

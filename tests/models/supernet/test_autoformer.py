@@ -192,7 +192,9 @@ def test_choosing_in_a_config() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(Mistake, match="embed_dim 8 has no room for a width of 12 and 3 heads of 4: .* embed_dim of 12"):
+    with pytest.raises(
+        Mistake, match=r"embed_dim 8 has no room for a width of 12 and 3 heads of 4: .* embed_dim of 12"
+    ):
         autoformer_supernet(SPACE, embed_dim=8, **SIZES)
     with pytest.raises(Mistake, match="not 'half' and 'official'"):
         autoformer_supernet(SPACE, sharing="half", **SIZES)  # type: ignore[arg-type]

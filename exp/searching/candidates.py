@@ -77,17 +77,20 @@ class Candidates:
             # Another one may have done so since it was looked for.
             if not mine or self._find(architecture):
                 return mine
-            start = time.perf_counter()
-            metrics = self._evaluate(architecture)
-            self.evaluated += 1
-            content = {
-                "architecture": self._describe(architecture),
-                "metrics": metrics,
-                "seconds": round(time.perf_counter() - start, 4),
-            }
-            write_whole(self._file(architecture), json.dumps(content, indent=1) + "\n")
-            self._known[architecture] = metrics
+            self._evaluate_one(architecture)
             return True
+
+    def _evaluate_one(self, architecture: Architecture) -> None:
+        start = time.perf_counter()
+        metrics = self._evaluate(architecture)
+        content = {
+            "architecture": self._describe(architecture),
+            "metrics": metrics,
+            "seconds": round(time.perf_counter() - start, 4),
+        }
+        write_whole(self._file(architecture), json.dumps(content, indent=1) + "\n")
+        self._known[architecture] = metrics
+        self.evaluated += 1
 
     @contextmanager
     def _locked(self, architecture: Architecture) -> Iterator[bool]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks.whole_files import write_whole
 from exp.profile import latencies
 from exp.searching.machine import machine
 from exp.usage import UsageError
-from models.compute import inference
 from models.supernet import Architecture, Divisible, Searchable
 
 # Rounds over everything that is measured, as the machine may have other work meanwhile, and seconds of each in one.
-_ROUNDS, _SECONDS = 3, 0.1
+_ROUNDS, _SECONDS = 5, 0.05
 # Architectures whose pieces are measured before a search; what comes up later is measured then.
 _LOOKED_AT = 64
 # Whole networks that the table is fitted to, and others that it is judged on.
@@ -119,29 +119,33 @@ class Latency:
             write_whole(self._file, json.dumps(self.facts, indent=1) + "\n")
 
     def _timed(self, what: str | Architecture) -> Callable[[], list[float]]:
-        """Measures a piece or a whole network for a while: seconds of each run."""
+        """Measures a piece, or a whole network image by image: seconds, to be compared from round to round."""
         first = self._images[:1]
         if isinstance(what, str):
             assert isinstance(self._network, Divisible)
             call, inputs = self._network.piece(what, first)
-            return lambda: latencies(call, inputs, first.device, _SECONDS)
+            return lambda: [min(latencies(call, inputs, first.device, _SECONDS, clock=_clock(first.device)))]
         network = self._network.extracted(what).eval()
+        return lambda: [min(_several(network, image, first.device)) for image in self._images.split(1)]
 
-        def measure() -> list[float]:
-            with inference(network):
-                each = [latencies(network, (one,), first.device, 0.0) for one in self._images.split(1)]
-            return [statistics.fmean(statistics.median(times) for times in each)]
 
-        return measure
+def _several(network: nn.Module, image: Tensor, device: torch.device) -> list[float]:
+    """Seconds of a few runs for one image, which may decide by itself how much runs."""
+    return latencies(network, (image,), device, 0.0, least=2, clock=_clock(device))
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Of one thread on a processor, its own time, in which other work on the machine takes no part; else the wall's."""
+    return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _milliseconds(runs: dict[Any, Callable[[], list[float]]]) -> dict[Any, float]:
-    """The median time of each, all taking turns."""
-    found: dict[Any, list[float]] = {name: [] for name in runs}
+    """The time of each, all taking turns: of all runs the shortest, as other work on the machine only adds to it."""
+    found: dict[Any, list[list[float]]] = {name: [] for name in runs}
     for _ in range(_ROUNDS):
         for name, measure in runs.items():
-            found[name].append(statistics.median(measure()))
-    return {name: 1e3 * statistics.median(times) for name, times in found.items()}
+            found[name].append(measure())
+    return {name: 1e3 * statistics.fmean(map(min, zip(*rounds, strict=True))) for name, rounds in found.items()}
 
 
 def _line(x: list[float], y: list[float]) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -167,7 +168,11 @@ class Search:
         return images
 
     def _latency(self) -> Latency:
-        return Latency(self.network, self._images(next(iter(self.judged)))[:_TIMED_IMAGES], self.home / "latency.json")
+        file = self.home / "latency.json"
+        # One process measures, while the others are quiet.
+        while not self.leads and not file.exists():
+            time.sleep(0.1)
+        return Latency(self.network, self._images(next(iter(self.judged)))[:_TIMED_IMAGES], file)
 
     def _name(self) -> str:
         limits = "".join(f"-{part}" for part in self.options.limit.replace(" ", "").split(",") if part)

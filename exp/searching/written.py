@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ from rich.table import Table
 from callbacks.whole_files import write_picture, write_table, write_whole
 from drawing.searching import choices_that_win, search_front
 from exp.convert import write
+from exp.extraction import config_of_architecture
 from exp.searching.limits import short
 from exp.searching.search_run import Row, Search
-from exp.usage import UsageError
 
-NETWORK = ("model", "init_args", "network")
 # Of what is drawn as the best, the share of all candidates, and how many they are at least.
 _SHARE, _LEAST = 0.1, 5
 
@@ -114,21 +114,8 @@ def _values(search: Search, rows: Sequence[Row]) -> dict[str, list[float]]:
 
 def _write_architecture(search: Search, row: Row, path: Path) -> None:
     """The config that trains an architecture on its own, as the supernet was trained."""
-    config = json.loads(json.dumps(search.cli.plain))
-    place = config
-    for key in NETWORK[:-1]:
-        place = place.get(key) or {}
-    network = place.get(NETWORK[-1])
-    if not isinstance(network, dict) or "class_path" not in network:
-        raise UsageError(f"{type(search.cli.model).__name__} takes no network by class path that could be chosen from")
-    architecture = search.network.space.described(row.architecture)
-    place["network"] = {
-        "class_path": "models.supernet.chosen",
-        "init_args": {"network": network, "architecture": architecture},
-    }
-    for key in ("ckpt_path", "version", "config", "weights"):
-        config.pop(key, None)
-    config |= {"resume": "auto", "experiment": f"{search.cli.experiment}-{search.folder.name}-{path.name}"}
+    config = config_of_architecture(search.cli.plain, search.network.space.described(row.architecture))
+    config |= {"experiment": f"{search.cli.experiment}-{search.folder.name}-{path.name}"}
     costs = ", ".join(f"{name} {short(value)}" for name, value in row.costs.items())
     inherits = (
         f"#\n#     python -m exp fit --config {path}.yaml --weights {path}.safetensors\n#\n# inherits its weights."
@@ -148,16 +135,17 @@ def _name(place: int) -> str:
 def _print(
     search: Search, best: list[Row], tested: list[dict[str, float]], names: list[str], result: Mapping[str, Any]
 ) -> None:
-    console = Console(emoji=False)
+    # In a log file, tables take the width that they need.
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     metric = search.metric
-    table = Table("architecture", f"val/{metric}", f"test/{metric}", *map(escape, search.costs.names), "", box=None)
+    table = Table("architecture", f"val/{metric}", f"test/{metric}", *map(escape, search.costs.names), box=None)
     for name, row, found in zip(names, best, tested, strict=True):
         costs = [short(row.costs[each]) for each in search.costs.names]
-        chosen = _said(search.network.space.described(row.architecture))
-        table.add_row(name, f"{row.metrics[metric]:.4f}", f"{found[metric]:.4f}", *costs, escape(chosen))
+        table.add_row(name, f"{row.metrics[metric]:.4f}", f"{found[metric]:.4f}", *costs)
     console.print(table, highlight=False)
     random = result["random"]
     lines = [
+        *(f"{name}: {_said(each['architecture'])}" for name, each in zip(names, result["best"], strict=True)),
         f"{random['candidates']} random ones within the limits: val/{metric} {random['mean']:.4f} on average (standard "
         f"deviation {random['deviation']:.4f})",
         f"front over {search.axis}: {len(result['front'])} architectures",

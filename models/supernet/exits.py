@@ -15,7 +15,7 @@ from models.mistakes import Mistake
 from models.supernet.space import Architecture, Space
 
 # At 0 everybody leaves, and above 1 nobody.
-_LEVELS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
+_LEVELS = (0.0, *(percent / 100 for percent in range(30, 100, 5)), 0.97, 0.98, 0.99, 0.995, 0.999, 1.01)
 
 
 class SearchableExits(nn.Module):

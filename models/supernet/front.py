@@ -16,11 +16,9 @@ from models.supernet.space import Architecture
 def front(costs: Sequence[float], fitness: Sequence[float]) -> list[int]:
     """Positions of what nothing is at least as cheap and as good as, by rising cost; of equals the first."""
     found: list[int] = []
-    best = -math.inf
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], -fitness[i], i)):
-        if fitness[i] > best:
+        if not found or fitness[i] > fitness[found[-1]]:
             found.append(i)
-            best = fitness[i]
     return found
 
 

@@ -258,3 +258,16 @@ def test_distances_of_no_place_are_row_zero() -> None:
     assert vertical[0].tolist() == vertical[:, 0].tolist() == [0] * 7
     assert vertical[1].tolist() == [0, 15, 15, 15, 16, 16, 16]
     assert horizontal[2].tolist() == [0, 14, 15, 16, 14, 15, 16]
+
+
+@pytest.mark.parametrize("kind", ["official", "classic", "absolute"])
+def test_pieces_add_up_to_the_network(kind: str) -> None:
+    """By multiply-adds, as a table of latencies adds up what each was measured to take."""
+    network, architecture = supernet(kind), (3, 2, 3.5, 2, 3, 1, 3, 10)
+    pieces = network.pieces(architecture)
+    assert pieces == {"frame 10": 1, "layer 10 3 20": 2, "layer 10 1 35": 1}
+    total = 0.0
+    for name, times in pieces.items():
+        piece, inputs = network.piece(name, torch.zeros(1, 3, 16, 16))
+        total += times * count(piece, inputs=inputs).macs
+    assert total == network.cost(architecture)["multiply_adds"]

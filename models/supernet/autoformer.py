@@ -299,10 +299,6 @@ class ClassicAutoFormer(_OfASpace, nn.Module):
                     nn.init.zeros_(module.bias)
         self.choose(space.largest())
 
-    def no_weight_decay(self) -> set[str]:
-        """Absolute positions and class tokens, as of the plain networks."""
-        return {f"frames.{width}.{name}" for width in self.frames for name in ("pos_embed", "cls_token")}
-
     def choose(self, architecture: Architecture) -> None:
         """Computes this architecture from now on.
 

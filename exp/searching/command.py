@@ -53,7 +53,9 @@ def run(options: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
 
 
 def _jobs() -> int:
-    """A process for each GPU, or for each core that there is for this one."""
+    """A process for each GPU, or for each core that there is for this one; of a job, those that the job has started."""
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        return 1
     if torch.cuda.is_available():
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

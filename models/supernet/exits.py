@@ -36,7 +36,7 @@ class SearchableExits(nn.Module):
         super().__init__()
         if not isinstance(network, MultiExit):
             raise Mistake(f"{type(network).__name__} has no exits whose thresholds could be chosen")
-        self.network = network
+        self.multi_exit = network
         self.criterion = criterion
         self.num_classes = getattr(network, "num_classes", None)
         self.space = Space({f"exit{i}": levels for i in range(network.num_exits - 1)})
@@ -48,7 +48,7 @@ class SearchableExits(nn.Module):
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images [B, C, H, W] to logits [B, K], or to those of all exits."""
         if self.training or self._policy is None:
-            return list(self.network(images))
+            return list(self.multi_exit(images))
         return run(self._exits, images, self._policy)[0]
 
     def choose(self, architecture: Architecture) -> None:
@@ -62,7 +62,7 @@ class SearchableExits(nn.Module):
 
     def observe(self, images: Tensor) -> None:
         """Looks at images [B, C, H, W], how sure each exit is of each; costs are a mean over all of them."""
-        with inference(self.network):
+        with inference(self.multi_exit):
             logits = list(iterate(self._exits, images))
         self._sure.append(torch.stack([confidence(each, self.criterion) for each in logits]).cpu())
         if not self._costs:
@@ -76,7 +76,7 @@ class SearchableExits(nn.Module):
         """
         shares = self._shares(architecture)
         macs = sum(share * cost for share, cost in zip(shares, self._costs, strict=True))
-        return {"params": parameter_count(self.network), "multiply_adds": macs}
+        return {"params": parameter_count(self.multi_exit), "multiply_adds": macs}
 
     def pieces(self, architecture: Architecture) -> dict[str, float]:
         """What runs for an image: `exit i`, which is all up to there, as often as images leave there."""
@@ -107,8 +107,8 @@ class SearchableExits(nn.Module):
 
     @property
     def _exits(self) -> MultiExit:
-        assert isinstance(self.network, MultiExit)
-        return self.network
+        assert isinstance(self.multi_exit, MultiExit)
+        return self.multi_exit
 
     def _shares(self, architecture: Architecture) -> list[float]:
         if not self._sure:

@@ -51,7 +51,7 @@ def images() -> Tensor:
 
 
 def test_what_is_chosen_runs(network: SearchableExits, images: Tensor) -> None:
-    exits = network.network
+    exits = network.multi_exit
     assert len(network(images)) == 3
     network.choose((0.6, 0.8))
     assert torch.equal(network(images), run(exits, images, Policy("max_prob", (0.6, 0.8, ALWAYS)))[0])  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_it_costs_what_runs_for_a_mean_image(network: SearchableExits, images: T
         network.cost((0.6, 0.8))
     for part in images.split(15):
         network.observe(part)
-    up_to = exit_costs(network.network, (3, 2, 2))  # type: ignore[arg-type]
+    up_to = exit_costs(network.multi_exit, (3, 2, 2))  # type: ignore[arg-type]
     assert network.cost((0.0, 1.01))["multiply_adds"] == up_to[0]
     assert network.cost((1.01, 1.01))["multiply_adds"] == up_to[2]
     for thresholds in ((0.6, 0.8), (0.8, 0.6)):
@@ -76,7 +76,7 @@ def test_it_costs_what_runs_for_a_mean_image(network: SearchableExits, images: T
         assert network.cost(thresholds)["multiply_adds"] == pytest.approx(ran, rel=1e-6)
         assert sum(network.pieces(thresholds).values()) == pytest.approx(1)
     call, inputs = network.piece("exit 1", images[:1])
-    torch.testing.assert_close(call(*inputs), network.network(images[:1])[1])
+    torch.testing.assert_close(call(*inputs), network.multi_exit(images[:1])[1])
 
 
 def test_what_is_extracted_is_apart_from_the_rest(network: SearchableExits, images: Tensor) -> None:
@@ -84,7 +84,7 @@ def test_what_is_extracted_is_apart_from_the_rest(network: SearchableExits, imag
     network.choose((0.6, 0.8))
     expected = network(images)
     network.choose((0.0, 0.0))
-    nn.init.zeros_(network.network.heads[0].weight)  # type: ignore[union-attr, index]
+    nn.init.zeros_(network.multi_exit.heads[0].weight)  # type: ignore[union-attr, index]
     assert torch.equal(own(images), expected)
 
 

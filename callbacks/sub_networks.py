@@ -99,13 +99,6 @@ class SubNetworks(Report):
         network.choose(self._architecture)
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.applies(pl_module):
-            # Of a trial before training, too.
-            _searchable(pl_module).choose(_searchable(pl_module).space.largest())
-        super().on_validation_epoch_start(trainer, pl_module)
-
-    @override
     def start(self) -> None:
         """Evaluates all but the largest, which is what the task itself evaluates next."""
         network, trainer = self.task.network, self.trainer

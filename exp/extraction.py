@@ -1,4 +1,4 @@
-"""`python -m exp convert RUN OUT --architecture FILE`: one architecture of a searchable network, as a network of its own."""
+"""`python -m exp convert RUN OUT --architecture FILE`: an architecture of a searchable network as one of its own."""
 
 from __future__ import annotations
 
@@ -38,16 +38,18 @@ def extract(source: str, target: Path, architecture: Path, rest: list[str]) -> i
     Raises:
         UsageError: The run, the architecture or the file of one cannot be used, or the target not be written.
     """
-    described = read_architecture(architecture)
+    described, config = read_architecture(architecture), target.with_suffix(".yaml")
+    if config.exists() and config.samefile(architecture):
+        raise UsageError(f"{target}: its config would take the place of {architecture}: choose another name for OUT")
     with_config = any(each.partition("=")[0] == "--config" for each in rest)
     cli = Cli([f"--weights={source}" if with_config else f"--ckpt_path={source}", *rest], "convert")
     with exit_code(cli) as outcome:
         started = start_from(cli, to_evaluate(cli))
         try:
-            network = chosen(cli.model.network, described)  # type: ignore[arg-type]
+            network = chosen(cli.model.network, described)
         except Mistake as error:
             raise UsageError(f"--architecture {architecture}: {error}") from None
-        state, pixels, config = network.state_dict(), started.pixels.pixels, target.with_suffix(".yaml")
+        state, pixels = network.state_dict(), started.pixels.pixels
         plain = config_of_architecture(cli.plain, described) | {"experiment": target.stem}
         try:
             write(state, target, None if pixels is None else pixels.plain())

@@ -1,4 +1,4 @@
-"""AutoFormer's networks: vision transformers with heads and MLP widths of their own in each layer, and relative positions.
+"""AutoFormer's networks: vision transformers with heads and MLPs of their own in each layer, and relative positions.
 
     logits_ij = (q_i k_j + q_i rK_ij) / sqrt(head_dim)        y_i = sum_j a_ij (v_j + rV_ij)
 
@@ -134,7 +134,9 @@ class AutoFormer(VisionTransformer):
         **options: Any,
     ) -> None:
         if len(num_heads) != len(mlp_ratios):
-            raise Mistake(f"num_heads has {len(num_heads)} layers, mlp_ratios has {len(mlp_ratios)}: give both for each")
+            raise Mistake(
+                f"num_heads has {len(num_heads)} layers, mlp_ratios has {len(mlp_ratios)}: give both for each"
+            )
         self.largest = max_relative_position if relative_position else None
         layers = zip(num_heads, mlp_ratios, strict=True)
 
@@ -205,7 +207,7 @@ class AutoFormer(VisionTransformer):
     def tokens(
         self, images: Tensor, blocks: Iterable[nn.Module], taken: Sequence[int] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """Images [B, 3, H, W] through some blocks: the tokens [B, 1 + N, C] of the last, and those of the taken ones."""
+        """Images [B, 3, H, W] through blocks: the tokens [B, 1 + N, C] of the last, and those of the taken ones."""
         x, pairs = self.embedded(images)
         kept = []
         for i, block in enumerate(blocks):

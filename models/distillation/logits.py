@@ -51,7 +51,9 @@ def check_answers(term: str, student: Seen, teacher: Seen) -> None:
             "cannot be compared; take a teacher of the same classes, or a term on features"
         )
     if own[-1].shape != theirs[-1].shape:
-        raise Mistake(f"the student answers {list(own[-1].shape[1:])} an image, the teacher {list(theirs[-1].shape[1:])}")
+        raise Mistake(
+            f"the student answers {list(own[-1].shape[1:])} an image, the teacher {list(theirs[-1].shape[1:])}"
+        )
 
 
 class Logits(Term):

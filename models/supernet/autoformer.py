@@ -150,7 +150,7 @@ class EntangledAutoFormer(_OfASpace, AutoFormer):
         qkv_bias_slicing: BiasSlicing = "official",
         drop_path_rate: float = 0.0,
     ) -> None:
-        depth, ratios, heads, width = space.parts(space.largest())
+        _, ratios, heads, width = space.parts(space.largest())
         dim, head_dim = embed_dim or width, sizes["head_dim"]
         # As published, where both are equal; where they are not, the wider one has room for both.
         inner = max(dim, heads[0] * head_dim) if embed_dim is None else dim
@@ -199,8 +199,9 @@ class EntangledAutoFormer(_OfASpace, AutoFormer):
             block.attn.proj.choose(inner, width)
             block.mlp.fc1.choose(width, hidden)
             block.mlp.fc2.choose(hidden, width)
-        self.norm.choose(width)
-        self.head.choose(width, self.num_classes)
+        ends: Any = self.norm, self.head
+        ends[0].choose(width)
+        ends[1].choose(width, self.num_classes)
 
     def computed(self, depth: int | None = None) -> list[Any]:
         """The layers that an architecture of a depth has; by default all."""
@@ -218,6 +219,8 @@ class EntangledAutoFormer(_OfASpace, AutoFormer):
 
     def _of_tokens(self) -> tuple[Tensor, Tensor]:
         width = self.space.parts(self.chosen)[3]
+        assert self.cls_token is not None
+        assert self.pos_embed is not None
         return self.cls_token[..., :width], self.pos_embed[..., :width].contiguous()
 
     @torch.no_grad()
@@ -271,7 +274,7 @@ class ClassicAutoFormer(_OfASpace, nn.Module):
         self.num_classes: int = sizes["num_classes"]
         depth, *_ = space.largest()
         choices = space.choices
-        self.frames = nn.ModuleDict({f"{width}": AutoFormer(width, (), (), **sizes) for width in choices["width"]})
+        self.frames = nn.ModuleDict({f"{width}": AutoFormer(int(width), (), (), **sizes) for width in choices["width"]})
         largest = sizes["max_relative_position"] if sizes["relative_position"] else None
         self.layers = nn.ModuleList(
             nn.ModuleDict(
@@ -295,10 +298,6 @@ class ClassicAutoFormer(_OfASpace, nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.choose(space.largest())
-
-    def no_weight_decay(self) -> set[str]:
-        """Absolute positions and class tokens, as of the plain networks."""
-        return {f"frames.{width}.{name}" for width in self.frames for name in ("pos_embed", "cls_token")}
 
     def choose(self, architecture: Architecture) -> None:
         """Computes this architecture from now on.
@@ -329,7 +328,9 @@ class ClassicAutoFormer(_OfASpace, nn.Module):
         self.space.refuse(architecture)
         frame, blocks = self._parts(architecture)
         state = frame.state_dict()
-        state |= {f"blocks.{i}.{name}": each for i, block in enumerate(blocks) for name, each in block.state_dict().items()}
+        state |= {
+            f"blocks.{i}.{name}": each for i, block in enumerate(blocks) for name, each in block.state_dict().items()
+        }
         network = self._plain(architecture)
         network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return network

@@ -127,9 +127,8 @@ class Save(Callback):
         torch.save(state, Path(trainer.default_root_dir) / f"{trainer.global_rank}.pt")
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Both draw alike and agree on the parameters that a step does not use, though nobody has told Lightning of these."""
+    """Both draw alike and agree on the parameters that a step does not use, of which nobody has told Lightning."""
 
     def run(folder: Path, **options: Any) -> None:
         folder.mkdir()
@@ -137,7 +136,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         trainer.fit(task(), Data())
 
     # Both see the same batches, whose gradients have that mean.
-    strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo")
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     run(tmp_path / "two", strategy=strategy, devices=2)
     run(tmp_path / "one")
     alone, *both = (torch.load(tmp_path / place, weights_only=True) for place in ("one/0.pt", "two/0.pt", "two/1.pt"))

@@ -75,7 +75,13 @@ _TRAR: dict[str, Any] = {
     "out_dim": 10,
 }
 _SPACE = TransformerSpace([1, 2], [6, 8], [1, 2], [2, 3])
-_SUPERNET: dict[str, Any] = {"img_size": 16, "patch_size": 8, "num_classes": 3, "head_dim": 8, "max_relative_position": 2}
+_SUPERNET: dict[str, Any] = {
+    "img_size": 16,
+    "patch_size": 8,
+    "num_classes": 3,
+    "head_dim": 8,
+    "max_relative_position": 2,
+}
 _DEIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 3}
 _PVT = {"img_size": 64, "embed_dims": (4, 4, 6, 6), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 2, 1), "num_classes": 3}
 _RANET: dict[str, Any] = {"num_channels": 4, "growth_rate": 4, "step": 2, "head_width": 8}

@@ -192,7 +192,9 @@ def test_choosing_in_a_config() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(Mistake, match="embed_dim 8 has no room for a width of 12 and 3 heads of 4: .* embed_dim of 12"):
+    with pytest.raises(
+        Mistake, match=r"embed_dim 8 has no room for a width of 12 and 3 heads of 4: .* embed_dim of 12"
+    ):
         autoformer_supernet(SPACE, embed_dim=8, **SIZES)
     with pytest.raises(Mistake, match="not 'half' and 'official'"):
         autoformer_supernet(SPACE, sharing="half", **SIZES)  # type: ignore[arg-type]
@@ -226,7 +228,10 @@ def test_relative_positions_against_their_definition(size: tuple[int, int]) -> N
     rows, columns = (-(-side // 4) for side in size)
     places = [None, *((i // columns, i % columns) for i in range(rows * columns))]
     tables = {
-        kind: (getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_v, getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_h)
+        kind: (
+            getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_v,
+            getattr(attention, f"rel_pos_embed_{kind}").embeddings_table_h,
+        )
         for kind in "kv"
     }
 
@@ -253,3 +258,16 @@ def test_distances_of_no_place_are_row_zero() -> None:
     assert vertical[0].tolist() == vertical[:, 0].tolist() == [0] * 7
     assert vertical[1].tolist() == [0, 15, 15, 15, 16, 16, 16]
     assert horizontal[2].tolist() == [0, 14, 15, 16, 14, 15, 16]
+
+
+@pytest.mark.parametrize("kind", ["official", "classic", "absolute"])
+def test_pieces_add_up_to_the_network(kind: str) -> None:
+    """By multiply-adds, as a table of latencies adds up what each was measured to take."""
+    network, architecture = supernet(kind), (3, 2, 3.5, 2, 3, 1, 3, 10)
+    pieces = network.pieces(architecture)
+    assert pieces == {"frame 10": 1, "layer 10 3 20": 2, "layer 10 1 35": 1}
+    total = 0.0
+    for name, times in pieces.items():
+        piece, inputs = network.piece(name, torch.zeros(1, 3, 16, 16))
+        total += times * count(piece, inputs=inputs).macs
+    assert total == network.cost(architecture)["multiply_adds"]

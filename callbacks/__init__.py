@@ -19,6 +19,7 @@ from callbacks.slimming import Slimming
 from callbacks.smoothing import Rule, Smoothing
 from callbacks.spherical_motion import SphericalMotion
 from callbacks.step_seed import StepSeed
+from callbacks.structure_selection import StructureSelection
 
 __all__ = [
     "Annealing",
@@ -43,6 +44,7 @@ __all__ = [
     "SphericalMotion",
     "SphericalMotionCurve",
     "StepSeed",
+    "StructureSelection",
     "ThresholdCurve",
     "WeightEMA",
 ]

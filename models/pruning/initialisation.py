@@ -67,8 +67,12 @@ def rescale(network: nn.Module, before: Mapping[str, tuple[str, float]]) -> None
         network: Without the channels that were removed.
         before: What `deviations` said of it with them.
     """
+    left: dict[str, Any] = dict(network.named_modules())
     for name, (rule, fan) in before.items():
-        layer: Any = network.get_submodule(name)
+        layer = left.get(name)
+        if layer is None:
+            # Of a branch that is gone.
+            continue
         layer.weight.mul_(math.sqrt(fan / FANS[rule](layer)))
 
 

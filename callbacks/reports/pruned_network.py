@@ -42,6 +42,7 @@ class PrunedNetwork(Report):
             residual branches of smallest scale, by default those at zero, see `StructureSelection`.
         name: what its files are called.
         seed: of `random`.
+        budget: instead of a share, that of the multiply-adds that is left; not with `slimming` or `branches`.
     """
 
     of_training = True
@@ -56,14 +57,19 @@ class PrunedNetwork(Report):
         criterion: Literal["l1", "l2", "batch_norm_scale", "random", "slimming", "branches"] = "l1",
         name: str = "pruned",
         seed: int = 0,
+        budget: float | None = None,
     ) -> None:
-        if share is None and criterion != "branches":
+        if budget is not None and (share is not None or criterion in ("slimming", "branches")):
+            raise Mistake("PrunedNetwork: a budget takes the place of a share, and goes with neither slimming nor branches")
+        if share is None and budget is None and criterion != "branches":
             raise Mistake(f"PrunedNetwork: {criterion} needs a share of the channels that goes, between 0 and 1")
         if share is not None and not 0 < share < 1:
             raise Mistake(f"PrunedNetwork: share lies between 0 and 1, not {share:g}")
-        self.share, self.criterion, self.name, self.seed = share, criterion, name, seed
+        self.share, self.criterion, self.name, self.seed, self.budget = share, criterion, name, seed, budget
+        gone = "what is at zero" if share is None else f"{share:.0%}"
+        left = f"what is left without {gone}" if budget is None else f"what is left at {budget:.0%} of the multiply-adds"
         self.files = {  # type: ignore[misc]
-            f"{name}.json": f"what is left without {'what is at zero' if share is None else f'{share:.0%}'}, by {criterion}",
+            f"{name}.json": f"{left}, by {criterion}",
             f"{name}.safetensors": "the weights that are left",
         }
 
@@ -92,13 +98,18 @@ class PrunedNetwork(Report):
     def _plan(self, network: nn.Module, inputs: tuple[Any, ...]) -> Plan:
         if self.criterion == "branches":
             return self._without_branches(network, inputs)
-        assert self.share is not None
         if self.criterion == "slimming":
+            assert self.share is not None
             return slimming_plan(network, self.share)
         groups, _ = prunable_groups(network, first_images(inputs))
         score = score_by(self.criterion, self.seed)
         scores = {group.name: score(network, group) for group in groups}
-        return plan_by_share(network, groups, scores, self.share, Choice(), {"criterion": self.criterion})
+        why = {"criterion": self.criterion}
+        if self.budget is not None:
+            costs = Costs(network, inputs, groups)
+            return plan_to_budget(network, groups, scores, self.budget, "macs", costs, Choice(), why)
+        assert self.share is not None
+        return plan_by_share(network, groups, scores, self.share, Choice(), why)
 
     def _without_branches(self, network: nn.Module, inputs: tuple[Any, ...]) -> Plan:
         order, scales = by_scale(network), scales_of(network)

@@ -164,8 +164,15 @@ def _remove(network: nn.Module, name: str) -> None:
     module = network.get_submodule(block)
     smaller = fx.GraphModule(module, graph, type(module).__name__)
     graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
     smaller.recompile()
     smaller.delete_all_unused_submodules()
+    # What worked in the place of the sum would now work in the place of the block's input, which others may hold.
+    for each in smaller.modules():
+        if getattr(each, "inplace", False):
+            each.inplace = False  # type: ignore[assignment]
     network.set_submodule(block, smaller.train(module.training))
 
 

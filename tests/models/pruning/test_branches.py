@@ -60,6 +60,8 @@ def test_without_a_branch_it_is_what_it_is_with_a_scale_of_zero(name: str) -> No
     assert small.state_dict().keys() < scaled.state_dict().keys()
     assert bool(scales_of(small)) == (name == "layer scale")
     check_branches(scaled, gone, (images(),))
+    # And it can be trained further.
+    small.train()(images()).sum().backward()
 
 
 def test_a_plan_builds_it_from_random_weights() -> None:

@@ -3,10 +3,10 @@
     python -m benchmarks.distillation
 
 Three rows: a ResNet-18 classifier taught by a ResNet-50 (`Logits`), the same by its feature maps (`Hints`), and a
-RetinaNet with ResNet-18 taught by one with ResNet-50 (ICD). Then ICD's decoder for the maps of an 800x1280 image against
-`torch.nn.MultiheadAttention` with the same weights, which has to give the same features; torch's attention does not hand
-out logits and values of single heads without a second pass, which ICD needs, so it is asked for its weights. What is
-compared takes turns in each repeat, on one thread; times are medians of CPU time.
+RetinaNet with ResNet-18 taught by one with ResNet-50 (ICD). Then the attention of ICD's decoder, for the maps of an
+image of 800x1280, against `torch.nn.MultiheadAttention` with the same weights, which has to give the same features; ICD
+needs the weights of each head, so torch is asked for them, and beside it for none. What is compared takes turns in each
+repeat, on one thread; times are medians of CPU time.
 """
 
 from __future__ import annotations
@@ -112,9 +112,7 @@ def detectors(size: tuple[int, int], batch_size: int) -> None:
     print(f"  of the teacher's {whole:.3f} s, {whole - maps:.3f} s come after the neck, which no term of ICD reads")
 
 
-def say(
-    name: str, taught: Callable[[], None], alone: Callable[[], None], teacher: Callable[[], Any]
-) -> None:
+def say(name: str, taught: Callable[[], None], alone: Callable[[], None], teacher: Callable[[], Any]) -> None:
     """Prints a row."""
 
     def forward() -> None:
@@ -144,7 +142,11 @@ def decoder() -> None:
     def torchs(need_weights: bool) -> Tensor:
         keys = memory.cells + ours.position(memory.position)
         found: Tensor = theirs(
-            query, keys, memory.cells, key_padding_mask=memory.padding, need_weights=need_weights,
+            query,
+            keys,
+            memory.cells,
+            key_padding_mask=memory.padding,
+            need_weights=need_weights,
             average_attn_weights=False,
         )[0]
         return found

@@ -74,7 +74,9 @@ class InstanceMasks(Report):
     def _term(task: Any) -> InstanceConditional | None:
         distillation = getattr(task, "distillation", None)
         terms = distillation.terms.values() if distillation is not None else []
-        return next((term for term in terms if isinstance(term, InstanceConditional) and term.decoder is not None), None)
+        return next(
+            (term for term in terms if isinstance(term, InstanceConditional) and term.decoder is not None), None
+        )
 
 
 def _together(level: Tensor, stride: int, finest: torch.Size) -> Tensor:

@@ -60,14 +60,18 @@ class PrunedNetwork(Report):
         budget: float | None = None,
     ) -> None:
         if budget is not None and (share is not None or criterion in ("slimming", "branches")):
-            raise Mistake("PrunedNetwork: a budget takes the place of a share, and goes with neither slimming nor branches")
+            raise Mistake(
+                "PrunedNetwork: a budget takes the place of a share, and goes with neither slimming nor branches"
+            )
         if share is None and budget is None and criterion != "branches":
             raise Mistake(f"PrunedNetwork: {criterion} needs a share of the channels that goes, between 0 and 1")
         if share is not None and not 0 < share < 1:
             raise Mistake(f"PrunedNetwork: share lies between 0 and 1, not {share:g}")
         self.share, self.criterion, self.name, self.seed, self.budget = share, criterion, name, seed, budget
         gone = "what is at zero" if share is None else f"{share:.0%}"
-        left = f"what is left without {gone}" if budget is None else f"what is left at {budget:.0%} of the multiply-adds"
+        left = (
+            f"what is left without {gone}" if budget is None else f"what is left at {budget:.0%} of the multiply-adds"
+        )
         self.files = {  # type: ignore[misc]
             f"{name}.json": f"{left}, by {criterion}",
             f"{name}.safetensors": "the weights that are left",

@@ -166,8 +166,8 @@ class Cell:
         return bool(MetricsTable(self.path / "metrics.csv").series(metric)[1])
 
     def cost(self) -> dict[str, float]:
-        """`params`, `macs` and `latency` (milliseconds of an inference, an image) as the run measured them, `seconds` of
-        training and images per second (`throughput`).
+        """`params`, `macs` and `latency` (milliseconds an image) as the run measured them, `seconds` of training and
+        images per second (`throughput`).
 
         Seconds are those of training steps, without start-up and validation, over all resumptions.
         """

@@ -39,8 +39,8 @@ class Features(nn.Module):
         size_divisor: Number of whose multiples the sides of a batch have to be for levels of exactly these strides.
 
     Raises:
-        Mistake: Levels that the network does not have or that are out of order, more frozen stages than it has maps, or a
-            plan of another network.
+        Mistake: Levels that the network does not have or that are out of order, more frozen stages than it has maps, or
+            a plan of another network.
     """
 
     def __init__(

@@ -64,8 +64,9 @@ def scales_of(network: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def remove_branches(network: nn.Module, gone: Sequence[str]) -> None:
-    """Removes branches, in place, and brings the scales of the others into the weights of their last layers, where these
-    have weights and are not made of several layers.
+    """Removes branches, in place, and brings the scales of the others into their last layers.
+
+    A last layer that is made of several keeps its scale.
 
     Args:
         network: Has scales on its branches, or none.
@@ -177,7 +178,7 @@ def _remove(network: nn.Module, name: str) -> None:
 
 
 def _found(network: nn.Module, name: str) -> tuple[str, fx.Graph, fx.Node, fx.Node]:
-    """The nearest block that adds a branch to a shortcut: its name, its graph, the sum, and what the branch is added to.
+    """The nearest block that adds a branch to a shortcut: its name, its graph, the sum, and what else is summed.
 
     Raises:
         Mistake: There is none.

@@ -22,10 +22,10 @@ def shrink_extractor(body: Any, plan: Mapping[str, Any], afresh: bool) -> None:
     """Makes a feature extractor what it is by a classifier's plan, in place; its maps become narrower, too.
 
     Args:
-        body: What `timm.create_model(name, features_only=True)` returned; its `feature_info` then says how many channels
-            are left.
-        plan: Of a classifier of this name, in plain values, as `python -m exp prune` writes them. What it says of layers
-            behind the last map does not count.
+        body: What `timm.create_model(name, features_only=True)` returned; its `feature_info` then says how many
+            channels are left.
+        plan: Of a classifier of this name, in plain values, as `python -m exp prune` writes them. What it says of
+            layers behind the last map does not count.
         afresh: Whether its weights are random, see `shrink`.
 
     Raises:
@@ -49,7 +49,7 @@ def _of_extractor(plan: Plan, body: nn.Module) -> Plan:
     branches = None if plan.branches is None else tuple(called[each] for each in plan.branches if each in called)
     if not layers and not branches:
         raise Mistake(
-            f"the plan of pruning is for another network, {plan.network or 'of which it says nothing'}: this backbone has "
-            "none of its layers"
+            f"the plan of pruning is for another network, {plan.network or 'of which it says nothing'}: this backbone "
+            "has none of its layers"
         )
     return Plan(plan.network, layers, plan.why, branches)

@@ -36,8 +36,8 @@ def shrink(network: nn.Module, plan: Plan, afresh: bool) -> None:
     Args:
         network: The unpruned network.
         plan: For it.
-        afresh: Whether its weights are random and become those that a network of these widths is drawn with, others than
-            the large network begins with at the same seed; else what is left keeps its weights.
+        afresh: Whether its weights are random and become those that a network of these widths is drawn with, others
+            than the large network begins with at the same seed; else what is left keeps its weights.
 
     Raises:
         Mistake: The plan is for another network.

@@ -242,7 +242,10 @@ class Scenes:
         boxes = torch.tensor([[4.0, 4.0, 40.0, 30.0]])
         return {
             "image": [torch.randn(3, 70, 64), torch.randn(3, 60, 72)],
-            "target": [{"boxes": boxes, "labels": torch.tensor([2])}, {"boxes": boxes[:0], "labels": boxes[:0, 0].long()}],
+            "target": [
+                {"boxes": boxes, "labels": torch.tensor([2])},
+                {"boxes": boxes[:0], "labels": boxes[:0, 0].long()},
+            ],
         }
 
 

@@ -97,7 +97,9 @@ class InstanceConditional(Term):
         if imitation < 0 or fakes < 0 or not temperature > 0:
             raise Mistake("InstanceConditional: imitation and fakes are 0 or more, and the temperature is positive")
         if learn_temperature and (last_temperature is not None or not imitation):
-            raise Mistake("InstanceConditional: a temperature is learnt from the imitation, and follows no schedule then")
+            raise Mistake(
+                "InstanceConditional: a temperature is learnt from the imitation, and follows no schedule then"
+            )
         self.num_classes, self.imitation = num_classes, imitation
         self.decoder_options = num_heads, num_layers, project_position, position_on_values
         self.fakes, self.most_slots, self.fixed_slots = fakes, most_slots, fixed_slots
@@ -231,7 +233,9 @@ class InstanceConditional(Term):
         labels = [target["labels"] for target in teacher.inputs[1]]
         slots = fill(labels, boxes, labels, boxes)
         # Nothing jitters: the middle of where a centre may be told.
-        told = describe(slots, torch.full((*slots.labels.shape, 2), 0.5, device=slots.boxes.device), sizes, self.num_classes)
+        told = describe(
+            slots, torch.full((*slots.labels.shape, 2), 0.5, device=slots.boxes.device), sizes, self.num_classes
+        )
         padded = (maps[0].shape[2] * self.stride, maps[0].shape[3] * self.stride)
         weights = self.look(Memory.of(maps, sizes, padded), told)[-1].logits.softmax(-1).mean(1)
         levels = weights.split([each[0, 0].numel() for each in maps], -1)

@@ -106,10 +106,6 @@ def detectors(size: tuple[int, int], batch_size: int) -> None:
 
     steps = [step_of(each, data, loss, (images, targets)) for each in (taught, alone)]
     say(f"RetinaNet R50 to R18, ICD, {batch_size} x {size[0]}x{size[1]}", *steps, lambda: teacher(images))
-    neck = teacher.neck
-    with torch.no_grad():
-        whole, maps = median_times([lambda: teacher(images), lambda: neck(teacher.backbone(torch.stack(images)))])
-    print(f"  of the teacher's {whole:.3f} s, {whole - maps:.3f} s come after the neck, which no term of ICD reads")
 
 
 def say(name: str, taught: Callable[[], None], alone: Callable[[], None], teacher: Callable[[], Any]) -> None:

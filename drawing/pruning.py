@@ -46,17 +46,15 @@ def kernel_patterns(names: Sequence[str], patterns: np.ndarray, title: str = "")
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(1.5 * columns + 1.2, 1.7 * rows + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
-    panels = []
-    most = float(max(patterns.max(), 1e-9))
     for place, (name, pattern) in enumerate(zip(names, patterns, strict=True)):
         axes = figure.add_subplot(rows, columns, place + 1)
-        panels.append(axes)
-        image = axes.imshow(pattern, cmap="viridis", vmin=0.0, vmax=most)
+        # Each by itself: late layers keep so few that a common scale would hide where.
+        most = max(float(pattern.max()), 1e-9)
+        axes.imshow(pattern, cmap="viridis", vmin=0.0, vmax=most)
         axes.set_title(f"{short(name, IN_CAPTION)}\n{pattern.mean():.1%} kept", fontsize=6)
         axes.set_xticks([])
         axes.set_yticks([])
         for (row, column), share in np.ndenumerate(pattern):
             colour = "black" if share > 0.6 * most else "white"
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=5, color=colour)
-    figure.colorbar(image, ax=panels, shrink=0.8, label="share of weights kept")
     return figure

@@ -234,6 +234,38 @@ def attention_maps(
     return figure
 
 
+def instance_masks(
+    rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float], Sequence[str]]], title: str = ""
+) -> Figure:
+    """Images with boxes, and beside each of them where something looked for each of its objects, over the same image.
+
+    Args:
+        rows: of each image the picture uint8 [H, W, 3], boxes [n, 4] in its pixels, weights [n, h, w], width and height
+            in its pixels of what the weights lie on from its upper left corner, and the name of each object.
+        title: above the figure.
+    """
+    columns = 1 + max(len(row[1]) for row in rows)
+    figure = Figure(figsize=(2.1 * columns, 2.2 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for place, (image, boxes, weights, (width, height), names) in enumerate(rows):
+        shape = image.shape[:2]
+        grey = image.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+        colours = label_colours(np.arange(len(boxes)))
+        for column in range(1 + len(boxes)):
+            axes = figure.add_subplot(len(rows), columns, place * columns + column + 1)
+            axes.imshow(grey if column else image, interpolation="antialiased", extent=(0, shape[1], shape[0], 0))
+            if column:
+                axes.imshow(weights[column - 1], cmap="inferno", alpha=0.65, extent=(0, width, height, 0))
+            for i in [column - 1] if column else range(len(boxes)):
+                x0, y0, x1, y1 = boxes[i]
+                edge = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colours[i], linewidth=1.4)
+                axes.add_patch(edge)
+            axes.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
+            axes.set_title(short(names[column - 1], IN_CAPTION) if column else "annotated", fontsize=8)
+            axes.axis("off")
+    return figure
+
+
 def label_colours(labels: np.ndarray) -> np.ndarray:
     """A colour for each label, RGB [n, 3] from 0 to 1; alike ones beyond twenty labels."""
     return matplotlib.colormaps["tab20"](np.asarray(labels, np.int64) * 2 % 20 + np.asarray(labels) // 10 % 2)[:, :3]

@@ -69,7 +69,7 @@ def _train(cli: Cli, run: Run, leads: bool) -> None:
             best = str(checkpoints.best or checkpoints.last)
             (results,) = trainer.test(cli.model, cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         if leads:
-            spent = cost.measure(cli.model.network)
+            spent = cost.measure(cli.model.network, timed=True)
             record.finish(test=dict(results), best=checkpoints.best_score, cost=spent)
     if leads:
         print_summary(cli, run, dict(results), spent)

@@ -194,8 +194,8 @@ def circumstances(cells: Sequence[Cell], jobs: int) -> dict[str, Any]:
         if cell.state is State.FINISHED:
             cost = cell.cost() | {"wall": cell.wall() or math.nan}
             times.setdefault(cell.arm.name, {})[str(cell.seed)] = {
-                name: round(cost[name], 2) if math.isfinite(cost[name]) else None
-                for name in ("seconds", "throughput", "wall")
+                name: round(cost[name], digits) if math.isfinite(cost[name]) else None
+                for name, digits in (("seconds", 2), ("throughput", 2), ("wall", 2), ("latency", 5))
             }
             spent += next((cost[name] for name in ("wall", "seconds") if math.isfinite(cost[name])), 0.0)
     return {

@@ -167,6 +167,12 @@ class DeformableDETR(SetDetector):
         maps, paddings = self.project(images, padding)
         return self.transformer.encode(maps, paddings, [self.position(x) for x in paddings])
 
+    def memory_maps(self, encoded: Memory) -> list[Tensor]:
+        """The encoder's tokens as maps [B, D, h, w], finest first."""
+        sizes = encoded.levels.sizes
+        tokens = encoded.tokens.split([height * width for height, width in sizes], 1)
+        return [each.mT.unflatten(-1, size) for each, size in zip(tokens, sizes, strict=True)]
+
     def decode(self, encoded: Memory) -> Decoded:
         """Everything up to the decoder, of what `encode` made; with `refine` the boxes on the way, too."""
         queries, proposals = self.queries(encoded)

@@ -132,6 +132,10 @@ class DETRSegmentation(SetDetector):
         """What the detector's encoder makes of images [B, 3, H, W] with this padding [B, H, W]."""
         return self.detector.encode(images, padding)
 
+    def memory_maps(self, encoded: Encoded) -> list[Tensor]:
+        """The map of the detector's encoder."""
+        return self.detector.memory_maps(encoded)
+
     def decode(self, encoded: Encoded) -> Decoded:
         """What the detector's decoder makes of what its encoder made."""
         return self.detector.decode(encoded)

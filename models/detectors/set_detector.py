@@ -18,6 +18,14 @@ from models.mistakes import Mistake
 Target = dict[str, Any]
 
 
+class EncoderMaps(nn.Module):
+    """Hands the encoder's maps on as they are: the place where distillation reads them, by the name `encoder_maps`."""
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps [B, D, h, w], finest first."""
+        return maps
+
+
 class SetDetector(nn.Module, ABC):
     """A detector of DETR's family, in steps that have the same names in all of them.
 
@@ -28,11 +36,16 @@ class SetDetector(nn.Module, ABC):
         num_classes: K; labels are 0 to K - 1.
         has_masks: Whether there are masks among the results.
         criterion: Losses of predictions.
+        encoder_maps: What the encoder made, as maps.
     """
 
     has_masks = False
     num_classes: int
     criterion: SetCriterion
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder_maps = EncoderMaps()
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         """Losses in training, detections in evaluation.
@@ -51,7 +64,9 @@ class SetDetector(nn.Module, ABC):
         Raises:
             Mistake: Training without targets, or without the masks that the network needs.
         """
-        decoded = self.decode(self.encode(*pad(images)))
+        encoded = self.encode(*pad(images))
+        self.encoder_maps(self.memory_maps(encoded))
+        decoded = self.decode(encoded)
         predictions = self.predictions(decoded, all_layers=self.training)
         if not self.training:
             return self.results(self.detections(predictions), predictions, images, output_sizes(images, targets))
@@ -62,6 +77,10 @@ class SetDetector(nn.Module, ABC):
     @abstractmethod
     def encode(self, images: Tensor, padding: Tensor) -> Any:
         """Everything up to the encoder, of images [B, 3, H, W] with this padding [B, H, W]."""
+
+    @abstractmethod
+    def memory_maps(self, encoded: Any) -> list[Tensor]:
+        """The encoder's tokens as maps [B, D, h, w], finest first, of what `encode` made."""
 
     @abstractmethod
     def decode(self, encoded: Any) -> Any:

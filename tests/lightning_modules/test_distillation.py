@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from datamodules import Digits
-from lightning_modules import Classification, Distillation
-from models.distillation import Hints, Logits, Term
+from lightning_modules import Classification, Detection, Distillation
+from models.distillation import Hints, InstanceConditional, Logits, Term
 from models.mistakes import Mistake
 from models.pixels import HALVES
+from tests.library.dense_networks import small
 
 
 class Flat(nn.Module):
@@ -115,3 +117,69 @@ def test_mistakes_name_the_term(tmp_path: Path) -> None:
         train(pair({"hint": Hints(["layers"])}), tmp_path)
     with pytest.raises(Mistake, match=r"distillation\.terms\.hint: Hints compares maps"):
         train(pair({"hint": Hints(["layer"], ["layer", "norm"])}), tmp_path)
+
+
+def detectors(**student: Any) -> Detection:
+    """A tiny DETR that is taught by a wider one, at the maps of their encoders."""
+    torch.manual_seed(0)
+    term = InstanceConditional(5, ["encoder_maps"], num_heads=2, warm_up=0)
+    distillation = Distillation(small(hidden_dim=32), {"icd": term}, optimizer=torch.optim.SGD)
+    return Detection(
+        student.pop("network", None) or small(**student),
+        distillation=distillation,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+
+
+class Scenes:
+    """An example of images with objects."""
+
+    def example(self, samples: int) -> dict[str, Any]:
+        boxes = torch.tensor([[4.0, 4.0, 40.0, 30.0]])
+        return {
+            "image": [torch.randn(3, 70, 64), torch.randn(3, 60, 72)],
+            "target": [
+                {"boxes": boxes, "labels": torch.tensor([2])},
+                {"boxes": boxes[:0], "labels": boxes[:0, 0].long()},
+            ],
+        }
+
+
+def test_a_detection_transformer_follows_a_wider_ones_encoder() -> None:
+    task, data = detectors(hidden_dim=16), Scenes()
+    task.distillation.attach(task, data)
+    assert set(task.penalties) == {f"distil_icd_{each}" for each in InstanceConditional.names}
+    task.train()
+    task._trainer = SimpleNamespace(global_step=5, estimated_stepping_batches=10)
+    task.network(*task.inputs(data.example(2)))
+    loss = sum(penalty() for penalty in task.penalties.values())
+    loss.backward()
+    assert task.network.input_proj.weight.grad.any()
+    assert all(parameter.grad is None for parameter in task.distillation.teacher.parameters())
+    # What is behind the encoder has nothing to learn from it.
+    assert task.network.bbox_embed.layers[0].weight.grad is None
+
+
+class Padding(nn.Module):
+    """A detector that pads images to a multiple, and halves them."""
+
+    num_classes = 5
+
+    def __init__(self, multiple: int) -> None:
+        super().__init__()
+        self.multiple, self.neck = multiple, nn.Conv2d(3, 4, 2, 2)
+
+    def forward(self, images: list[Tensor], targets: Any = None) -> Any:
+        sides = [max(each.shape[side] for each in images) for side in (1, 2)]
+        height, width = (-(-side // self.multiple) * self.multiple for side in sides)
+        padded = [F.pad(each, (0, width - each.shape[2], 0, height - each.shape[1])) for each in images]
+        return [self.neck(torch.stack(padded))]
+
+
+def test_other_padding_is_refused_though_the_example_would_not_show_it() -> None:
+    distillation = Distillation(Padding(8), {"icd": InstanceConditional(5, num_heads=2)})
+    task, data = Detection(Padding(4), distillation=distillation), Scenes()
+    batch = data.example(2)
+    data.example = lambda samples: batch | {"image": [torch.randn(3, 64, 64)] * 2}  # type: ignore[method-assign]
+    with pytest.raises(Mistake, match=r"distillation\.terms\.icd: .*map 0 is 18x18 in the student and 20x20 in the"):
+        distillation.attach(task, data)

@@ -62,7 +62,12 @@ def make_trainer(kind: Callable[..., Trainer], options: dict[str, Any], timeout:
     try:
         trainer = kind(**options)
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
+        told = " ".join(str(error).split())
+        if "No supported gpu backend" in told:
+            told = (
+                "this machine has no GPU that PyTorch can use: leave out gpu.yaml, or give --trainer.accelerator=auto"
+            )
+        raise UsageError(f"trainer: {told}") from None
     except KeyError as error:
         if "SLURM_" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""The classes that a config may name for a part, with a line about each: read from the sources, without running them."""
+"""The classes that a config may name for a part, with a line about each, read from the sources without running them."""
 
 from __future__ import annotations
 

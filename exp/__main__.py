@@ -27,6 +27,7 @@ COMMANDS = {
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
+    "completion": "print what makes a shell complete commands, configs and keys",
 }
 # Run again, they go on where they were.
 GO_ON = ("fit", "compare", "prune")

@@ -71,6 +71,7 @@ _TRAINED = {
         Line("model.optimizer.lr", "X", "learning rate"),
         Line("model.optimizer.weight_decay", "X", "weight decay"),
         Line("model.schedule.warmup_epochs", "X", "how long the learning rate grows"),
+        Line("find", "lr,batch", "first look for a learning rate, a batch size or both"),
         Line("seed_everything", "N", "seed of everything that is drawn"),
     ],
 }
@@ -110,7 +111,7 @@ SCREENS = {
     "predict": _EVALUATED | _PLACE,
 }
 FEET = {
-    "model.help": "our tasks; --model.help Classification: the options of this one",
+    "model.help": "our tasks; --model.help Classification: its options",
     "data.help": "our data sets; --data.help ImageFolder",
     "model.network.help": "our networks; --model.network.help SOLQ",
     "print_config": "print the config that all of it makes, and end",
@@ -155,7 +156,7 @@ def _is_of_classes(argument: str) -> bool:
 
 
 def _screen(command: str, argv: list[str]) -> str:
-    values = dict(_settings(argv))
+    values = dict(settings(argv))
     groups = dict(SCREENS[command])
     if command == "predict":
         groups |= {"What is written": list(_options_of_predictions())}
@@ -180,7 +181,7 @@ def _row(left: str, right: str, width: int = 34) -> list[str]:
     return [f"  {left}{gap}{first}".rstrip(), *(" " * (width + 3) + line for line in more)]
 
 
-def _settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
+def settings(argv: list[str]) -> Iterator[tuple[str, Any]]:
     """What the config files of a command say, by option."""
     if not config_files(argv):
         return

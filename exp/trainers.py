@@ -56,7 +56,7 @@ def make_trainer(kind: Callable[..., Trainer], options: dict[str, Any], timeout:
         if isinstance(callback, LearningRateFinder):
             raise UsageError(
                 "trainer.callbacks: the learning rate of each step follows model.schedule, so that LearningRateFinder "
-                "has none to set: leave it out, and try values of --model.optimizer.lr"
+                "has none to set: leave it out, and say --find=lr"
             )
     options = options | {"plugins": plugins, "profiler": options["profiler"] or NoProfiler()}
     try:

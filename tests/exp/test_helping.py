@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,6 +17,7 @@ import models.classifiers
 from exp.__main__ import main
 from exp.class_lists import classes_of
 from exp.cli import Cli, resolve
+from exp.completion import words
 from exp.helping import HEADS, SCREENS, _flat
 from exp.usage import ConfigError, UsageError
 from tests.library.recipes import ROOT
@@ -32,8 +34,8 @@ def test_help_fits_a_screen_and_needs_no_torch() -> None:
 
 def test_a_screen_shows_options_that_there_are() -> None:
     known = dict(_flat(resolve([f"--config={ROOT / 'configs/own_images.yaml'}"]), ""))
-    # Resolving takes out `trust`, and `probe` is of two commands.
-    known |= {"trust": None, "probe": None}
+    # Resolving takes out `trust`, `probe` is of two commands, and `find` leaves what it finds.
+    known |= {"trust": None, "probe": None, "find": None}
     for command, groups in SCREENS.items():
         assert command in HEADS
         assert not {line.option for lines in groups.values() for line in lines} - set(known)
@@ -126,3 +128,24 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch
     with pytest.raises(UsageError):
         Cli(files, "fit")
     assert "no GPU that PyTorch can use: leave out gpu.yaml" in capsys.readouterr().err
+
+
+def test_completion_knows_commands_configs_keys_and_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert {"fit", "predict", "compare"} <= set(words([]))
+    assert {"quickstart", "solq_digits", "--trainer.max_epochs=", "--model.optimizer.lr="} <= set(words(["fit"]))
+    assert "--model.label_smoothing=" in words(["fit", "quickstart"]), "what the config sets"
+    assert "mine/best" in words(["predict"])
+    assert "early_exit" in words(["compare"])
+    assert "early_exit" not in words(["fit"])
+    assert words(["fit", "--wandb", "="])[0] == "auto"
+    assert "SOLQ" in words(["fit", "--model.network.help"])
+    assert main(["completion", "bash"]) == 0
+    script = (
+        capsys.readouterr().out + 'COMP_WORDS=(exp fi); COMP_CWORD=1; exp() { echo fit; }; _exp; echo "${COMPREPLY[0]}"'
+    )
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "fit"

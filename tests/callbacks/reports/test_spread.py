@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from callbacks.reports.spread import Spread
@@ -18,7 +20,7 @@ def test_things_are_spread_over_the_stream(length: int) -> None:
     if length >= 7:
         assert found[0] == 0
         assert found[-1] >= length / 2
-        assert min(b - a for a, b in zip(found, found[1:], strict=False)) >= length / 8
+        assert min(b - a for a, b in pairwise(found)) >= length / 8
 
 
 def test_nothing_is_made_where_nothing_is_wanted() -> None:

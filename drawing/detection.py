@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -18,6 +19,7 @@ from drawing.texts import short
 
 MASK_OPACITY = 0.45
 MOST_BARS = 40
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def comparison_sheet(
     truth: Sequence[Objects],
     found: Sequence[Objects],
     names: Sequence[str],
+    files: Sequence[str],
     title: str = "",
 ) -> Figure:
     """Each image twice: what is there, and beside it what was found.
@@ -86,6 +89,7 @@ def comparison_sheet(
         truth: annotations of each.
         found: predictions for each.
         names: class names, by label.
+        files: what each image is called.
         title: above the figure.
     """
     columns = min(3, math.ceil(math.sqrt(len(images) / 2)))
@@ -93,7 +97,8 @@ def comparison_sheet(
     figure = Figure(figsize=(5.2 * columns, 2.8 * rows + 0.4), layout="constrained")
     figure.suptitle(title)
     for i, image in enumerate(images):
-        for j, (objects, heading) in enumerate(((truth[i], "annotated"), (found[i], "found"))):
+        name = short(files[i], IN_CAPTION - 10)
+        for j, (objects, heading) in enumerate(((truth[i], f"{name}, annotated"), (found[i], "found"))):
             axes = figure.add_subplot(rows, 2 * columns, 2 * i + j + 1)
             _draw(axes, image, objects, names, fontsize=6)
             axes.set_title(f"{heading}: {len(objects.boxes)}", fontsize=8)
@@ -267,8 +272,12 @@ def instance_masks(
 
 
 def label_colours(labels: np.ndarray) -> np.ndarray:
-    """A colour for each label, RGB [n, 3] from 0 to 1; alike ones beyond twenty labels."""
-    return matplotlib.colormaps["tab20"](np.asarray(labels, np.int64) * 2 % 20 + np.asarray(labels) // 10 % 2)[:, :3]
+    """A colour for each label, RGB [n, 3] from 0 to 1: twenty that are far apart, then hues by the golden ratio."""
+    labels = np.asarray(labels, np.int64)
+    near = matplotlib.colormaps["tab20"](labels * 2 % 20 + labels // 10 % 2)[:, :3]
+    # Steps of the golden ratio never come back to a hue; lightness tells those apart that come near.
+    hues = np.stack([labels * GOLDEN % 1, 0.55 + 0.15 * (labels % 4), 0.95 - 0.2 * (labels % 3)], 1)
+    return np.where((labels < 20)[:, None], near, hsv_to_rgb(hues))
 
 
 def _draw(axes: Axes, image: np.ndarray, objects: Objects, names: Sequence[str], fontsize: float) -> None:

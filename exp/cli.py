@@ -299,6 +299,9 @@ def _refusals() -> Iterator[None]:
         yield
     except HubError as error:
         raise UsageError(str(error)) from error
+    except ModuleNotFoundError as error:
+        # Of what Lightning leaves to other packages, such as its loggers.
+        raise UsageError(" ".join(str(error).split())) from error
     except Exception as error:
         if mistake := mistake_in(error):
             raise UsageError(str(mistake)) from error

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from callbacks.reports import Place, Report
 from callbacks.whole_files import write_whole
+from drawing.figures import number
 from exp.cli import Cli
 from exp.errors import exit_code
 from exp.packaged_weights import network_of
@@ -45,7 +46,7 @@ def evaluate(argv: list[str], command: str) -> int:
         if cli.trainer.is_global_zero:
             table = Table("metric", "value", box=None)
             for name, value in results[0].items():
-                table.add_row(escape(name), f"{value:.4f}")
+                table.add_row(escape(name), number(value))
             console = Console(emoji=False)
             console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True, markup=False)
             console.print(table)

@@ -104,7 +104,7 @@ def result_lines(results: dict[str, float]) -> list[str]:
     alone = []
     groups: dict[str, list[str]] = {}
     for name, value in results.items():
-        shown = f"[bold]{value:#.4g}[/]"
+        shown = f"[bold]{readable(value) if abs(value) >= 1e5 else format(value, '#.4g')}[/]"
         for mark, title, unit in (("_exit", "by exit", ""), ("_at_", "at a budget of", " %")):
             kind, found, place = name.partition(mark)
             if found:

@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "label image files or folders with a checkpoint",
+    "export": "write a network into a file that other programs run: ONNX, torch.export",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",

@@ -111,7 +111,7 @@ class Cli(LightningCLI):
             raise UsageError(f"{checkpoint} carries no config: give one with --config")
         self.rule = Rule.of(checkpoint, trusted, argv)
         config = self.rule.read(text)
-        if self.command == "predict":
+        if self.command in ("predict", "export"):
             config["trainer"]["devices"] = 1
         if self.command != "fit":
             # What a checkpoint is evaluated with is its network alone.
@@ -233,7 +233,7 @@ class Cli(LightningCLI):
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
-        asks = self.command not in ("fit", "validate", "test", "predict", "prune")
+        asks = self.command not in ("fit", "validate", "test", "predict", "export", "prune")
         with _refusals(), held_back(lambda number: not asks) as self.held_back:
             super().instantiate_classes()
         seed = self.config.seed_everything

@@ -19,6 +19,7 @@ from lightning_modules.exits import (
     valid_exit_weights,
     weights_of,
 )
+from lightning_modules.exporting import ExitAnswers
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.optimization import MakeOptimizer
 from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
@@ -47,7 +48,7 @@ class PoseFindings(Findings):
     truth: Tensor = field(default_factory=lambda: torch.empty(0, NUM_JOINTS, 3))
 
 
-class PoseEstimation(Task):
+class PoseEstimation(ExitAnswers, Task):
     """Trains a pose network on heat maps, and evaluates it by PCKh.
 
     Training batches are dicts of `image` [B, 3, H, W], `heatmaps` [B, J, h, w], `weight` [B, J] (0 for joints without a
@@ -77,6 +78,7 @@ class PoseEstimation(Task):
     monitor = "val/pckh"
     monitor_mode = "max"
     shown = ("pckh",)
+    answer_name = "heatmaps"
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ def top_scores(logits: Tensor, boxes: Tensor, k: int) -> Detections:
     """
     num_classes = logits.shape[-1]
     scores = logits.float().sigmoid().flatten(1)
-    best, places = scores.topk(min(k, scores.shape[1]))
+    best, places = scores.topk(torch.sym_min(k, scores.shape[1]))
     return _detections(best, places % num_classes, places // num_classes, boxes)
 
 

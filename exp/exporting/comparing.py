@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,29 +17,12 @@ TOLERANCE = 1e-3
 MIN_RUNS, SECONDS = 5, 1.0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a file does, beside its network.
+def compare(
+    network: Callable[[Tensor], Answer], file: Callable[[Tensor], Answer], batches: Iterable[Tensor]
+) -> dict[str, float]:
+    """The largest difference of each output over some batches, over its largest value.
 
-    Args:
-        differences: of each output, the largest one, over the largest value; of outputs that are no fractions, such as
-            labels and masks, the share of values that differ.
-        images: how many were compared.
-        seconds: for one image, median, by what ran.
-    """
-
-    differences: dict[str, float]
-    images: int
-    seconds: dict[str, float]
-
-    @property
-    def largest(self) -> float:
-        """The largest difference of any output."""
-        return max(self.differences.values())
-
-
-def compare(network: Callable[[Tensor], Answer], file: Callable[[Tensor], Answer], batches: Iterable[Tensor]) -> dict:
-    """The largest difference of each output over some batches.
+    Of outputs that are no fractions, such as labels and masks, it is the share of the values that differ.
 
     Args:
         network: the network.

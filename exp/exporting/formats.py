@@ -122,7 +122,10 @@ class Runner(ABC):
             )
         if len(images) != 1 and not self.manifest.any_batch:
             raise Mistake(f"{self.path} takes one image at a time, not {len(images)}")
-        return dict(zip(self.manifest.outputs, self.run(images), strict=True))
+        try:
+            return dict(zip(self.manifest.outputs, self.run(images), strict=True))
+        except Exception as error:
+            raise Mistake(f"{self.path} does not run on images {list(images.shape)}: {reason_of(error)}") from error
 
 
 class OnnxFile(Runner):

@@ -19,6 +19,8 @@ from models.mistakes import Mistake
 
 INPUT = "image"
 LONGEST_REASON = 300
+# Pixels of the shorter side of what is traced for images of any size.
+LARGE = 256
 
 
 class Normalisation(nn.Module):
@@ -105,12 +107,19 @@ def trace(module: Portable, images: Tensor, any_size: bool) -> Graph:
     """
     task: Any = module.task
     any_batch = bool(task.answers_batches)
-    # A single image would be taken for a constant.
-    example = images[:1].expand(2 if any_batch else 1, -1, -1, -1).contiguous()
+    height, width = images.shape[-2:]
+    if any_size:
+        # A map of a single cell would be taken for one of any image. What is traced is not computed.
+        times = 1
+        while times * min(height, width) < LARGE:
+            times *= 2
+        height, width = times * height, 2 * times * width
+    # A single image would be taken for a constant, too.
+    example = images.new_zeros(2 if any_batch else 1, images.shape[1], height, width)
     dims = {0: Dim.DYNAMIC} if any_batch else {}
     dims |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if any_size else {}
     with inference(module), _eager_attention(), _watched(module) as way:
-        names = list(module.answer(example[:1]))
+        names = list(module.answer(images[:1]))
         try:
             program = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
         except Exception as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from exp.trained import Trained
 from exp.usage import UsageError
 from lightning_modules.exporting import Exportable
 from models.mistakes import Mistake
+
+# Pixels that the sides of a noise image are longer than those of the data: a multiple of most strides.
+OTHER = 32
 
 
 def export(made: Trained, name: str, output: Path | None, images: int, int8: bool) -> Path:
@@ -50,68 +55,103 @@ def export(made: Trained, name: str, output: Path | None, images: int, int8: boo
             f"{type(cli.model).__name__} cannot be exported: it does not say what its network returns "
             "(lightning_modules.exporting)"
         )
-    console = Console(emoji=False)
     pixels = getattr(cli.datamodule, "pixels", None) or Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     module = Portable(cli.model, pixels).cpu().eval()
     batches, real = _batches(made, module, images)
-    graph, why = traced(module, batches[0])
-    with _written(kind, graph, batches[0], _manifest(made, graph, pixels, batches[0]), path) as runner:
-        given = batches if graph.any_size else [each for each in batches if each.shape == batches[0].shape]
-        given = given if graph.any_batch else [image for each in given for image in each.split(1)]
+    manifest = partial(_manifest, made, pixels)
+    try:
+        found, why = _written(kind, module, batches, manifest, path, any_size=True), ""
+    except Mistake as error:
+        found, why = _written(kind, module, batches, manifest, path, any_size=False), str(error)
+    _tell(found, name, why, real)
+    return path
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that says what its network says.
+
+    Args:
+        path: the file.
+        manifest: what it says of itself.
+        differences: largest relative difference of each output.
+        images: how many of the data were compared.
+        seconds: for one image, of the network and of the file.
+    """
+
+    path: Path
+    manifest: Manifest
+    differences: dict[str, float]
+    images: int
+    seconds: tuple[float, float]
+
+
+def _written(
+    kind: type[Runner],
+    module: Portable,
+    batches: list[Tensor],
+    manifest: Callable[[Graph, Tensor], Manifest],
+    path: Path,
+    any_size: bool,
+) -> Written:
+    """The file, which gets its name once it has said the same as the network.
+
+    Raises:
+        Mistake: it cannot be written, or says something else.
+    """
+    graph = trace(module, batches[0], any_size)
+    given = batches if any_size else [each for each in batches if each.shape[2:] == batches[0].shape[2:]]
+    if not graph.any_batch:
+        given = [image for each in given for image in each.split(1)]
+    # Sizes that the run's data do not have.
+    others = [_noise(batches[0])] if any_size else []
+    with whole(path) as partial_path:
+        kind.write(graph, batches[0][:1], manifest(graph, batches[0]), partial_path)
+        runner = kind(partial_path)
         differences = compare(module.answer, runner, given)
-        worst = max(differences, key=differences.__getitem__)
-        if not differences[worst] <= TOLERANCE:
-            raise Mistake(
-                f"the file says something else than the network: its {worst} differ by {differences[worst]:.1e} of "
-                f"their largest value, more than {TOLERANCE:g}; nothing was written"
-            )
+        for found in (differences, compare(module.answer, runner, others)):
+            for output, difference in found.items():
+                if not difference <= TOLERANCE:
+                    raise Mistake(
+                        f"the file says something else than the network: its {output} differ by {difference:.1e} of "
+                        f"their largest value, more than {TOLERANCE:g}; nothing was written"
+                    )
         seconds = latency(module.answer, batches[0][:1]), latency(runner, batches[0][:1])
-    size = "any size" if graph.any_size else f"{batches[0].shape[2]}x{batches[0].shape[3]}"
-    number = "any number of" if graph.any_batch else "one image at a time,"
-    console.print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
+    return Written(path, runner.manifest, differences, sum(map(len, given)), seconds)
+
+
+def _noise(images: Tensor) -> Tensor:
+    """An image [1, 3, H', W'] of another size."""
+    height, width = images.shape[-2:]
+    random = torch.Generator().manual_seed(0)
+    return 255 * torch.rand(1, images.shape[1], height + OTHER, width + 2 * OTHER, generator=random)
+
+
+def _tell(written: Written, name: str, why: str, real: bool) -> None:
+    console, manifest = Console(emoji=False), written.manifest
+    size = "of any size" if manifest.size is None else f"of {manifest.size[0]}x{manifest.size[1]} pixels"
+    number = "any number of them" if manifest.any_batch else "one at a time"
+    worst = max(written.differences, key=written.differences.__getitem__)
     lines = [
-        f"input: image [batch, 3, height, width], RGB from 0 to 255, {number} {size}",
+        f"wrote {written.path} ({written.path.stat().st_size / 2**20:.1f} MiB)",
+        f"input: image [batch, 3, height, width], RGB from 0 to 255, {size}, {number}",
         *([f"of one size alone: {why}"] if why else []),
-        f"outputs: {', '.join(graph.names)}",
-        f"largest relative difference: {differences[worst]:.1e} ({worst}), on {sum(map(len, given))} "
+        f"outputs: {', '.join(manifest.outputs)}",
+        f"largest relative difference: {written.differences[worst]:.1e} ({worst}), on {written.images} "
         + ("images of the validation split" if real else "images of noise: the run's data are not here"),
-        f"one image: torch {seconds[0] * 1e3:.2f} ms, {name} {seconds[1] * 1e3:.2f} ms "
+        f"one image: torch {written.seconds[0] * 1e3:.2f} ms, {name} {written.seconds[1] * 1e3:.2f} ms "
         f"({torch.get_num_threads()} CPU threads)",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return path
 
 
-def traced(module: Portable, images: Tensor) -> tuple[Graph, str]:
-    """The graph for images of any size, or, where the network has none, of one; and then why.
-
-    Args:
-        module: the network.
-        images: an example [B, 3, H, W].
-    """
-    try:
-        return trace(module, images, any_size=True), ""
-    except Mistake as error:
-        return trace(module, images, any_size=False), str(error)
-
-
-@contextmanager
-def _written(kind: type[Runner], graph: Graph, images: Tensor, manifest: Manifest, path: Path) -> Iterator[Runner]:
-    """The file under another name, opened; it gets its own if nothing is said against it."""
-    with whole(path) as partial:
-        kind.write(graph, images, manifest, partial)
-        yield kind(partial)
-
-
-def _manifest(made: Trained, graph: Graph, pixels: Pixels, images: Tensor) -> Manifest:
+def _manifest(made: Trained, pixels: Pixels, graph: Graph, images: Tensor) -> Manifest:
     size = None if graph.any_size else (images.shape[2], images.shape[3])
     notes: dict[str, Any] = {}
     for report in predictions_of(type(made.cli.model))[:1]:
         notes = dict(report.notes(made.content))
-    return Manifest(
-        made.cli.config_text(), made.names, graph.names, size, graph.any_batch, pixels.plain(), notes
-    )
+    return Manifest(made.cli.config_text(), made.names, graph.names, size, graph.any_batch, pixels.plain(), notes)
 
 
 def _batches(made: Trained, module: Portable, number: int) -> tuple[list[Tensor], bool]:

@@ -14,6 +14,7 @@ from lightning_modules.exits import (
     ExitMacs,
     ExitWeights,
     as_exits,
+    countable,
     exit_suffixes,
     run_and_count,
     valid_exit_weights,
@@ -127,7 +128,7 @@ class PoseEstimation(ExitAnswers, Task):
     @override
     def count(self, batch: Batch, split: str) -> dict[str, Any]:
         """Counts a batch; returns nothing, for `findings` has everybody."""
-        exits, spent = self._tested(batch["image"], counted=not self.compile_network)
+        exits, spent = self._tested(batch["image"], counted=not self.compile_network and countable(self.network))
         costs = {} if spent is None else {"macs": spent.executed, "published_macs": spent.published}
         for i, (name, maps) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             joints, scores = decode(maps, batch["centre"], batch["scale"])

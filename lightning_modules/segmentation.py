@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_modules.calibration import confidence_counts
 from lightning_modules.class_count import classes_of
-from lightning_modules.exits import ExitWeights, as_exits, run_and_count, valid_exit_weights, weights_of
+from lightning_modules.exits import ExitWeights, as_exits, countable, run_and_count, valid_exit_weights, weights_of
 from lightning_modules.exporting import Answer, ExitAnswers
 from lightning_modules.findings import Findings
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
@@ -277,7 +277,7 @@ class Segmentation(ExitAnswers, Task):
         """Logits of every exit for padded images, at the network's resolution; counts what ran."""
         images = self._padded(images)
         # Predictions are timed, and counting takes time.
-        if tally is None or self.compile_network:
+        if tally is None or self.compile_network or not countable(self.network):
             exits = list(each_exit(self.network, images))
         else:
             exits, spent = run_and_count(self.network, images)

@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from exp.exporting.graph import INPUT, Graph, reason_of
+from exp.usage import UsageError
 from lightning_modules.exporting import Answer
 from models.mistakes import Mistake
 
@@ -217,6 +218,20 @@ def runner_of(path: Path) -> type[Runner]:
             return kind
     endings = ", ".join(kind.suffix for kind in FORMATS.values())
     raise Mistake(f"{path}: a file of `exp export` ends in {endings}")
+
+
+def config_in(path: Path) -> str:
+    """The config of the run that a file is of, as YAML.
+
+    Raises:
+        UsageError: there is no such file, or `export` did not write it.
+    """
+    try:
+        if not path.is_file():
+            raise Mistake(f"--runtime {path}: no such file; `exp export RUN` writes one")
+        return runner_of(path)(path).manifest.config
+    except Mistake as error:
+        raise UsageError(str(error)) from error
 
 
 def check_installed(kind: type[Runner], *more: str) -> None:

@@ -18,8 +18,10 @@ from callbacks.whole_files import whole
 from datamodules import DataError, Pixels
 from exp.evaluation import output_folder
 from exp.exporting.comparing import TOLERANCE, compare, latency
-from exp.exporting.formats import FORMATS, Manifest, Runner, check_installed
+from exp.exporting.formats import FORMATS, Manifest, OnnxFile, Runner, check_installed
 from exp.exporting.graph import Graph, Portable, trace
+from exp.exporting.quantising import quantise
+from exp.exporting.runtime import put
 from exp.trained import Trained
 from exp.usage import UsageError
 from lightning_modules.exporting import Exportable
@@ -50,6 +52,8 @@ def export(made: Trained, name: str, output: Path | None, images: int, int8: boo
     if path.suffix != kind.suffix:
         raise UsageError(f"--output {path}: a file of format {name} ends in {kind.suffix}")
     check_installed(kind)
+    if int8 and kind is not OnnxFile:
+        raise UsageError(f"--int8 is for onnx, not for {name}: leave one of them out")
     if not isinstance(cli.model, Exportable):
         raise Mistake(
             f"{type(cli.model).__name__} cannot be exported: it does not say what its network returns "
@@ -64,6 +68,8 @@ def export(made: Trained, name: str, output: Path | None, images: int, int8: boo
     except Mistake as error:
         found, why = _written(kind, module, batches, manifest, path, any_size=False), str(error)
     _tell(found, name, why, real)
+    if int8:
+        _tell_quantised(made, found, _quantised(found, batches))
     return path
 
 
@@ -144,6 +150,36 @@ def _tell(written: Written, name: str, why: str, real: bool) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _quantised(written: Written, batches: list[Tensor]) -> Path:
+    """A file of eight bits beside the one that was written."""
+    path = written.path.with_suffix(f".int8{written.path.suffix}")
+    images = [image for batch in batches for image in batch.split(1)]
+    size = written.manifest.size
+    given = [image for image in images if size is None or tuple(image.shape[2:]) == size]
+    with whole(path) as partial_path:
+        quantise(written.path, partial_path, given)
+    return path
+
+
+def _tell_quantised(made: Trained, written: Written, path: Path) -> None:
+    task, data = made.cli.model, made.cli.datamodule
+    network, found, seconds = task.network, [], []
+    name = (task.monitor or "val/loss").partition("/")[2]
+    image = 255 * torch.rand(1, 3, *(written.manifest.size or data.example(1)["image"][0].shape[-2:]))
+    try:
+        for each in (written.path, path):
+            runner = OnnxFile(each)
+            put(task, runner)
+            metrics = task.evaluate(data.val_dataloader(), "val", data).metrics
+            found.append(float(metrics[name]))
+            seconds.append(latency(runner, image))
+    finally:
+        task.network = network
+    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    print(f"val/{name}: {found[0]:.4f} before, {found[1]:.4f} with eight bits")
+    print(f"one image: {seconds[0] * 1e3:.2f} ms before, {seconds[1] * 1e3:.2f} ms with eight bits")
 
 
 def _manifest(made: Trained, pixels: Pixels, graph: Graph, images: Tensor) -> Manifest:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 
-
 def main(argv: list[str]) -> int:
     """Runs the command.
 

@@ -1,4 +1,4 @@
-"""A task with its weights and its data, without a training or an evaluation: what `export` and `exp.load` begin with."""
+"""A task with its weights and its data, before anything is done with it: what `export` and `exp.load` begin with."""
 
 from __future__ import annotations
 

@@ -114,6 +114,8 @@ def _written(
     with whole(path) as partial_path:
         kind.write(graph, batches[0][:1], manifest(graph, batches[0]), partial_path)
         runner = kind(partial_path)
+        # What it says of itself is said under the name that it will have.
+        runner.path = path
         differences = compare(module.answer, runner, given)
         for found in (differences, compare(module.answer, runner, others)):
             for output, difference in found.items():

@@ -41,7 +41,9 @@ class Levels(NamedTuple):
             start += height * width
         if torch.compiler.is_exporting():
             # Sizes may be those of any image.
-            numbers = torch.stack([torch.stack([torch.full((), float(n), device=device) for n in row]) for row in table])
+            numbers = torch.stack(
+                [torch.stack([torch.full((), float(n), device=device) for n in row]) for row in table]
+            )
             return cls(list(sizes), numbers[:, :2], numbers[:, 2])
         # One transfer for a whole forward pass.
         numbers = torch.tensor(table, dtype=torch.float32, device=device)

@@ -46,9 +46,9 @@ def test_it_says_what_predict_writes(folder: Path, monkeypatch: pytest.MonkeyPat
     assert not run("predict", [str(RUN), "images"], folder).code
     with (RUN / "predict" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [{key: str(value) for key, value in entry.items() if key == "file" or "label" in key} for entry in entries] == [
-        {key: value for key, value in row.items() if key == "file" or "label" in key} for row in rows
-    ]
+    assert [
+        {key: str(value) for key, value in entry.items() if key == "file" or "label" in key} for entry in entries
+    ] == [{key: value for key, value in row.items() if key == "file" or "label" in key} for row in rows]
     assert [entry["probability_1"] for entry in entries] == pytest.approx(
         [float(row["probability_1"]) for row in rows], abs=1e-4
     )
@@ -71,7 +71,7 @@ def test_what_is_no_run_or_no_image_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises(Mistake, match="^nothing: no such file"):
+    with pytest.raises(Mistake, match=r"^nothing: no such file"):
         exp.load("nothing")
     model = exp.load(RUN)
     with pytest.raises(DataError, match="does not exist"):

@@ -168,7 +168,7 @@ class OnnxFile(Runner):
                     verbose=False,
                 )
             except Exception as error:
-                raise Mistake(f"ONNX has nothing for {_node(error)}") from error
+                raise Mistake(f"ONNX has nothing for {_node(error, graph)}") from error
         assert program is not None
         model = _with_names(program.model_proto, graph)
         onnx.helper.set_model_props(model, {KEY: manifest.text(), **readable_properties(manifest)})
@@ -270,14 +270,16 @@ def _with_names(model: Any, graph: Graph) -> Any:
     return model
 
 
-def _node(error: BaseException) -> str:
+def _node(error: BaseException, graph: Graph) -> str:
     """The operator that a translation stopped at, and the part of the network that it is of."""
     text = str(error)
-    operator = re.search(r"target=(?:torch\.ops\.)?([\w.]+)", text) or re.search(r"OpOverload\(op='([^']+)'", text)
-    where = re.search(r"name_scopes?\W+([\w.]+)", text)
+    operator = re.search(r"target=(?:torch\.ops\.)?([\w.]+)", text)
     if operator is None:
         return f"a part of the network: {reason_of(error)}"
-    return f"{operator[1]}{f' in {where[1]}' if where else ''}"
+    named = re.search(r"(?:node|executing) %(\w+)", text)
+    nodes = [node for node in graph.program.graph.nodes if named is not None and node.name == named[1]]
+    stack = list(nodes[0].meta.get("nn_module_stack", {}).values()) if nodes else []
+    return operator[1] + (f" in {str(stack[-1][0]).removeprefix('task.')}" if stack else "")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from datamodules import Pixels
@@ -165,10 +166,11 @@ def _part(way: list[str], module: Portable) -> str:
 
 @contextmanager
 def _eager_attention() -> Iterator[None]:
-    """Without the operator that stands for all of an attention on one machine."""
+    """Without operators that stand for all of an attention on one machine, and lay out their results as it likes it."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -50,7 +50,11 @@ def best_classes(logits: Tensor, boxes: Tensor) -> Detections:
         All Q queries.
     """
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
-    scores, queries = scores.sort(descending=True, stable=True)
+    if torch.compiler.is_exporting():
+        # ONNX has no stable sort.
+        scores, queries = scores.topk(scores.shape[1])
+    else:
+        scores, queries = scores.sort(descending=True, stable=True)
     return _detections(scores, labels.gather(1, queries), queries, boxes)
 
 

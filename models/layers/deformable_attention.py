@@ -42,7 +42,7 @@ class Levels(NamedTuple):
         if torch.compiler.is_exporting():
             # Sizes may be those of any image.
             numbers = torch.stack(
-                [torch.stack([torch.full((), float(n), device=device) for n in row]) for row in table]
+                [torch.stack([torch.full((), torch.sym_float(n), device=device) for n in row]) for row in table]
             )
             return cls(list(sizes), numbers[:, :2], numbers[:, 2])
         # One transfer for a whole forward pass.

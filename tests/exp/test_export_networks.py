@@ -30,11 +30,19 @@ NETWORKS = [
 SIDES = {
     "dge/deit": 32,
     "dge/no_class_token": 32,
+    "dge/dpvt": 64,
+    "dge/plain_pvt": 64,
+    "dge/pvt": 64,
     "dvt": 32,
     "pruned_vgg/hidden": 32,
     "pruned_vgg/imagenet": 64,
     "pruned_vgg/linear": 32,
+    "ranet": 32,
+    "ranet/imagenet": 64,
+    "upernet": 64,
 }
+# Whose coarsest maps need larger images than 64 pixels.
+LARGE = {"torchvision_detectors/fcos": 256, "deformable_detr": 128, "dynamic_routing": 128, "solq": 128}
 QUICK = ("slimmed/preact",)
 
 
@@ -44,11 +52,11 @@ def settled(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            module.running_mean.normal_(0, 0.05, generator=generator)
+            module.running_var.uniform_(0.9, 1.1, generator=generator)
     for parameter in network.parameters():
         if parameter.ndim == 1:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     if hasattr(network, "score_threshold"):
         network.score_threshold = 0.01
     return network.eval()
@@ -65,9 +73,9 @@ def task_of(name: str, network: nn.Module) -> Any:
 def check(name: str, network: nn.Module, folder: Path) -> dict[str, torch.Size]:
     """Exports, compares, and returns the shapes of what is said of an image."""
     task = task_of(name, settled(network))
-    side = next((side for beginning, side in SIDES.items() if name.startswith(beginning)), None)
+    side = SIDES.get(name, next((side for beginning, side in SIDES.items() if name.startswith(beginning)), None))
     any_size = side is None
-    side = side or 64
+    side = side or next((side for beginning, side in LARGE.items() if name.startswith(beginning)), 64)
     module = Portable(task, PIXELS).eval()
     random = torch.Generator().manual_seed(2)
     shapes = [(number, side, side) for number in ((2, 1, 3) if task.answers_batches else (1,))]

@@ -77,8 +77,10 @@ class Model:
             Mistake: something that is no image.
             datamodules.DataError: a file that cannot be read.
         """
-        several = isinstance(images, Sequence) and not isinstance(images, str)
-        given = [_read(each) for each in (images if several else [images])]  # type: ignore[union-attr, list-item]
+        if several := isinstance(images, Sequence) and not isinstance(images, str):
+            given = [_read(each) for each in images]
+        else:
+            given = [_read(images)]
         if not given:
             return []
         answers = predicted(self._task, self._batches(given), self._data)

@@ -77,4 +77,5 @@ def put(task: Any, runner: Runner) -> None:
     """
     if not isinstance(task, Exportable) or task.teacher_pairs():  # type: ignore[attr-defined]
         raise Mistake(f"{type(task).__name__} evaluates more than one network, and {runner.path} holds one")
-    task.network = FileNetwork(runner, task)
+    task_with_network: Any = task
+    task_with_network.network = FileNetwork(runner, task)

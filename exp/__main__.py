@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "label image files or folders with a checkpoint",
+    "export": "write a network into a file that other programs run: ONNX, torch.export",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
     "search": "find the best architectures of a supernet within limits on size, compute or latency",

@@ -14,6 +14,7 @@ from callbacks.whole_files import write_whole
 from drawing.figures import number
 from exp.cli import Cli
 from exp.errors import exit_code
+from exp.exporting.runtime import take_file
 from exp.packaged_weights import network_of
 from exp.probe import probe
 from exp.quiet import silence
@@ -32,7 +33,7 @@ def evaluate(argv: list[str], command: str) -> int:
     silence()
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
-        checkpoint = to_evaluate(cli)
+        checkpoint = to_evaluate(cli) if cli.config.runtime is None else take_file(cli)
         if cli.config.probe is not None:
             probe(cli, checkpoint, output_folder(cli, checkpoint, "probe"))
             return outcome.code

@@ -88,6 +88,25 @@ class Predictions(Report, ABC):
             )
         return self.names or [f"class {i}" for i in range(classes)]
 
+    @classmethod
+    def notes(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What somebody needs beside the network to predict, as plain values by name: thresholds, for instance.
+
+        Args:
+            content: of a checkpoint; empty for weights alone.
+        """
+        return {}
+
+    def entries(self, batches: list[Any], task: Any, data: Any) -> list[dict[str, Any]]:
+        """What is said of each image, in their order: its `file`, and what the task predicts, as plain values.
+
+        Args:
+            batches: what the prediction steps returned.
+            task: that predicted; `prepare` has seen it.
+            data: its data module.
+        """
+        raise Mistake(f"{type(self).__name__} writes what {type(task).__name__} predicts, and has no entries of it")
+
     @abstractmethod
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
         """Writes files and pictures, and prints what a person wants to see at once.

@@ -205,7 +205,7 @@ class DeformableDETR(SetDetector):
             proposals = self.proposals(memory)
             return proposals.queries, proposals
         # Copies: a view of a parameter would trip the counter of operations, which looks for its gradient function.
-        position, content = self.query_embed.weight.repeat(len(memory.tokens), 1, 1).chunk(2, -1)
+        position, content = self.query_embed.weight.repeat(memory.tokens.shape[0], 1, 1).chunk(2, -1)
         return Queries(content, position, self.reference_points(position).float().sigmoid()), None
 
     def project(self, images: Tensor, padding: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -175,6 +175,13 @@ class DETRSegmentation(SetDetector):
             result["masks"] = binary_masks(logits, padded, (image.shape[-2], image.shape[-1]), size)
         return results
 
+    def batch_masks(self, found: Detections, predictions: Predictions, size: tuple[int, int]) -> Tensor:
+        """Masks of the detections [B, N, H, W], those of their queries."""
+        assert predictions.masks is not None
+        logits = predictions.masks
+        chosen = logits.gather(1, found.queries[..., None, None].expand(-1, -1, *logits.shape[-2:]))
+        return F.interpolate(chosen, size, mode="bilinear", align_corners=False) > 0
+
     def attention_maps(self, images: list[Tensor]) -> AttentionMaps:
         """Where the detector's queries look; see `DETR.attention_maps`."""
         return self.detector.attention_maps(images)

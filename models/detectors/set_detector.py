@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.detectors.batching import output_sizes, pad
@@ -73,6 +74,36 @@ class SetDetector(nn.Module, ABC):
         if targets is None:
             raise Mistake(f"{type(self).__name__} needs targets in training")
         return self.losses(decoded, predictions, self.set_targets(targets, images))
+
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Detections in images of one size, as many in each, in tensors of the whole batch.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+
+        Returns:
+            `boxes` [B, N, 4], xyxy in pixels of the images, `labels` [B, N], `scores` [B, N], best first, and where the
+            network has masks `masks` [B, N, H, W], bool.
+        """
+        height, width = images.shape[-2:]
+        padding = torch.zeros_like(images[:, 0], dtype=torch.bool)
+        predictions = self.predict(images, padding, all_layers=False)
+        found = self.detections(predictions)
+        boxes = to_pixels(found.boxes, (height, width))
+        answer = {"boxes": boxes, "labels": found.labels, "scores": found.scores}
+        if self.has_masks:
+            answer["masks"] = self.batch_masks(found, predictions, (height, width))
+        return answer
+
+    def batch_masks(self, found: Detections, predictions: Predictions, size: tuple[int, int]) -> Tensor:
+        """Masks of the detections [B, N, H, W], bool, of a network that has them.
+
+        Args:
+            found: Detections in the B images.
+            predictions: Predictions that they were chosen from.
+            size: Height and width of all images.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no masks")
 
     @abstractmethod
     def encode(self, images: Tensor, padding: Tensor) -> Any:

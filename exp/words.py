@@ -22,7 +22,7 @@ def spelled_out(command: str, argv: list[str]) -> list[str]:
     """The arguments of a command with its words as options, and names of configs as their files.
 
     The words in front are configs, `fit solq_digits gpu`; of what evaluates, the first is a run, an experiment, a
-    checkpoint or a config, `predict mine/best photos/`.
+    checkpoint or a config, `predict mine/best photos/`. `profile` and `convert` take runs, too.
 
     Args:
         command: its name.
@@ -31,11 +31,17 @@ def spelled_out(command: str, argv: list[str]) -> list[str]:
     Raises:
         Unmeant: there is no such config or run.
     """
+    if command == "convert" and argv:
+        with suppress(NoCheckpoint):
+            return [str(find_checkpoint(argv[0], Path("runs"))), *argv[1:]]
     if command not in (*OF_CONFIGS, *OF_RUNS):
         return argv
     argv = _files_of_names(command, argv)
     front = next((i for i, argument in enumerate(argv) if argument.startswith("-")), len(argv))
     words, rest = argv[:front], argv[front:]
+    runs = Path(option(rest, "--runs") or "runs")
+    if command == "profile" and len(words) == 1:
+        return [_config_or_run(words[0], runs), *rest]
     if command in OF_CONFIGS:
         return [*(f"--config={_config(word, command == 'compare')}" for word in words), *rest]
     if not words or option(rest, "--ckpt_path") or config_files(rest):
@@ -44,7 +50,7 @@ def spelled_out(command: str, argv: list[str]) -> list[str]:
     if Path(first).suffix in (".yaml", ".yml"):
         return [*others, f"--config={first}", *rest]
     try:
-        checkpoint = find_checkpoint(first, Path(option(rest, "--runs") or "runs"))
+        checkpoint = find_checkpoint(first, runs)
     except NoCheckpoint as error:
         if is_name(first):
             with suppress(Unmeant):
@@ -79,6 +85,22 @@ def _config(word: str, claim: bool) -> str:
         return os.path.relpath(find_recipe(word, claim))
     except UnknownRecipe as error:
         raise Unmeant(str(error)) from None
+
+
+def _config_or_run(word: str, runs: Path) -> str:
+    """The option that a word stands for: a config where there is one of that name, else a run."""
+    unmeant: Unmeant | None = None
+    try:
+        config = _config(word, claim=False)
+    except Unmeant as error:
+        config, unmeant = word, error
+    if not os.path.isfile(config):
+        try:
+            return f"--ckpt_path={find_checkpoint(word, runs)}"
+        except NoCheckpoint:
+            if unmeant is not None:
+                raise unmeant from None
+    return f"--config={config}"
 
 
 def _is_picture(path: Path) -> bool:

@@ -61,7 +61,10 @@ def at(name: str) -> str:
         ("predict cat.jpg --ckpt_path mine", "cat.jpg --ckpt_path mine"),
         ("validate mine", "--ckpt_path=runs/mine/1/checkpoints/best.ckpt"),
         ("test own.yaml --weights x.pth", "--config=own.yaml --weights x.pth"),
+        ("profile mine/0", "--ckpt_path=runs/mine/0/checkpoints/best.ckpt"),
+        ("profile own.yaml", "--config=own.yaml"),
         ("convert quickstart", "quickstart"),
+        ("convert mine out.pth --to ours", "runs/mine/1/checkpoints/best.ckpt out.pth --to ours"),
     ],
 )
 def test_words_stand_for_options(said: str, meant: str) -> None:
@@ -83,6 +86,7 @@ def test_a_claim_is_found_among_the_claims() -> None:
         ("fit zzzzzz", "`exp configs` lists them"),
         ("fit --config zzzzzz", "there is no config 'zzzzzz'"),
         ("validate mime", "did you mean 'mine'"),
+        ("profile mime", "there is no config 'mime'"),
         ("predict mime cat.jpg", "no such file, nor a run's directory or an experiment"),
     ],
 )

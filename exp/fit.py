@@ -15,6 +15,7 @@ from torch import nn
 from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
+from exp.beforehand import check
 from exp.checkpoint_io import CheckpointError, read_checkpoint
 from exp.cli import Cli, is_child, resolve
 from exp.errors import exit_code
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
         if isinstance(cli.datamodule, DataModule):
             cli.datamodule.setup("fit")
         check_weights(cli)
+        check(cli)
         run = _agree_on_run(cli)
         if run.finished:
             print(f"{run.path} is finished; nothing to do")

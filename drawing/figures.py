@@ -94,13 +94,6 @@ def contact_sheet(
     return figure
 
 
-def readable(count: float) -> str:
-    """A count of parameters or multiply-adds in billions, millions or thousands."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} G"
-    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.2f} k"
-
-
 def evenly(things: Sequence[T], most: int) -> list[T]:
     """At most so many of some things, evenly over their order: a split may be sorted by class, a network by depth."""
     places = np.linspace(0, len(things) - 1, min(most, len(things))).round().astype(int)

@@ -23,6 +23,8 @@ COMMANDS = {
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
+    "runs": "list the runs that there are: how each stands, how good it is, what it costs",
+    "report": "set runs side by side in one HTML page: curves, configs, costs, pictures",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
 }

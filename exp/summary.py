@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.reports import Report
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.run_directory import Run
 from exp.tracking import Tracker
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.claims.claim_file import counts_compute, is_share
 from exp.claims.expectations import Expectation, Operation, Term, parse
 from exp.claims.markup import Markup, element

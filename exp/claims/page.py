@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.claims.committed import Committed, reading
 from exp.claims.intervals import draw, found, number
 from exp.claims.markup import Markup, element, joined, text

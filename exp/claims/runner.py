@@ -38,7 +38,7 @@ from exp.claims.summary import summarise
 from exp.claims.taken import After
 from exp.claims.trials import try_out
 from exp.quiet import silence
-from exp.run_directory import state_of
+from exp.run_state import state_of
 from exp.tracking import new_wandb_id, wandb_logger
 
 CODES = {Verdict.HOLDS: 0, Verdict.DOES_NOT_HOLD: 3, Verdict.INCONCLUSIVE: 4, Verdict.NONE: 5}

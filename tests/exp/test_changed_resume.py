@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from callbacks import StepSeed
-from exp.run_directory import state_of
+from exp.run_state import state_of
 from tests.library.run_contents import after, assert_same, contents, table
 from tests.library.runner import run
 from tests.library.short_run import RUN, fit

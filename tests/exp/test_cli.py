@@ -141,7 +141,7 @@ def test_what_is_known_beforehand_is_refused_before_there_is_a_run(
     assert stopped.value.code == 2
     told = capsys.readouterr()
     assert answer in told.err
-    assert told.err.count("\n") == 1 and not told.out
+    assert (told.err.count("\n"), told.out) == (1, "")
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from callbacks import StepSeed
 from exp.checkpoint_io import AtomicCheckpointIO
-from exp.run_directory import state_of
+from exp.run_state import state_of
 from tests.library.run_contents import after, table
 from tests.library.runner import die
 from tests.library.short_run import RUN, fit

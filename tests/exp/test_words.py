@@ -68,7 +68,7 @@ def at(name: str) -> str:
         ("test own.yaml --weights x.pth", "--config=own.yaml --weights x.pth"),
         ("profile mine/0", "--ckpt_path=runs/mine/0/checkpoints/best.ckpt"),
         ("profile own.yaml", "--config=own.yaml"),
-        ("fit --resume mine --trainer.max_epochs 9", "--config=runs/mine/0/config.yaml --resume mine --trainer.max_epochs 9"),
+        ("fit --resume mine --trainer.x 9", "--config=runs/mine/0/config.yaml --resume mine --trainer.x 9"),
         ("fit own.yaml --resume mine", "--config=own.yaml --resume mine"),
         ("convert quickstart", "quickstart"),
         ("convert mine out.pth --to ours", "runs/mine/1/checkpoints/best.ckpt out.pth --to ours"),

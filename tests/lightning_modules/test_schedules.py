@@ -105,7 +105,7 @@ def test_schedules_by_epochs_have_warm_ups_by_epochs() -> None:
 
 
 def test_what_leaves_no_cosine_is_shortened() -> None:
-    with pytest.warns(Shortened, match=r"the cooldown \(6 steps\) leaves nothing of the training \(10 steps\): .* 0 steps"):
+    with pytest.warns(Shortened, match=r"the cooldown \(6 steps\) leaves nothing of the training \(10 steps\)"):
         table = WarmupCosine(2, cooldown_epochs=3).table(1.0, 2, 10)
     np.testing.assert_allclose(table, WarmupCosine(2).table(1.0, 2, 10))
     with pytest.warns(Shortened, match="the warm-up .* shortened to 2 steps") as told:

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     except (NoHomeError, Unmeant) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
-    if command in ("fit", "prune"):
+    if command in ("fit", "prune", "runs"):
         forgive()
     again = command in GO_ON
     try:

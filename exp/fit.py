@@ -22,6 +22,7 @@ from exp.errors import exit_code
 from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
 from exp.record import Record
+from exp.report import report_on
 from exp.resuming import goes_on, resumption
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
@@ -74,6 +75,7 @@ def _train(cli: Cli, run: Run, leads: bool) -> None:
             spent = cost.measure(cli.model.network)
             record.finish(test=dict(results), best=checkpoints.best_score, cost=spent)
     if leads:
+        report_on([run.path], Path(cli.config.runs), run.path)
         print_summary(cli, run, dict(results), spent)
         if missing := record.missing():
             raise RunError(f"{missing}: removed since it was written, and lost; all else that the run leaves is there")

@@ -18,6 +18,7 @@ from exp.resuming import Resumption
 from exp.run_directory import Run, RunError
 from exp.run_state import CONFIG_FILE
 from exp.signals import Stopped
+from exp.surroundings import surroundings
 from lightning_modules.internals import Clock, unlogged_row
 
 
@@ -176,7 +177,9 @@ class Record(Callback):
         network = getattr(self._model, "network", self._model)
         params = sum(each.numel() for each in network.parameters())
         names = {"task": self._model, "network": network, "data": self._data}
-        return {key: type(each).__name__ for key, each in names.items()} | {"params": params}
+        kinds = {key: type(each).__name__ for key, each in names.items()}
+        devices = f"{self.trainer.world_size} x {self.trainer.strategy.root_device.type}, {self.trainer.precision}"
+        return kinds | {"params": params, "surroundings": surroundings(devices)}
 
     def missing(self) -> str:
         """Which checkpoint somebody has removed since it was written; empty if none."""

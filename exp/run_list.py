@@ -60,8 +60,18 @@ class ListedRun:
     def test(self) -> tuple[str, float] | None:
         """What the test found of the monitored metric, by its name."""
         name = f"test/{self.monitor.partition('/')[2]}"
-        value = number((self._part("test")).get(name))
+        value = self.tests.get(name)
         return None if value is None else (name, value)
+
+    @property
+    def tests(self) -> dict[str, float]:
+        """All that the test found."""
+        return {name: value for name, each in self._part("test").items() if (value := number(each)) is not None}
+
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """Versions, commit and machine."""
+        return {str(key): str(value) for key, value in self._part("surroundings").items()}
 
     @property
     def params(self) -> float | None:
@@ -154,7 +164,7 @@ class ListedRun:
             "state": self.state,
             "monitor": self.monitor or None,
             "best": self.best,
-            "test": self._part("test"),
+            "test": self.tests,
             "params": self.params,
             "macs": self.macs,
             "seconds": self.seconds,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONTENT = {
     "config.yaml": "the resolved config",
     "metrics.csv": "every logged metric, one row a step",
+    "report.html": "all of this on one page, for a browser; `exp report` sets runs side by side",
     "checkpoints/best.ckpt": "the best checkpoint",
     "checkpoints/last.ckpt": "the last checkpoint, to resume from",
 }

@@ -38,6 +38,7 @@ from exp.claims.summary import summarise
 from exp.claims.taken import After
 from exp.claims.trials import try_out
 from exp.quiet import silence
+from exp.report import report_on
 from exp.run_state import state_of
 from exp.tracking import new_wandb_id, wandb_logger
 
@@ -260,6 +261,9 @@ def _conclude(
     write_whole(folder / REPORT, markdown(result, around, pictures))
     _log(claim, result, around, pictures, folder, options.wandb)
     print_result(result, around, folder, console)
+    finished = [cell.path for cell in cells if cell.state is State.FINISHED]
+    if finished and (report := report_on(finished, options.runs, folder)) is not None:
+        say(console, f"curves, configs and costs of the cells, for a browser: {report}")
     if result["failed"]:
         return 1
     if options.publish:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from exp.claims.committed import Committed, SummaryError
-from exp.claims.markup import element
 from exp.claims.page import page
 from exp.claims.published import config_digest
 from exp.claims.setting import own, setting
+from exp.markup import element
 from tests.library.claim_results import AROUND, HOLDS, OPEN, arm, made_up
 from tests.library.recipes import ROOT
 

@@ -9,13 +9,10 @@ from pathlib import Path
 from exp.arguments import config_files, option
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint, find_run
 from exp.recipes import UnknownRecipe, find_recipe, is_name
+from exp.run_state import CONFIG_FILE
 
 # What is trained or measured is a config; what is evaluated is a run or, with weights of its own, a config.
 OF_CONFIGS, OF_RUNS = ("fit", "profile", "compare"), ("validate", "test", "predict")
-
-
-# What a run says of itself.
-CONFIG = "config.yaml"
 
 
 class Unmeant(ValueError):
@@ -102,7 +99,7 @@ def _config_of_the_run(argv: list[str], runs: Path) -> list[str]:
         run = find_run(resumed, runs)
     except NoCheckpoint as error:
         raise Unmeant(f"--resume {error}") from None
-    config = run / CONFIG
+    config = run / CONFIG_FILE
     if not config.is_file():
         return []
     if not run.resolve().is_relative_to(runs.resolve()):

@@ -167,6 +167,7 @@ def test_what_a_command_leaves_at_its_end_is_cheap_and_no_reason_to_fail(
     assert "it is written by: exp report" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits_a_browser_and_its_script_runs(width: int, tmp_path: Path) -> None:

@@ -96,20 +96,6 @@ def contact_sheet(
     return figure
 
 
-def readable(count: float) -> str:
-    """A count of parameters or multiply-adds in billions, millions or thousands."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} G"
-    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.2f} k"
-
-
-def number(value: float) -> str:
-    """A value of a table: a count of many digits in billions or millions, a whole one as it is, else four digits."""
-    if abs(value) >= 1e5:
-        return readable(value)
-    return str(int(value)) if value == int(value) and abs(value) >= 2 else f"{value:.4f}"
-
-
 def evenly(things: Sequence[T], most: int) -> list[T]:
     """At most so many of some things, evenly over their order: a split may be sorted by class, a network by depth."""
     places = np.linspace(0, len(things) - 1, min(most, len(things))).round().astype(int)

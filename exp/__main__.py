@@ -27,6 +27,8 @@ COMMANDS = {
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
     "search": "find the best architectures of a supernet within limits on size, compute or latency",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
+    "runs": "list the runs that there are: how each stands, how good it is, what it costs",
+    "report": "set runs side by side in one HTML page: curves, configs, costs, pictures",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
     "completion": "print what makes a shell complete commands, configs and keys",
@@ -85,7 +87,7 @@ def main(argv: list[str]) -> int:
             forgive()
             return _help(command, rest)
         rest = helping.in_full(rest)
-    if command in ("fit", "prune"):
+    if command in ("fit", "prune", "runs"):
         forgive()
     again = command in GO_ON
     try:

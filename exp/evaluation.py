@@ -11,7 +11,7 @@ from rich.table import Table
 
 from callbacks.reports import Place, Report
 from callbacks.whole_files import write_whole
-from drawing.figures import number
+from drawing.numbers import number
 from exp.cli import Cli
 from exp.errors import exit_code
 from exp.exporting.runtime import take_file

@@ -16,6 +16,7 @@ from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
 from exp.arguments import option, without_option
+from exp.beforehand import check
 from exp.checkpoint_io import CheckpointError, read_checkpoint
 from exp.cli import Cli, is_child, resolve
 from exp.errors import exit_code
@@ -23,6 +24,7 @@ from exp.finding import found_first
 from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
 from exp.record import Record
+from exp.report import report_on
 from exp.resuming import goes_on, resumption
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
         if isinstance(cli.datamodule, DataModule):
             cli.datamodule.setup("fit")
         check_weights(cli)
+        check(cli)
         run = _agree_on_run(cli)
         run.facts |= {"found": found} if found else {}
         if run.finished:
@@ -78,6 +81,7 @@ def _train(cli: Cli, run: Run, leads: bool) -> None:
             spent = cost.measure(cli.model.network, timed=True)
             record.finish(test=dict(results), best=checkpoints.best_score, cost=spent)
     if leads:
+        report_on([run.path], Path(cli.config.runs), run.path)
         print_summary(cli, run, dict(results), spent)
         if missing := record.missing():
             raise RunError(f"{missing}: removed since it was written, and lost; all else that the run leaves is there")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.reports import Report
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.run_directory import Run
 from exp.tracking import Tracker
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONTENT = {
     "config.yaml": "the resolved config",
     "metrics.csv": "every logged metric, one row a step",
+    "report.html": "all of this on one page, for a browser; `exp report` sets runs side by side",
     "checkpoints/best.ckpt": "the best checkpoint",
     "checkpoints/last.ckpt": "the last checkpoint, to resume from",
 }

@@ -70,6 +70,12 @@ class Clock:
         return not self.validates_next
 
     @property
+    def ends_inside_an_epoch(self) -> bool:
+        """Whether the training has taken its last step, with batches left of its epoch."""
+        loop = self.trainer.fit_loop.epoch_loop
+        return 0 <= loop.max_steps <= self.step and not self.accumulates and not loop._num_ready_batches_reached()
+
+    @property
     def validates_next(self) -> bool:
         """Whether a validation comes after this batch."""
         assert self.trainer.fit_loop._data_fetcher is not None

@@ -178,18 +178,17 @@ class Task(LightningModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes; compiles the network once, if asked to."""
-        self._check_classes(stage)
+        self.check_classes(stage)
         if self.distillation is not None and stage == "fit":
             self.distillation.attach(self, self.data)
         if self.compile_network:
             compile_once(self.network)
 
-    def _check_classes(self, stage: str) -> None:
-        if self.num_classes is None:
-            return
-        classes = getattr(self.data, "num_classes", self.num_classes)
+    def check_classes(self, stage: str) -> None:
+        """Refuses data with other classes than the network's."""
+        classes = getattr(self.data, "num_classes", None)
         # Prediction can do without the data set.
-        if classes != self.num_classes and not (stage == "predict" and not classes):
+        if None not in (self.num_classes, classes) and classes != self.num_classes and (classes or stage != "predict"):
             raise Mistake(
                 f"the network has {self.num_classes} classes but the data has {classes}: set "
                 f"model.init_args.network.init_args.num_classes={classes}"

@@ -19,7 +19,8 @@ from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.predictions import Predictions, Source, title_of
 from callbacks.whole_files import write_picture, write_table
-from drawing.figures import SMALL, contact_sheet, readable
+from drawing.figures import SMALL, contact_sheet
+from drawing.numbers import readable
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
 from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from callbacks.reports.cost import Cost
 from callbacks.reports.report import Report
-from drawing.figures import readable
+from drawing.numbers import readable
 from lightning_modules.task import Batch, Task
 from models.mistakes import Mistake
 

@@ -19,7 +19,8 @@ from callbacks.reports.predictions import Predictions, Source, title_of, wait_fo
 from callbacks.reports.routes import Routes, routed_image
 from callbacks.reports.segmentation import write_labels
 from callbacks.whole_files import write_picture, write_table
-from drawing.figures import LARGE, SMALL, contact_sheet, readable
+from drawing.figures import LARGE, SMALL, contact_sheet
+from drawing.numbers import readable
 from drawing.routes import route_sheet
 from drawing.segmentation import blended, class_pixels, overlay
 from lightning_modules.segmentation import Segmentation

@@ -20,7 +20,8 @@ from exp.claims.expectations import COSTS
 from exp.claims.taken import After, Content, Measured
 from exp.cli import resolve
 from exp.loggers import MetricsTable
-from exp.run_directory import differences, essence, fingerprint, read_state, state_of
+from exp.run_directory import differences, essence, fingerprint
+from exp.run_state import read_state, state_of
 from exp.usage import ConfigError
 
 # What compare decides for every cell.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,10 @@ from tests.library.recipes import ROOT
 
 def test_help_fits_a_screen_and_needs_no_torch() -> None:
     code = "import sys, exp.__main__ as m; m.main(['fit', 'quickstart', '--help']); assert 'torch' not in sys.modules"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    screen = os.environ | {"COLUMNS": "100"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=screen
+    )
     lines = ended.stdout.splitlines()
     assert len(lines) <= 50
     (row,) = [line for line in lines if "--trainer.max_epochs=N" in line]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,18 +129,26 @@ class Save(Callback):
         torch.save(state, Path(trainer.default_root_dir) / f"{trainer.global_rank}.pt")
 
 
+def train(folder: Path, **options: Any) -> None:
+    folder.mkdir()
+    trainer = trainer_with(StepSeed(0), SubNetworks(drawn=1), Save(), folder=folder, max_epochs=1, **options)
+    trainer.fit(task(), Data())
+
+
+def train_in_two(folder: Path) -> None:
+    """Both processes see the same batches, whose gradients have that mean."""
+    train(folder, strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"), devices=2)
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Both draw alike and agree on the parameters that a step does not use, of which nobody has told Lightning."""
-
-    def run(folder: Path, **options: Any) -> None:
-        folder.mkdir()
-        trainer = trainer_with(StepSeed(0), SubNetworks(drawn=1), Save(), folder=folder, max_epochs=1, **options)
-        trainer.fit(task(), Data())
-
-    # Both see the same batches, whose gradients have that mean.
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
-    run(tmp_path / "two", strategy=strategy, devices=2)
-    run(tmp_path / "one")
+    # An interpreter of their own: threads of autograd, which other tests may have started, do not outlive a fork.
+    code = (
+        f"from pathlib import Path; from {__name__} import train_in_two; train_in_two(Path({str(tmp_path / 'two')!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=300)
+    train(tmp_path / "one")
     alone, *both = (torch.load(tmp_path / place, weights_only=True) for place in ("one/0.pt", "two/0.pt", "two/1.pt"))
     for name, value in alone.items():
         assert torch.equal(both[0][name], both[1][name])

@@ -86,8 +86,8 @@ def classifiers(size: int, batch_size: int) -> None:
         def loss(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels)
 
-        steps = [step_of(each, data, loss, (images,)) for each in (taught, alone)]
-        say(f"ResNet-50 to ResNet-18, {name}, {batch_size} x {size}", *steps, lambda: teacher(images))
+        with_it, without = (step_of(each, data, loss, (images,)) for each in (taught, alone))
+        say(f"ResNet-50 to ResNet-18, {name}, {batch_size} x {size}", with_it, without, lambda: teacher(images))
 
 
 def detectors(size: tuple[int, int], batch_size: int) -> None:
@@ -104,8 +104,8 @@ def detectors(size: tuple[int, int], batch_size: int) -> None:
     def loss(losses: dict[str, Tensor]) -> Tensor:
         return torch.stack(list(losses.values())).sum()
 
-    steps = [step_of(each, data, loss, (images, targets)) for each in (taught, alone)]
-    say(f"RetinaNet R50 to R18, ICD, {batch_size} x {size[0]}x{size[1]}", *steps, lambda: teacher(images))
+    with_it, without = (step_of(each, data, loss, (images, targets)) for each in (taught, alone))
+    say(f"RetinaNet R50 to R18, ICD, {batch_size} x {size[0]}x{size[1]}", with_it, without, lambda: teacher(images))
 
 
 def say(name: str, taught: Callable[[], None], alone: Callable[[], None], teacher: Callable[[], Any]) -> None:

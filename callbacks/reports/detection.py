@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +56,7 @@ class Detections(Report):
     @override
     def keep(self, batch: Batch, outputs: Any) -> None:
         for result in outputs["results"]:
-            self._shown.offer(lambda result=result: result)
+            self._shown.offer(partial(copy, result))
 
     @override
     def draw(self) -> Mapping[str, Figure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,7 +85,7 @@ class SegmentedImages(Report):
                 write_labels(predicted.cpu().numpy(), self.data.label_ids, path)
         if self.trainer.is_global_zero:
             for index, image, label in zip(batch["index"], batch["image"], batch["label"], strict=True):
-                self._shown.offer(lambda each=(index, image, label): _kept(*each))
+                self._shown.offer(partial(_kept, index, image, label))
 
     @override
     def draw(self) -> Mapping[str, Figure]:

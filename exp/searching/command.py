@@ -10,8 +10,8 @@ import torch
 from exp.cli import Cli
 from exp.errors import exit_code
 from exp.quiet import silence
-from exp.searching.helpers import Helpers, helps, use_threads
 from exp.searching.search_run import Search
+from exp.searching.workers import Helpers, helps, use_threads
 from exp.searching.written import write_result
 from exp.signals import leads
 from exp.weights import start_from, to_evaluate

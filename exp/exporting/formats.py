@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from exp.exporting.graph import INPUT, Graph, reason_of
+from exp.exporting.graph import INPUT, Graph, plain_attention, reason_of
 from exp.usage import UsageError
 from lightning_modules.exporting import Answer
 from models.mistakes import Mistake
@@ -157,7 +157,7 @@ class OnnxFile(Runner):
     def write(graph: Graph, images: Tensor, manifest: Manifest, path: Path) -> None:
         import onnx
 
-        with _quietly():
+        with _quietly(), plain_attention():
             try:
                 program = torch.onnx.export(
                     graph.program,

@@ -119,7 +119,7 @@ def trace(module: Portable, images: Tensor, any_size: bool) -> Graph:
     example = images.new_zeros(2 if any_batch else 1, images.shape[1], height, width)
     dims = {0: Dim.DYNAMIC} if any_batch else {}
     dims |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if any_size else {}
-    with inference(module), _eager_attention(), _watched(module) as way:
+    with inference(module), plain_attention(), _watched(module) as way:
         names = list(module.answer(images[:1]))
         try:
             program = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
@@ -165,7 +165,7 @@ def _part(way: list[str], module: Portable) -> str:
 
 
 @contextmanager
-def _eager_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Without operators that stand for all of an attention on one machine, and lay out their results as it likes it."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

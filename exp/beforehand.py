@@ -6,6 +6,8 @@ import math
 import sys
 import warnings
 
+from lightning.pytorch import Callback
+
 from callbacks.monitored import awaited, check_awaited
 from datamodules import DataError, DataModule
 from exp.cli import Cli, is_child
@@ -81,7 +83,13 @@ def _check_monitors(cli: Cli, data: DataModule) -> None:
     """Asks one batch of the validation which metrics there are, if somebody waits for another than the task's own."""
     task = cli.model
     waiting = [each for each in awaited(cli.trainer, task) if each[1] != task.monitor]
-    if not waiting or not data.has("val"):
+    # What others' callbacks log is seen by the trial validation (`callbacks.monitored`).
+    if not waiting or not data.has("val") or any(map(_is_others, cli.trainer.callbacks)):
         return
     found = task.evaluate([next(iter(data.val_dataloader()))], "val", data)
     check_awaited(waiting, [f"val/{name}" for name in found.metrics])
+
+
+def _is_others(callback: Callback) -> bool:
+    """Whether a callback is neither Lightning's nor ours."""
+    return type(callback).__module__.partition(".")[0] not in ("lightning", "callbacks", "exp")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from datamodules.base import DataModule, Split
 from datamodules.coco_annotations import Annotations
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError, OptionError
-from datamodules.finding import leads_outside
+from datamodules.finding import Listings, leads_outside
 from datamodules.json_records import printable
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import MAX_LISTED
@@ -132,12 +131,13 @@ class Coco(DataModule):
     def open(self) -> dict[str, Source | None]:
         annotations = {split: Annotations(self._annotation_file(split), self.masks) for split in self.files}
         names = {split: {c["id"]: c["name"] for c in one.categories} for split, one in annotations.items()}
-        if names["train"] != names["val"]:
-            raise DataError(
-                f"{annotations['train'].path} and {annotations['val'].path} differ in their categories (ids or names): "
-                f"{sorted(set(names['train'].items()) ^ set(names['val'].items()))[:MAX_LISTED]}. "
-                "They must be the same."
-            )
+        for split, theirs in names.items():
+            if theirs != names["train"]:
+                raise DataError(
+                    f"{annotations['train'].path} and {annotations[split].path} differ in their categories (ids or "
+                    f"names): {sorted(set(names['train'].items()) ^ set(theirs.items()))[:MAX_LISTED]}. They must be "
+                    "the same."
+                )
         ids = sorted(names["train"])
         if self.labels == "coco" and not 0 <= ids[0] <= ids[-1] < MAX_LABELS:
             raise DataError(
@@ -152,7 +152,7 @@ class Coco(DataModule):
             sources[split] = self._images(split, one)
         if sources["train"] is None:
             raise DataError(f"{annotations['train'].path} has no images to train on.")
-        return sources | {"test": None}
+        return {split: sources.get(split) for split in ("train", "val", "test")}
 
     @override
     def inspect(self) -> list[str]:
@@ -216,20 +216,16 @@ class Coco(DataModule):
             warnings.warn(f"{annotations.path} has no images: there is no {split} split.", stacklevel=2)
             return None
         folder = self._image_folder(split)
-        # One listing instead of a look at each of 118,000 files; names may be in subfolders.
-        there: dict[str, set[str]] = {}
+        there = Listings(folder)
         missing, chosen = [], []
         crowds, starts = annotations.column("crowds"), annotations.column("starts")
         objects = np.diff(np.append(0, np.cumsum(~crowds))[starts])
         for image, name in enumerate(annotations.file_names()):
-            within, _, base = name.rpartition("/")
             if leads_outside(name):
                 reason = f"its file {printable(name)} is not in {folder}"
                 missing.append((f"image {annotations.image_ids[image]}", reason))
                 continue
-            if within not in there:
-                there[within] = _listing(folder / within)
-            if base not in there[within]:
+            if not there.has(name):
                 missing.append((f"image {annotations.image_ids[image]}", f"{printable(folder / name)} is missing"))
             elif split != "train" or self.keep_empty or objects[image]:
                 chosen.append(image)
@@ -312,6 +308,14 @@ class CocoImages:
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
         return labels[places], np.clip(corners / sizes, 0, 1)
 
+    def subset(self, indices: np.ndarray, masks: bool) -> CocoImages:
+        """The images at some positions, int64 [n].
+
+        Args:
+            masks: Whether targets have masks.
+        """
+        return CocoImages(self.folder, self.annotations, self.chosen.numpy()[indices], self.label_of, masks)
+
     def load(self, index: int) -> dict[str, Any]:
         """One sample: ``image`` (encoded) and ``target`` as ``ScenePipeline`` takes it."""
         image = int(self.chosen[index])
@@ -349,15 +353,6 @@ def _mirrored(annotations: Annotations) -> np.ndarray:
     swap = {"left": "right", "right": "left"}
     partners = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
     return np.array([names.index(partner) if partner in names else i for i, partner in enumerate(partners)])
-
-
-def _listing(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as problem:
-        raise DataError(f"{folder} cannot be read: {problem.strerror}. Check that it is readable.") from problem
 
 
 def _planes(images: list[np.ndarray]) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -27,6 +27,7 @@ import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints
 from callbacks.liveness import Liveness
+from exp import from_data
 from exp.arguments import config_files, files_first, option, weights_of_parts
 from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import CheckpointError, read_checkpoint
@@ -163,6 +164,11 @@ class Cli(LightningCLI):
         parser.add_argument(
             f"--{BUILDS_ON}", type=str | None, help="of a config: the one that it changes, a path from its own folder"
         )
+        parser.add_argument(
+            f"--{from_data.KEY}",
+            type=dict[str, str] | None,
+            help="of a config: arguments of the model that the data say, such as {network.num_classes: num_classes}",
+        )
         parser.add_argument("--version", type=str | None, help="the run's number or name (default: the next number)")
         parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
         parser.add_argument(
@@ -220,6 +226,7 @@ class Cli(LightningCLI):
             self.config = at_home(self.config)
         except NoHomeError as error:
             self.refuse(str(error))
+        self.counted = self._read_off_data(args)
         if self.config.ckpt_path is not None:
             self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
         self.config.pop("trust", None)
@@ -227,6 +234,18 @@ class Cli(LightningCLI):
         self.plain = yaml.safe_load(parser.dump(self.config, skip_none=False))
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
+
+    def _read_off_data(self, args: Any) -> Any:
+        """Puts into the model's config what the data say of it; the data module that was asked, or None."""
+        if not self.config.get(from_data.KEY):
+            return None
+        with _refusals():
+            data = self.parser.instantiate(Namespace(data=self.config.data)).data
+        for key, value in from_data.read_off(data, self.config[from_data.KEY], map(str, args)).items():
+            from_data.put(self.config.model, key, value)
+        # It has been done, and what was read stands in the config.
+        self.config[from_data.KEY] = None
+        return data
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a class refuses is a usage error."""
@@ -236,6 +255,9 @@ class Cli(LightningCLI):
         asks = self.command not in ("fit", "validate", "test", "predict", "prune")
         with _refusals(), held_back(lambda number: not asks) as self.held_back:
             super().instantiate_classes()
+        if self.counted is not None:
+            # Its files need not be looked for again.
+            self.datamodule = self.counted
         seed = self.config.seed_everything
         if hasattr(self.datamodule, "seed"):
             self.datamodule.seed = seed

@@ -330,6 +330,10 @@ class DataModule(Looking, lightning.LightningDataModule):
         batches: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return loop.epoch_progress.current.completed, batches
 
+    def collect_faults(self) -> None:
+        """From now on, keeps note of all samples, records and files that cannot be used, and stops at none of them."""
+        self._skipping.collect()
+
     def leave_out(
         self, found: str, problems: list[tuple[str, str]], count: int | None = None, file: Path | None = None
     ) -> None:

@@ -18,11 +18,12 @@ from datamodules.decoding import Encoded
 from datamodules.errors import DataError, OptionError
 from datamodules.finding import Listings, leads_outside
 from datamodules.json_records import printable
+from datamodules.looking import Counts, Marks
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import MAX_LISTED
 from datamodules.splits import Source
 from datamodules.transforms import Transform
-from datamodules.transforms.packed_masks import pack
+from datamodules.transforms.packed_masks import pack, unpack
 from datamodules.transforms.recipes import detr_augmentation, evaluate_shortest_edge
 from datamodules.transforms.scene_pipeline import ScenePipeline
 
@@ -162,6 +163,31 @@ class Coco(DataModule):
                 names = [category["name"] for category in images.annotations.categories]
                 remarks += remarks_on_classes(split, images.images_of_categories(), names, "object")
         return remarks
+
+    @override
+    def counts(self, split: str) -> Counts | None:
+        images = self.source(split)
+        if not isinstance(images, CocoImages):
+            return None
+        found = np.zeros(self.num_classes, np.int64)
+        categories = [category["id"] for category in images.annotations.categories]
+        found[[images.label_of[category] for category in categories]] = images.images_of_categories()
+        labels, _ = images.annotated_objects()
+        return Counts(found, np.bincount(labels, minlength=self.num_classes), "objects")
+
+    @override
+    def marks(self, sample: dict[str, Any]) -> Marks:
+        target = sample["target"]
+        boxes, masks = np.asarray(target["boxes"], np.float64), target.get("masks")
+        if isinstance(masks, np.ndarray):
+            masks = unpack(masks, np.arange(len(boxes)))
+        joints = target.get("keypoints")
+        return Marks(
+            boxes=boxes,
+            labels=np.asarray(target["labels"]),
+            masks=None if masks is None else np.asarray(masks),
+            joints=None if joints is None else np.asarray(joints),
+        )
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """What to evaluate against, as a COCO dict: ``images``, ``annotations`` (crowds included), ``categories``."""

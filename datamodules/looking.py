@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,9 @@ class Marks:
         labels: Class of each, int64 [n].
         masks: Of each, bool [n,H,W]; None without.
         pixels: Class of each pixel, uint8 [H,W]; None without.
+        palette: RGB of each class of pixels, uint8 [K,3].
         joints: x, y and 1 where annotated, else 0, [people,J,3]; None without.
+        bones: Pairs of joints that a line connects.
     """
 
     caption: str = ""
@@ -31,7 +34,24 @@ class Marks:
     labels: np.ndarray | None = None
     masks: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    palette: np.ndarray | None = None
     joints: np.ndarray | None = None
+    bones: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of each class a split has.
+
+    Args:
+        images: Images that it is in, int64 [K].
+        amount: Its objects, pixels or what else there is of it, int64 [K]; None where that is images.
+        unit: What is counted besides images.
+    """
+
+    images: np.ndarray
+    amount: np.ndarray | None = None
+    unit: str = ""
 
 
 class Looking(ABC):
@@ -76,6 +96,15 @@ class Looking(ABC):
         """Height and width of the image before any transform; of a file, by its header."""
         image = self.source(split).load(index)["image"]
         return image.size() if isinstance(image, Encoded) else (int(image.shape[0]), int(image.shape[1]))
+
+    def counts(self, split: str) -> Counts | None:
+        """How much of each class a split has; None of data without classes.
+
+        Raises:
+            DataError: If labels have to be read and cannot be.
+        """
+        labels = getattr(self.source(split), "labels", None)
+        return None if labels is None else Counts(np.bincount(labels, minlength=len(self.class_names)))
 
     def marks(self, sample: dict[str, Any]) -> Marks:
         """What a sample is labelled with, before its transforms or after them.

@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "label image files or folders with a checkpoint",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
+    "data": "show what is in a data set, and what is wrong with it, before anything trains",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",

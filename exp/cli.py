@@ -36,7 +36,7 @@ from exp.faults import fault, mistake_in, refuses_arguments
 from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
 from exp.layers import KEY as BUILDS_ON
-from exp.layers import with_base
+from exp.layers import origins, with_base
 from exp.messages import denied, explain, refusal
 from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
@@ -46,6 +46,7 @@ from exp.trainers import make_trainer, standard_callbacks
 from exp.trust import Distrust, Rule, check_size, taken_from
 from exp.usage import ConfigError, UsageError
 from lightning_modules.distillation import OF_TRAINING
+from models.mistakes import NotTaken
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -253,7 +254,7 @@ class Cli(LightningCLI):
             torch.set_num_threads(self.config.threads)
         # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
         asks = self.command not in ("fit", "validate", "test", "predict", "prune")
-        with _refusals(), held_back(lambda number: not asks) as self.held_back:
+        with _refusals(self.config_files), held_back(lambda number: not asks) as self.held_back:
             super().instantiate_classes()
         if self.counted is not None:
             # Its files need not be looked for again.
@@ -314,16 +315,28 @@ class Cli(LightningCLI):
         return yaml.safe_dump(self.plain, sort_keys=False)
 
 
+def _whence(mistake: BaseException, files: Iterable[str]) -> str:
+    """Which configs say what a network does not take, and how to go on; empty of any other mistake."""
+    if not isinstance(mistake, NotTaken):
+        return ""
+    said = origins(mistake.options, files)
+    return f", which {said} has; the network's `options: {{}}` leaves them out" if said else ""
+
+
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Makes what a class refuses while it is built a usage error."""
+def _refusals(files: Iterable[str] = ()) -> Iterator[None]:
+    """Makes what a class refuses while it is built a usage error.
+
+    Args:
+        files: the configs that it is built from.
+    """
     try:
         yield
     except HubError as error:
         raise UsageError(str(error)) from error
     except Exception as error:
         if mistake := mistake_in(error):
-            raise UsageError(str(mistake)) from error
+            raise UsageError(str(mistake) + _whence(mistake, files)) from error
         raise UsageError(refusal(str(error)) if refuses_arguments(error) else fault(error)) from error
 
 

@@ -11,7 +11,7 @@ from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.recipes import UnknownRecipe, find_recipe, is_name
 
 # What is trained or measured is a config; what is evaluated is a run or, with weights of its own, a config.
-OF_CONFIGS, OF_RUNS = ("fit", "profile", "compare"), ("validate", "test", "predict")
+OF_CONFIGS, OF_RUNS = ("fit", "data", "profile", "compare"), ("validate", "test", "predict")
 
 
 class Unmeant(ValueError):

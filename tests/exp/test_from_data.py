@@ -6,8 +6,10 @@ import pytest
 
 from exp.cli import Cli, resolve
 from exp.usage import ConfigError
+from exp.weights import weight_files
 from tests.library.class_folders import write_class_folders
 from tests.library.recipes import ROOT
+from tests.library.refusals import refused
 
 NETWORK = ["--model.network.name=resnet18", "--model.network.pretrained=false", "--weights=null"]
 
@@ -51,3 +53,21 @@ def test_what_cannot_be_read_off_is_said(argv: list[str]) -> None:
         resolve([*argv, "--from_data={network.nmu: num_classes}"])
     with pytest.raises(ConfigError, match=r"from_data.network.num_classes: OwnImages has no classes_there_are"):
         resolve([*argv, "--from_data={network.num_classes: classes_there_are}"])
+
+
+def test_options_that_another_network_does_not_take_are_named_with_their_config(capsys: pytest.CaptureFixture) -> None:
+    quickstart = f"{ROOT}/configs/quickstart.yaml"
+    said = refused(capsys, lambda: Cli([f"--config={quickstart}", "--model.network.name=resnet18"], "fit"))
+    assert said.splitlines()[-1] == (
+        "exp: resnet18 takes no patch_size, no depths, no dims, no kernel_sizes, no ls_init_value, which "
+        f"{quickstart} has; the network's `options: {{}}` leaves them out"
+    )
+    changed = ["--model.network.name=resnet18", "--model.network.options={}", "--model.network.drop_path_rate=0"]
+    assert Cli([f"--config={quickstart}", *changed], "fit").model.network.fc.out_features == 10
+
+
+def test_a_hub_is_asked_where_no_package_has_weights(argv: list[str]) -> None:
+    asking = Cli([*argv, "--model.network.pretrained=true", "--weights=package"], "fit")
+    assert weight_files(asking) == {}
+    lite = [*argv, "--model.network.pretrained=true", "--weights=package", "--model.network.name=tf_efficientnet_lite0"]
+    assert list(weight_files(Cli(lite, "fit"))) == ["network"]

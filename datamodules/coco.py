@@ -165,7 +165,7 @@ class Coco(DataModule):
         return remarks
 
     @override
-    def counts(self, split: str) -> Counts | None:
+    def class_counts(self, split: str) -> Counts | None:
         images = self.source(split)
         if not isinstance(images, CocoImages):
             return None

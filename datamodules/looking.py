@@ -97,7 +97,7 @@ class Looking(ABC):
         image = self.source(split).load(index)["image"]
         return image.size() if isinstance(image, Encoded) else (int(image.shape[0]), int(image.shape[1]))
 
-    def counts(self, split: str) -> Counts | None:
+    def class_counts(self, split: str) -> Counts | None:
         """How much of each class a split has; None of data without classes.
 
         Raises:

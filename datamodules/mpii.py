@@ -124,7 +124,7 @@ class MPII(DataModule):
         return {"train": self._people("train"), "val": self._people("val"), "test": None}
 
     @override
-    def counts(self, split: str) -> Counts | None:
+    def class_counts(self, split: str) -> Counts | None:
         people = self.people(split).people  # type: ignore[arg-type]
         annotated = np.array([person.joints[:, 2] > 0 for person in people if person.joints is not None])
         return Counts(annotated.sum(0).astype(np.int64))

@@ -98,7 +98,7 @@ class LabelledPixels(DataModule):
         return {"image": image, "annotation": np.zeros(image.shape[:2], np.uint8)}
 
     @override
-    def counts(self, split: str) -> Counts | None:
+    def class_counts(self, split: str) -> Counts | None:
         pairs = self.source(split)
         if not isinstance(pairs, Pairs):
             return None

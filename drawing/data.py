@@ -94,7 +94,7 @@ def class_balance(names: Sequence[str], counts: Mapping[str, Mapping[str, np.nda
         for j, (split, values) in enumerate(splits.items()):
             axes.barh(places + (j - (len(splits) - 1) / 2) * thickness, values[order], thickness, label=split)
         axes.set_yticks(places, [short(names[k], IN_CAPTION) for k in order], fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set(xlabel=what)
         axes.grid(axis="x", alpha=0.3)
         axes.legend(frameon=False, fontsize=8)

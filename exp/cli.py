@@ -252,9 +252,9 @@ class Cli(LightningCLI):
         """Builds data, model and trainer; what a class refuses is a usage error."""
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
-        asks = self.command not in ("fit", "validate", "test", "predict", "prune")
-        with _refusals(self.config_files), held_back(lambda number: not asks) as self.held_back:
+        # A training, which may have all weights in files, asks for the others later (`ask_hubs`); whoever evaluates has
+        # them in a file, and what a network costs does not depend on them.
+        with _refusals(self.config_files), held_back() as self.held_back:
             super().instantiate_classes()
         if self.counted is not None:
             # Its files need not be looked for again.

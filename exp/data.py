@@ -113,7 +113,7 @@ def _show(data: DataModule, folder: Path, most: int, console: Console) -> int:
             remarks = [str(error)]
     remarks += [line for line in (str(each.message).splitlines()[0] for each in told) if "left out" not in line]
     looks = {split: _look(data, split, most) for split in splits}
-    counts = {split: found for split in splits if (found := data.counts(split)) is not None}
+    counts = {split: found for split in splits if (found := data.class_counts(split)) is not None}
     names = list(data.class_names)
     faults = _kinds(data.bad_samples)
     pairs = _duplicates(looks)
@@ -254,7 +254,8 @@ def _augmented_sheet(data: DataModule, looks: dict[str, Look]) -> Any:
         for epoch in (0, 1):
             sample = pipeline(source.load(index), epoch, index)
             views = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
-            samples += [_drawn(view, data.marks(sample), f"epoch {epoch + 1}") for view in views[:2]]
+            name = Path(data.sample_name("train", index)).name
+            samples += [_drawn(view, data.marks(sample), f"{name}, epoch {epoch + 1}") for view in views[:2]]
     return sample_sheet(samples[: 2 * ON_A_SHEET], list(data.class_names), "as they are trained on")
 
 

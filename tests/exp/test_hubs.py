@@ -50,6 +50,12 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return checkpoint, weights
 
 
+@pytest.mark.parametrize("command", ["profile", "export", "data", "prune"])
+def test_a_command_that_trains_nothing_asks_no_hub(asked: list[str], command: str) -> None:
+    Cli(COMMAND, command)
+    assert asked == []
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_an_evaluation_asks_no_hub(files: tuple[Path, Path], asked: list[str], command: str) -> None:
     checkpoint, weights = files
@@ -129,7 +135,7 @@ def test_a_hub_that_no_network_leads_to_is_not_waited_for(monkeypatch: pytest.Mo
     monkeypatch.setattr("exp.hubs.getproxies", dict)
     for look_up in (nowhere, lambda *_: []):
         monkeypatch.setattr("socket.getaddrinfo", look_up)
-        Cli(COMMAND, "profile")
+        Cli(COMMAND, "fit").ask_hubs([])
     assert offline == [True, False]
     assert not constants.is_offline_mode()
 

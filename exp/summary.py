@@ -11,7 +11,7 @@ from rich.table import Table
 
 from callbacks.reports import Report
 from datamodules import DataModule
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.run_directory import Run
 from exp.tracking import Tracker
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CONTENT = {
     "config.yaml": "the resolved config",
     "metrics.csv": "every logged metric, one row a step",
+    "report.html": "all of this on one page, for a browser; `exp report` sets runs side by side",
     "checkpoints/best.ckpt": "the best checkpoint",
     "checkpoints/last.ckpt": "the last checkpoint, to resume from",
 }
@@ -108,7 +109,7 @@ def result_lines(results: dict[str, float]) -> list[str]:
     alone = []
     groups: dict[str, list[str]] = {}
     for name, value in results.items():
-        shown = f"[bold]{value:#.4g}[/]"
+        shown = f"[bold]{readable(value) if abs(value) >= 1e5 else format(value, '#.4g')}[/]"
         for mark, title, unit in (("_exit", "by exit", ""), ("_at_", "at a budget of", " %")):
             kind, found, place = name.partition(mark)
             if found:

@@ -13,7 +13,7 @@ import torch
 from typing_extensions import override
 
 from datamodules.base import DataModule, Split
-from datamodules.coco_annotations import Annotations
+from datamodules.coco_annotations import Annotations, mirrored
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError, OptionError
 from datamodules.finding import Listings, leads_outside
@@ -307,7 +307,7 @@ class CocoImages:
         self.folder, self.annotations, self.label_of, self.masks = folder, annotations, label_of, masks
         # As a tensor, worker processes get it as shared memory.
         self.chosen = torch.from_numpy(chosen)
-        self._mirrored = _mirrored(annotations) if annotations.has_keypoints else None
+        self._mirrored = mirrored(annotations) if annotations.has_keypoints else None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -363,22 +363,6 @@ class CocoImages:
     def name(self, index: int) -> str:
         """The file's path."""
         return str(self.folder / self.annotations.file_name(int(self.chosen[index])))
-
-
-def _mirrored(annotations: Annotations) -> np.ndarray:
-    """Which keypoint takes the place of each in a mirror, by their names, int64 [K]."""
-    named = [category["keypoints"] for category in annotations.categories if category.get("keypoints")]
-    names = named[0] if named else []
-    number = annotations.column("keypoints").shape[1] // 3
-    if len(names) != number or any(other != names for other in named):
-        raise DataError(
-            f"{annotations.path}: annotations have {number} keypoints, and the categories name "
-            f"{sorted({len(other) for other in named}) or 'none'}. Every category with keypoints must name the "
-            "same ones."
-        )
-    swap = {"left": "right", "right": "left"}
-    partners = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
-    return np.array([names.index(partner) if partner in names else i for i, partner in enumerate(partners)])
 
 
 def _planes(images: list[np.ndarray]) -> list[torch.Tensor]:

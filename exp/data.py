@@ -310,7 +310,7 @@ def _tell_classes(classes: dict[str, Any], console: Console, most: int = 20) -> 
         table.add_row(escape(name), *(f"{classes[name][split][unit]:,}" for split in splits for unit in units))
     console.print(table, highlight=False)
     if len(order) > most:
-        console.print(f"and {len(order) - most} classes more, with fewer images", highlight=False)
+        console.print(f"and {len(order) - most} classes more, with no more images", highlight=False)
 
 
 def _pair(values: Sequence[float]) -> str:

@@ -149,7 +149,8 @@ class OwnImages(DataModule):
         refuse_same_folders(list(folders.values()))
         train = ClassFolders(folders.pop("train"))
         self.class_names = [shown(name) for name in train.class_names]
-        return {"train": train} | {split: ClassFolders(folder, train.class_names) for split, folder in folders.items()}
+        found: dict[str, LabelledSource] = {"train": train}
+        return found | {split: ClassFolders(folder, train.class_names) for split, folder in folders.items()}
 
     def _of_tables(self, tables: list[Path]) -> dict[str, LabelledSource]:
         if not tables:

@@ -158,9 +158,9 @@ def _show(data: DataModule, folder: Path, most: int, console: Console) -> int:
         figures["sizes.png"] = size_scatter({name: each for name, each in places.items() if each}, "sizes")
     across = [pair for pair in pairs if pair[0][0] != pair[1][0]]
     if shown_pairs := (across or pairs)[:PAIRS]:
-        each = [one for pair in shown_pairs for one in pair]
-        captions = [f"{split}: {Path(data.sample_name(split, index)).name}" for split, index in each]
-        pictures = [data.picture(split, index, DRAWN) for split, index in each]
+        both = [one for pair in shown_pairs for one in pair]
+        captions = [f"{split}: {Path(data.sample_name(split, index)).name}" for split, index in both]
+        pictures = [data.picture(split, index, DRAWN) for split, index in both]
         figures["alike.png"] = contact_sheet(pictures, captions, "pairs of images that look alike")
     for name, figure in figures.items():
         if figure is not None:

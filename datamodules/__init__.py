@@ -16,6 +16,8 @@ from datamodules.errors import DataError
 from datamodules.folders import ImageFolder
 from datamodules.imagenet import ImageNet
 from datamodules.mpii import MPII
+from datamodules.own_boxes import OwnBoxes
+from datamodules.own_images import OwnImages
 from datamodules.packed import PackedImages
 from datamodules.pixels import Pixels
 from datamodules.scenes import DigitScenes
@@ -41,6 +43,8 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "MultiView",
+    "OwnBoxes",
+    "OwnImages",
     "PackedImages",
     "Pixels",
     "SegmentationFolder",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,10 @@ from typing_extensions import override
 
 from datamodules.batches import EvalBatches, RoundBatches, SideBySide, TrainBatches
 from datamodules.collation import stack
-from datamodules.decoding import Encoded, fitted
 from datamodules.errors import DataError
 from datamodules.files import ImageFiles
-from datamodules.finding import shown
 from datamodules.loading import Loader, Samples, Streams
+from datamodules.looking import Looking
 from datamodules.ordering import derived_seed
 from datamodules.pixels import Pixels
 from datamodules.remarks import remarks_on_classes
@@ -31,7 +30,7 @@ from datamodules.transforms.pipeline import Augmentation, Pipeline, Transform
 Split = Literal["train", "val", "test", "predict"]
 
 
-class DataModule(lightning.LightningDataModule, ABC):
+class DataModule(Looking, lightning.LightningDataModule):
     """A data set with its splits and transforms.
 
     A batch is a dict: ``image`` [B,3,H,W] (uint8 from the loader, float32 and normalised on the device), ``index``
@@ -213,6 +212,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         if "train" not in self._sources:
             self._sources |= self.open()
 
+    @override
     def source(self, split: str) -> Source:
         """Data set of a split.
 
@@ -225,36 +225,6 @@ class DataModule(lightning.LightningDataModule, ABC):
         if source is None:
             raise DataError(f"{type(self).__name__} has no {split} split here.")
         return source
-
-    def sample_name(self, split: str, index: int) -> str:
-        """What a person would look for: a path, or ``cifar10/test #17``."""
-        return shown(self.source(split).name(index))
-
-    def raw_image(self, split: str, index: int) -> np.ndarray:
-        """The image before any transform, [H,W,3] uint8 RGB.
-
-        Raises:
-            DataError: If it cannot be read.
-        """
-        image = self.source(split).load(index)["image"]
-        return image.decode() if isinstance(image, Encoded) else image
-
-    def picture(self, split: str, index: int, longest: int) -> np.ndarray:
-        """The image before any transform, as large as it is drawn: a photograph need not be decoded whole.
-
-        Args:
-            longest: Most pixels of the longer side; smaller images stay as they are.
-
-        Returns:
-            RGB, uint8 [h,w,3].
-        """
-        image = self.source(split).load(index)["image"]
-        return image.reduced(longest) if isinstance(image, Encoded) else fitted(image, longest)
-
-    def image_size(self, split: str, index: int) -> tuple[int, int]:
-        """Height and width of the image before any transform; of a file, by its header."""
-        image = self.source(split).load(index)["image"]
-        return image.size() if isinstance(image, Encoded) else (int(image.shape[0]), int(image.shape[1]))
 
     def streams(self) -> dict[str, int]:
         """What a training batch is drawn from: splits, and of each the samples of a batch over all processes.
@@ -359,6 +329,10 @@ class DataModule(lightning.LightningDataModule, ABC):
         loop = self.trainer.fit_loop
         batches: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return loop.epoch_progress.current.completed, batches
+
+    def collect_faults(self) -> None:
+        """From now on, keeps note of all samples, records and files that cannot be used, and stops at none of them."""
+        self._skipping.collect()
 
     def leave_out(
         self, found: str, problems: list[tuple[str, str]], count: int | None = None, file: Path | None = None

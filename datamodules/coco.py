@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +13,17 @@ import torch
 from typing_extensions import override
 
 from datamodules.base import DataModule, Split
-from datamodules.coco_annotations import Annotations
+from datamodules.coco_annotations import Annotations, mirrored
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError, OptionError
-from datamodules.finding import leads_outside
+from datamodules.finding import Listings, leads_outside
 from datamodules.json_records import printable
+from datamodules.looking import Counts, Marks
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import MAX_LISTED
 from datamodules.splits import Source
 from datamodules.transforms import Transform
-from datamodules.transforms.packed_masks import pack
+from datamodules.transforms.packed_masks import pack, unpack
 from datamodules.transforms.recipes import detr_augmentation, evaluate_shortest_edge
 from datamodules.transforms.scene_pipeline import ScenePipeline
 
@@ -132,12 +132,13 @@ class Coco(DataModule):
     def open(self) -> dict[str, Source | None]:
         annotations = {split: Annotations(self._annotation_file(split), self.masks) for split in self.files}
         names = {split: {c["id"]: c["name"] for c in one.categories} for split, one in annotations.items()}
-        if names["train"] != names["val"]:
-            raise DataError(
-                f"{annotations['train'].path} and {annotations['val'].path} differ in their categories (ids or names): "
-                f"{sorted(set(names['train'].items()) ^ set(names['val'].items()))[:MAX_LISTED]}. "
-                "They must be the same."
-            )
+        for split, theirs in names.items():
+            if theirs != names["train"]:
+                raise DataError(
+                    f"{annotations['train'].path} and {annotations[split].path} differ in their categories (ids or "
+                    f"names): {sorted(set(names['train'].items()) ^ set(theirs.items()))[:MAX_LISTED]}. They must be "
+                    "the same."
+                )
         ids = sorted(names["train"])
         if self.labels == "coco" and not 0 <= ids[0] <= ids[-1] < MAX_LABELS:
             raise DataError(
@@ -152,7 +153,7 @@ class Coco(DataModule):
             sources[split] = self._images(split, one)
         if sources["train"] is None:
             raise DataError(f"{annotations['train'].path} has no images to train on.")
-        return sources | {"test": None}
+        return {split: sources.get(split) for split in ("train", "val", "test")}
 
     @override
     def inspect(self) -> list[str]:
@@ -162,6 +163,31 @@ class Coco(DataModule):
                 names = [category["name"] for category in images.annotations.categories]
                 remarks += remarks_on_classes(split, images.images_of_categories(), names, "object")
         return remarks
+
+    @override
+    def class_counts(self, split: str) -> Counts | None:
+        images = self.source(split)
+        if not isinstance(images, CocoImages):
+            return None
+        found = np.zeros(self.num_classes, np.int64)
+        categories = [category["id"] for category in images.annotations.categories]
+        found[[images.label_of[category] for category in categories]] = images.images_of_categories()
+        labels, _ = images.annotated_objects()
+        return Counts(found, np.bincount(labels, minlength=self.num_classes), "objects")
+
+    @override
+    def marks(self, sample: dict[str, Any]) -> Marks:
+        target = sample["target"]
+        boxes, masks = np.asarray(target["boxes"], np.float64), target.get("masks")
+        if isinstance(masks, np.ndarray):
+            masks = unpack(masks, np.arange(len(boxes)))
+        joints = target.get("keypoints")
+        return Marks(
+            boxes=boxes,
+            labels=np.asarray(target["labels"]),
+            masks=None if masks is None else np.asarray(masks),
+            joints=None if joints is None else np.asarray(joints),
+        )
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """What to evaluate against, as a COCO dict: ``images``, ``annotations`` (crowds included), ``categories``."""
@@ -216,20 +242,16 @@ class Coco(DataModule):
             warnings.warn(f"{annotations.path} has no images: there is no {split} split.", stacklevel=2)
             return None
         folder = self._image_folder(split)
-        # One listing instead of a look at each of 118,000 files; names may be in subfolders.
-        there: dict[str, set[str]] = {}
+        there = Listings(folder)
         missing, chosen = [], []
         crowds, starts = annotations.column("crowds"), annotations.column("starts")
         objects = np.diff(np.append(0, np.cumsum(~crowds))[starts])
         for image, name in enumerate(annotations.file_names()):
-            within, _, base = name.rpartition("/")
             if leads_outside(name):
                 reason = f"its file {printable(name)} is not in {folder}"
                 missing.append((f"image {annotations.image_ids[image]}", reason))
                 continue
-            if within not in there:
-                there[within] = _listing(folder / within)
-            if base not in there[within]:
+            if not there.has(name):
                 missing.append((f"image {annotations.image_ids[image]}", f"{printable(folder / name)} is missing"))
             elif split != "train" or self.keep_empty or objects[image]:
                 chosen.append(image)
@@ -285,7 +307,7 @@ class CocoImages:
         self.folder, self.annotations, self.label_of, self.masks = folder, annotations, label_of, masks
         # As a tensor, worker processes get it as shared memory.
         self.chosen = torch.from_numpy(chosen)
-        self._mirrored = _mirrored(annotations) if annotations.has_keypoints else None
+        self._mirrored = mirrored(annotations) if annotations.has_keypoints else None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -312,6 +334,14 @@ class CocoImages:
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
         return labels[places], np.clip(corners / sizes, 0, 1)
 
+    def subset(self, indices: np.ndarray, masks: bool) -> CocoImages:
+        """The images at some positions, int64 [n].
+
+        Args:
+            masks: Whether targets have masks.
+        """
+        return CocoImages(self.folder, self.annotations, self.chosen.numpy()[indices], self.label_of, masks)
+
     def load(self, index: int) -> dict[str, Any]:
         """One sample: ``image`` (encoded) and ``target`` as ``ScenePipeline`` takes it."""
         image = int(self.chosen[index])
@@ -333,31 +363,6 @@ class CocoImages:
     def name(self, index: int) -> str:
         """The file's path."""
         return str(self.folder / self.annotations.file_name(int(self.chosen[index])))
-
-
-def _mirrored(annotations: Annotations) -> np.ndarray:
-    """Which keypoint takes the place of each in a mirror, by their names, int64 [K]."""
-    named = [category["keypoints"] for category in annotations.categories if category.get("keypoints")]
-    names = named[0] if named else []
-    number = annotations.column("keypoints").shape[1] // 3
-    if len(names) != number or any(other != names for other in named):
-        raise DataError(
-            f"{annotations.path}: annotations have {number} keypoints, and the categories name "
-            f"{sorted({len(other) for other in named}) or 'none'}. Every category with keypoints must name the "
-            "same ones."
-        )
-    swap = {"left": "right", "right": "left"}
-    partners = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
-    return np.array([names.index(partner) if partner in names else i for i, partner in enumerate(partners)])
-
-
-def _listing(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as problem:
-        raise DataError(f"{folder} cannot be read: {problem.strerror}. Check that it is readable.") from problem
 
 
 def _planes(images: list[np.ndarray]) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from datamodules.cache import unpack_once
 from datamodules.coco_compile import clamp_boxes, compile_annotations
+from datamodules.errors import DataError
 from datamodules.transforms.packed_masks import Patch
 
 LAYOUT = "coco-3"
@@ -199,3 +200,23 @@ def draw(polygons: list[np.ndarray], height: int, width: int) -> Patch:
     flat = [(np.where(corners < 0, corners - 0.75, corners) / GRID).reshape(-1).tolist() for corners in moved]
     drawn = coco_mask.merge(coco_mask.frPyObjects(flat, bottom - top, right - left))
     return top, left, coco_mask.decode(drawn)
+
+
+def mirrored(annotations: Annotations) -> np.ndarray:
+    """Which keypoint takes the place of each in a mirror, by their names, int64 [K].
+
+    Raises:
+        DataError: The categories do not name them, or not the same ones.
+    """
+    named = [category["keypoints"] for category in annotations.categories if category.get("keypoints")]
+    names = named[0] if named else []
+    number = annotations.column("keypoints").shape[1] // 3
+    if len(names) != number or any(other != names for other in named):
+        raise DataError(
+            f"{annotations.path}: annotations have {number} keypoints, and the categories name "
+            f"{sorted({len(other) for other in named}) or 'none'}. Every category with keypoints must name the "
+            "same ones."
+        )
+    swap = {"left": "right", "right": "left"}
+    partners = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
+    return np.array([names.index(partner) if partner in names else i for i, partner in enumerate(partners)])

@@ -74,6 +74,29 @@ def folders_in(folder: Path) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
+class Listings:
+    """Which of many named files there are, by one listing of each folder instead of a look at each file.
+
+    Args:
+        root: Folder that names are in.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[str, set[str]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of a name, which may be in subfolders.
+
+        Raises:
+            DataError: If the folder cannot be read.
+        """
+        within, _, base = name.rpartition("/")
+        if within not in self._listed:
+            self._listed[within] = _names_in(self.root / within)
+        return base in self._listed[within]
+
+
 def read_file(path: Path) -> bytes:
     """The contents of a file, which is never waited for: pipes, devices and sockets are refused.
 
@@ -112,6 +135,15 @@ def leads_outside(name: str) -> bool:
     """Whether a file name of an annotation, taken in a folder, leads out of it: it is absolute or climbs by ``..``."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as problem:
+        raise DataError(f"{folder} cannot be read: {problem.strerror}. Check that it is readable.") from problem
 
 
 def _visible(sign: str) -> str:

@@ -15,6 +15,7 @@ from datamodules.base import DataModule
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
 from datamodules.finding import EXTENSIONS, folders_in, images_in, shown
+from datamodules.packed_names import PackedNames
 from datamodules.splits import Source, Subset, hold_out
 from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_centre, large_image_augmentation
@@ -78,8 +79,6 @@ class ImageFolder(DataModule):
 class ClassFolders:
     """The images of a folder of class folders, each searched with its subfolders.
 
-    File names are kept in one byte tensor: a worker process gets it as shared memory, not as a million strings.
-
     Args:
         folder: Folder of class folders.
         class_names: Classes in label order; by default the class folders, sorted.
@@ -114,8 +113,7 @@ class ClassFolders:
                 f"{folder}: class folders without images: {_listed(empty)}. Images end in "
                 f"{', '.join(sorted(EXTENSIONS))}. Fill or remove the folders."
             )
-        self._names = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8)
-        self._ends = torch.from_numpy(np.cumsum(np.fromiter(map(len, names), np.int64, len(names))))
+        self._names = PackedNames(names)
         self._labels = torch.from_numpy(np.repeat([number[name] for name in found], counts).astype(np.int64))
 
     def __len__(self) -> int:
@@ -128,9 +126,7 @@ class ClassFolders:
 
     def path(self, index: int) -> Path:
         """One image's file."""
-        start, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
-        within = os.fsdecode(self._names[start:end].numpy().tobytes())
-        return self.folder / self.class_names[int(self._labels[index])] / within
+        return self.folder / self.class_names[int(self._labels[index])] / self._names[index]
 
     def load(self, index: int) -> dict[str, Any]:
         """One sample: ``image`` (encoded) and ``label``."""

@@ -15,9 +15,18 @@ from datamodules.base import DataModule, Split
 from datamodules.decoding import MAX_PIXELS, Encoded
 from datamodules.errors import DataError
 from datamodules.json_records import listed, printable
+from datamodules.looking import Counts, Marks
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Transform
-from datamodules.transforms.pose import PIXELS, Person, PosePipeline, evaluate_person, mpii_augmentation, whole_image
+from datamodules.transforms.pose import (
+    PIXELS,
+    Person,
+    PosePipeline,
+    evaluate_person,
+    joints_of,
+    mpii_augmentation,
+    whole_image,
+)
 
 JOINT_NAMES = (
     *("right ankle", "right knee", "right hip", "left hip", "left knee", "left ankle"),
@@ -113,6 +122,20 @@ class MPII(DataModule):
     @override
     def open(self) -> dict[str, Source | None]:
         return {"train": self._people("train"), "val": self._people("val"), "test": None}
+
+    @override
+    def class_counts(self, split: str) -> Counts | None:
+        people = self.people(split).people  # type: ignore[arg-type]
+        annotated = np.array([person.joints[:, 2] > 0 for person in people if person.joints is not None])
+        return Counts(annotated.sum(0).astype(np.int64))
+
+    @override
+    def marks(self, sample: dict[str, Any]) -> Marks:
+        if "person" in sample:
+            joints = sample["person"].joints
+        else:
+            joints = joints_of(np.asarray(sample["heatmaps"]), np.asarray(sample["weight"]))
+        return Marks(joints=None if joints is None else joints[None], bones=self.skeleton)
 
     def people(self, split: Split) -> People:
         """The people of a split.

@@ -96,6 +96,10 @@ class Pixels:
         """The same without the size of images and how they are brought to it."""
         return dataclasses.replace(self, size=None, interpolation=None, crop=None)
 
+    def sized(self, side: int) -> Pixels:
+        """The same for square images of another size."""
+        return dataclasses.replace(self, size=(side, side))
+
     def agree(self, other: Pixels) -> bool:
         """Whether images come out alike, whatever their size."""
         ends = [

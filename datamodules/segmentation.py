@@ -18,6 +18,7 @@ from datamodules.errors import BadSample, DataError, OptionError
 from datamodules.finding import images_in, shown
 from datamodules.label_maps import VOID, Colour, LabelMap
 from datamodules.label_survey import LabelSurvey, survey
+from datamodules.looking import Counts, Marks
 from datamodules.masks import EncodedMask
 from datamodules.remarks import named, remarks_on_classes
 from datamodules.transforms.segmentation_pipeline import SegmentationPipeline, refuse_labelled_fill
@@ -95,6 +96,19 @@ class LabelledPixels(DataModule):
     @override
     def example_sample(self, image: np.ndarray) -> dict[str, Any]:
         return {"image": image, "annotation": np.zeros(image.shape[:2], np.uint8)}
+
+    @override
+    def class_counts(self, split: str) -> Counts | None:
+        pairs = self.source(split)
+        if not isinstance(pairs, Pairs):
+            return None
+        found = survey(pairs.all_masks(), SURVEY_SECONDS)
+        return Counts(found.images[: self.num_classes], found.pixels[: self.num_classes], "pixels")
+
+    @override
+    def marks(self, sample: dict[str, Any]) -> Marks:
+        label = sample.get("label", sample.get("mask", sample.get("annotation")))
+        return Marks(pixels=label.decode() if isinstance(label, EncodedMask) else label, palette=self.palette)
 
     @override
     def eval_batch(self, world_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,13 @@ class Skipping:
     """
 
     def __init__(self, policy: Literal["error", "skip"], most: int) -> None:
-        self.policy, self.most = policy, most
+        self.policy: Literal["error", "skip"] = policy
+        self.most = most
         self.skipped: dict[str, str] = {}
+
+    def collect(self) -> None:
+        """From now on, leaves out whatever cannot be used, however much that is."""
+        self.policy, self.most = "skip", sys.maxsize
 
     def report(self, bad: list[BadSample]) -> None:
         """Takes note of samples that could not be loaded.

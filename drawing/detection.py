@@ -70,7 +70,7 @@ def overlay(image: np.ndarray, objects: Objects, names: Sequence[str], title: st
     height, width = image.shape[:2]
     figure = Figure(figsize=_inches(height, width, 7.0), layout="constrained")
     figure.suptitle(title, fontsize=9)
-    _draw(figure.add_subplot(), image, objects, names, fontsize=8)
+    draw(figure.add_subplot(), image, objects, names, fontsize=8)
     return figure
 
 
@@ -100,7 +100,7 @@ def comparison_sheet(
         name = short(files[i], IN_CAPTION - 10)
         for j, (objects, heading) in enumerate(((truth[i], f"{name}, annotated"), (found[i], "found"))):
             axes = figure.add_subplot(rows, 2 * columns, 2 * i + j + 1)
-            _draw(axes, image, objects, names, fontsize=6)
+            draw(axes, image, objects, names, fontsize=6)
             axes.set_title(f"{heading}: {len(objects.boxes)}", fontsize=8)
     return figure
 
@@ -123,7 +123,7 @@ def detection_sheet(
     figure.suptitle(title)
     for i, (image, objects, caption) in enumerate(zip(images, found, captions, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1)
-        _draw(axes, image, objects, names, fontsize=6)
+        draw(axes, image, objects, names, fontsize=6)
         axes.set_title(short(caption, IN_CAPTION), fontsize=8)
     return figure
 
@@ -204,7 +204,7 @@ def sampling_points(
     figure.suptitle(title, fontsize=9)
     for layer in range(panels):
         axes = figure.add_subplot(rows, columns, layer + 1)
-        _draw(axes, image, objects, names, fontsize=7)
+        draw(axes, image, objects, names, fontsize=7)
         share = weights[layer] / max(float(weights[layer].max()), 1e-9)
         x, y = points[layer].T
         axes.scatter(x, y, s=4 + 40 * share, c=share, cmap="autumn_r", edgecolors="black", linewidths=0.3, zorder=5)
@@ -233,7 +233,7 @@ def attention_maps(
     figure.suptitle(title, fontsize=9)
     for layer, attention in enumerate(maps):
         axes = figure.add_subplot(rows, columns, layer + 1)
-        _draw(axes, image.mean(2).repeat(3).reshape(image.shape).astype(np.uint8), objects, names, fontsize=7)
+        draw(axes, image.mean(2).repeat(3).reshape(image.shape).astype(np.uint8), objects, names, fontsize=7)
         axes.imshow(attention, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0))
         axes.set_title(f"decoder layer {layer + 1}", fontsize=8)
     return figure
@@ -280,7 +280,16 @@ def label_colours(labels: np.ndarray) -> np.ndarray:
     return np.where((labels < 20)[:, None], near, hsv_to_rgb(hues))
 
 
-def _draw(axes: Axes, image: np.ndarray, objects: Objects, names: Sequence[str], fontsize: float) -> None:
+def draw(axes: Axes, image: np.ndarray, objects: Objects, names: Sequence[str], fontsize: float) -> None:
+    """Draws objects on an image.
+
+    Args:
+        axes: where.
+        image: uint8 [H, W, 3].
+        objects: in its pixels.
+        names: class names, by label.
+        fontsize: of their labels.
+    """
     height, width = image.shape[:2]
     extent = (0, width, height, 0)
     interpolation = "nearest" if max(height, width) <= 128 else "antialiased"

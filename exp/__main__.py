@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
     "search": "find the best architectures of a supernet within limits on size, compute or latency",
+    "data": "show what is in a data set, and what is wrong with it, before anything trains",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
     "runs": "list the runs that there are: how each stands, how good it is, what it costs",
     "report": "set runs side by side in one HTML page: curves, configs, costs, pictures",

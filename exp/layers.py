@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,32 @@ def with_base(argv: list[str]) -> list[str]:
     return [*(f"--config={path}" for path in chain[:0:-1]), *argv]
 
 
-def _base(path: Path) -> Path | None:
+def origins(names: Iterable[str], files: Iterable[str]) -> str:
+    """The config files that have keys of some names, to be said; empty if there are none.
+
+    Args:
+        names: keys, anywhere in a config.
+        files: the configs of a command.
+    """
+    wanted = set(names)
+    return " and ".join(file for file in files if wanted & set(_keys(_content(Path(file)))))
+
+
+def _keys(content: Any) -> Iterator[str]:
+    for key, value in content.items() if isinstance(content, dict) else ():
+        yield str(key)
+        yield from _keys(value)
+
+
+def _content(path: Path) -> Any:
     try:
-        content: Any = read_yaml(path.read_text())
+        return read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         # The parser says what is wrong with it.
         return None
+
+
+def _base(path: Path) -> Path | None:
+    content = _content(path)
     named = content.get(KEY) if isinstance(content, dict) else None
     return None if named is None else Path(os.path.normpath(path.parent / str(named)))

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.reports import Report
+from datamodules import DataModule
 from drawing.numbers import readable
 from exp.run_directory import Run
 from exp.tracking import Tracker
@@ -51,15 +52,18 @@ def print_start(cli: Cli, run: Run) -> None:
     trainer = cli.trainer
     for note in run.notes:
         console.print(note, style="yellow", highlight=False, markup=False)
+    described = cli.datamodule.described() if isinstance(cli.datamodule, DataModule) else ""
     verb = f"resuming from {run.checkpoint}" if run.checkpoint else "training"
     console.print(
         f"[bold]{escape(cli.experiment)}[/]: {escape(verb)}\n"
         f"  network  {type(network).__name__}, {parameters:,} parameters\n"
         f"  data     {type(cli.datamodule).__name__}, batches of {cli.datamodule.batch_size}"
         + _accumulated(cli.datamodule.batch_size, trainer.accumulate_grad_batches)
+        + (f"\n           {escape(described)}" if described else "")
         + f"\n  device   {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}\n"
         f"  run      {escape(str(run.path))}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

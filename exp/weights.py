@@ -15,6 +15,7 @@ from torch import nn
 from exp.checkpoint_io import read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
 from exp.cli import WHOLE, Cli
+from exp.hubs import covered
 from exp.official_files import apart_from_its_teacher, averaged_beside, translated
 from exp.packaged_weights import PACKAGE, file_of, in_timms_names, network_of, networks_in, pixels_of
 from exp.pixels import Statement, hand_over, hand_over_checkpoint, of_a_run, stated_by, statement_of
@@ -68,7 +69,8 @@ class Start:
 def weight_files(cli: Cli) -> dict[str, Path]:
     """The files that a command's weights come from, by the part that each is for; a part follows what it is a part of.
 
-    `package` stands for the files in installed packages that fit the networks of timm's in a part, and is for these.
+    `package` stands for the files in installed packages that fit the networks of timm's in a part, and is for these;
+    a network that no package has weights of, and that asks a hub for its own, is left to that.
 
     Raises:
         UsageError: no such file or package, or no such part.
@@ -80,7 +82,7 @@ def weight_files(cli: Cli) -> dict[str, Path]:
         module = part_of(cli, part)
         try:
             if named[part] == PACKAGE:
-                packaged |= _packaged(part, module)
+                packaged |= _packaged(cli, part, module)
             else:
                 files[part] = find_checkpoint(named[part], Path(cli.config.runs))
         except NoCheckpoint as error:
@@ -301,16 +303,25 @@ def _followers(model: Any) -> list[nn.Module]:
     return [teacher for student, teacher in pairs if student is model.network]
 
 
-def _packaged(part: str, module: nn.Module) -> dict[str, Path]:
+def _packaged(cli: Cli, part: str, module: nn.Module) -> dict[str, Path]:
     """The files in installed packages for the networks of timm's in a part, by where these are.
 
     Raises:
-        WeightFileError: there is none for one of them, or it is not installed.
+        WeightFileError: there is none for one of them that asks no hub, or it is not installed.
     """
     networks = networks_in(module)
     if not networks:
         raise WeightFileError(f"{type(module).__name__} has no network of timm's, which packages have weights of")
-    return {f"{part}.{name}".rstrip("."): file_of(network) for name, network in networks.items()}
+    asking = cli.held_back.values()
+    found = {}
+    for name, network in networks.items():
+        of_hub = any(covered(each, [module.get_submodule(name)], cli.model) for each in asking)
+        try:
+            found[f"{part}.{name}".rstrip(".")] = file_of(network)
+        except WeightFileError:
+            if not of_hub:
+                raise
+    return found
 
 
 def _option(part: str) -> str:

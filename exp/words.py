@@ -12,7 +12,8 @@ from exp.recipes import UnknownRecipe, find_recipe, is_name
 from exp.run_state import CONFIG_FILE
 
 # What is trained or measured is a config; what is evaluated is a run or, with weights of its own, a config.
-OF_CONFIGS, OF_RUNS = ("fit", "profile", "compare"), ("validate", "test", "predict", "export", "search")
+OF_CONFIGS = ("fit", "data", "profile", "compare")
+OF_RUNS = ("validate", "test", "predict", "export", "search")
 
 
 class Unmeant(ValueError):

@@ -6,3 +6,16 @@ class Mistake(ValueError):
 
     Commands say the message alone. Any other exception is a fault, whose traceback is kept.
     """
+
+
+class NotTaken(Mistake):
+    """Options that a network does not take.
+
+    Args:
+        network: Its name.
+        options: Their names.
+    """
+
+    def __init__(self, network: str, options: list[str]) -> None:
+        super().__init__(f"{network} takes no {', no '.join(options)}")
+        self.network, self.options = network, options

@@ -330,10 +330,10 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         argv = [*argv, f"{options}.num_train={batch}", f"{options}.num_val=4"]
     elif data["class_path"].endswith("CamVid"):
         write_camvid(tmp_path / data["init_args"]["root"])
-    elif data["class_path"].endswith(("ImageFolder", "UnlabelledFolder")):
+    elif data["class_path"].endswith(("ImageFolder", "OwnImages", "UnlabelledFolder")):
         write_class_folders(tmp_path / data["init_args"]["root"], classes=5, images=16)
         argv = [*argv, f"{options}.num_workers=0"]
-    elif data["class_path"].endswith("Coco"):
+    elif data["class_path"].endswith(("Coco", "OwnBoxes")):
         write_coco(tmp_path / data["init_args"]["root"])
         # As small as they are: at full size one batch takes a minute.
         argv = [

@@ -105,6 +105,20 @@ def heatmap_targets(
     return maps.astype(np.float32), weight.astype(np.float32)
 
 
+def joints_of(heatmaps: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Where the joints are that heat maps were drawn of, to the cell.
+
+    Args:
+        heatmaps: float32 [J,h,w].
+        weight: 0 for joints that have none, [J].
+
+    Returns:
+        x, y in pixels of the network's input, and 1 or 0, float64 [J,3].
+    """
+    rows, columns = np.unravel_index(heatmaps.reshape(len(heatmaps), -1).argmax(1), heatmaps.shape[1:])
+    return np.column_stack([columns * STRIDE, rows * STRIDE, weight > 0]).astype(np.float64)
+
+
 class PersonCrop(A.BasicTransform):
     """Cuts the square around a person, at random if asked to, and draws the heat maps of the joints in it.
 

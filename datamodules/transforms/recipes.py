@@ -6,7 +6,7 @@ import albumentations as A
 import cv2
 
 from datamodules.pixels import Pixels
-from datamodules.transforms.detection import MultiScaleCrop, ResizeShortestEdge
+from datamodules.transforms.detection import MultiScaleCrop, RandomSizeCrop, ResizeShortestEdge, ScaleJitter
 from datamodules.transforms.pipeline import Transform
 
 INTERPOLATIONS = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -27,6 +27,15 @@ def large_image_augmentation(pixels: Pixels) -> list[Transform]:
     return [A.RandomResizedCrop(pixels.size or (224, 224)), A.HorizontalFlip()]
 
 
+def gentle_augmentation(pixels: Pixels) -> list[Transform]:
+    """For fine-tuning on few images: a crop of most of the image, a flip, and colours that change a little."""
+    return [
+        A.RandomResizedCrop(pixels.size or (224, 224), scale=(0.35, 1.0)),
+        A.HorizontalFlip(),
+        A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.5),
+    ]
+
+
 def evaluate_centre(pixels: Pixels) -> list[Transform]:
     """A resize of the shorter side and a centre crop: as weights state it, else 224 of 256 pixels, as for ImageNet."""
     height, width = pixels.size or (224, 224)
@@ -39,6 +48,16 @@ def evaluate_centre(pixels: Pixels) -> list[Transform]:
 def detr_augmentation(resize_first: bool = False) -> list[Transform]:
     """A flip, then a resize to 480..800 or a crop and that resize, as usual for the DETR family."""
     return [A.HorizontalFlip(), MultiScaleCrop(resize_first=resize_first)]
+
+
+def jittered_scenes(size: int) -> list[Transform]:
+    """For fine-tuning on few images with objects: a flip, another size, a crop, and colours that change a little."""
+    return [
+        A.HorizontalFlip(),
+        ScaleJitter(size, (0.6, 1.4)),
+        RandomSizeCrop(size, size),
+        A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.5),
+    ]
 
 
 def evaluate_shortest_edge(size: int = 800, max_size: int = 1333) -> list[Transform]:

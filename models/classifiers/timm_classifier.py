@@ -11,6 +11,7 @@ from torch import nn
 import models.backbones  # noqa: F401  registers our networks with timm
 from models.mistakes import Mistake
 from models.pixels import state_pretrained
+from models.timm_options import create
 
 
 def timm_classifier(
@@ -35,7 +36,8 @@ def timm_classifier(
         A network from images [B, in_chans, H, W] to logits [B, K].
 
     Raises:
-        Mistake: timm knows no network of this name; the message names the nearest one.
+        Mistake: timm knows no network of this name; the message names the nearest one. Or
+            the network does not take some of the options.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
@@ -44,6 +46,6 @@ def timm_classifier(
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "pretrained": pretrained}
     if drop_path_rate:
         arguments["drop_path_rate"] = drop_path_rate
-    network: nn.Module = timm.create_model(name, **arguments, **(options or {}))
+    network = create(name, options or {}, **arguments)
     state_pretrained(network, pretrained, options)
     return network

@@ -16,6 +16,7 @@ from models.backbones.size_divisor import size_divisor
 from models.mistakes import Mistake
 from models.pixels import state_pretrained
 from models.pruning.extractor import shrink_extractor
+from models.timm_options import create
 
 
 class Features(nn.Module):
@@ -126,7 +127,7 @@ def _create(backbone: str, options: dict[str, Any], **more: Any) -> Any:
             # Networks that have no such option say so by a TypeError, as they do of one that somebody mistyped.
             with suppress(TypeError):
                 return timm.create_model(backbone, features_only=True, **free | options, **more)
-    return timm.create_model(backbone, features_only=True, **options, **more)
+    return create(backbone, options, features_only=True, **more)
 
 
 def _freeze(body: Any, backbone: str, options: dict[str, Any], stages: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 import timm.models._builder as builder
 import torch
 import torchvision
+from huggingface_hub import constants
 from torch import nn
 from torchvision.models import WeightsEnum
 
@@ -49,6 +50,12 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return checkpoint, weights
 
 
+@pytest.mark.parametrize("command", ["profile", "export", "data", "prune"])
+def test_a_command_that_trains_nothing_asks_no_hub(asked: list[str], command: str) -> None:
+    Cli(COMMAND, command)
+    assert asked == []
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_an_evaluation_asks_no_hub(files: tuple[Path, Path], asked: list[str], command: str) -> None:
     checkpoint, weights = files
@@ -80,7 +87,8 @@ def test_a_training_asks_for_what_no_file_gives(
     assert asked == ["ConvNeXt"]
     assert capsys.readouterr().err.splitlines()[-1] == (
         "exp: no pretrained weights for ConvNeXt from the hub (no route to host): give the network weights by "
-        "--weights FILE, or set its pretrained to false"
+        "--weights FILE, take one that a package has weights of (tf_efficientnet_lite0, tf_efficientnet_lite1, "
+        "tf_efficientnet_lite2; --weights package), or set its pretrained to false"
     )
 
 
@@ -116,6 +124,20 @@ def test_requests_are_answered_one_by_one(asked: list[str]) -> None:
     assert list(held) == [0]
     assert asked == ["ResNet18_Weights"]
     assert before == (builder.load_pretrained, WeightsEnum.get_state_dict, nn.Module.load_state_dict)
+
+
+def test_a_hub_that_no_network_leads_to_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any) -> None:
+        raise OSError("no such host")
+
+    offline: list[bool] = []
+    monkeypatch.setattr(builder, "load_pretrained", lambda *_, **__: offline.append(constants.is_offline_mode()))
+    monkeypatch.setattr("exp.hubs.getproxies", dict)
+    for look_up in (nowhere, lambda *_: []):
+        monkeypatch.setattr("socket.getaddrinfo", look_up)
+        Cli(COMMAND, "fit").ask_hubs([])
+    assert offline == [True, False]
+    assert not constants.is_offline_mode()
 
 
 def test_what_is_covered() -> None:

@@ -103,7 +103,7 @@ def test_a_network_of_timms_is_found_where_it_is(capsys: pytest.CaptureFixture[s
     network = nn.Module()
     network.backbone = Features(LITE0, frozen_stages=0)
     cli: Any = SimpleNamespace(
-        model=SimpleNamespace(network=network), config=SimpleNamespace(weights=PACKAGE, runs="runs")
+        model=SimpleNamespace(network=network), config=SimpleNamespace(weights=PACKAGE, runs="runs"), held_back={}
     )
     assert networks_in(network) == {"backbone.body": LITE0}
     cli.model = nn.ModuleDict({"network": network})

@@ -42,7 +42,7 @@ def test_own_images_are_labelled_by_the_network_that_was_trained_on_them(tmp_pat
     (quickstart / "best.ckpt").write_bytes(b"of another network")
     (fit, *fit_arguments), (predict, *predict_arguments) = commands("Your own images")
 
-    trained = run(fit, [*fit_arguments, *SMALL, "--model.network.name=resnet18"], tmp_path)
+    trained = run(fit, [*fit_arguments, *SMALL], tmp_path)
     assert trained.code == 0, trained.output
     config = yaml.safe_load((tmp_path / "runs/own_images/0/config.yaml").read_text())
     assert config["threads"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from typing_extensions import override
 
 from datamodules.answers import KnownAnswers
@@ -69,11 +70,9 @@ def joined(samples: list[dict[str, Any]]) -> dict[str, Any]:
         if len({(each.ndim, each.shape[-1]) for each in features}) > 1:
             shapes = sorted({each.shape for each in features})
             raise DataError(f"Features of one batch do not fit each other: {', '.join(map(str, shapes[:3]))} ...")
-        # Not as images, whose channels would come first.
         most = np.max([each.shape for each in features], 0)
         filled = np.zeros((len(features), *most), np.float32)
         for target, each in zip(filled, features, strict=True):
             target[tuple(map(slice, each.shape))] = each
-        batch |= stack([{"features": filled}])
-        batch["features"] = batch["features"][0]
+        batch["features"] = torch.from_numpy(filled)
     return batch

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from drawing.texts import short
 
 # Letters of a line over an image, and of the name of a kind.
-IN_QUESTION, IN_KIND = 44, 28
+IN_QUESTION, IN_KIND = 60, 28
 # Kinds on one picture.
 MOST_KINDS = 30
 

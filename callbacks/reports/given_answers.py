@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from torch import Tensor, nn
 from typing_extensions import override
 
 from callbacks.reports.file_names import picture_name
@@ -64,6 +65,10 @@ class GivenAnswers(Predictions):
                 "models.vqa.FromImages"
             )
         task.writes_cells = True  # type: ignore[assignment]
+
+    @override
+    def counted_network(self) -> nn.Module:
+        return self.task.network if self.features is None else _Cells(self.task.network)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -135,3 +140,16 @@ class GivenAnswers(Predictions):
             drawn = Answered(image, str(self.question), said, "black", look.attention, look.spans, look.span_names)
             pictures.append(write_picture(folder / picture_name(data, index), answer_sheet([drawn])))
         return [target, *pictures]
+
+
+class _Cells(nn.Module):
+    """What makes features of images, as a network, to count what it executes."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        # All of it, since cells need not have parameters, which say where a network is.
+        self.network = network
+
+    @override
+    def forward(self, questions: Tensor, images: Tensor) -> Tensor:
+        return self.network.cells(images)

@@ -96,7 +96,7 @@ class Spans(Report):
         if self._counts is None:
             return {}
         kinds = [name or "any question" for name in self.data.question_types]
-        layers = {name: mean.numpy() for name, mean in self._means().items()}
+        layers = {f"layer {i}": mean.numpy() for i, mean in enumerate(self._means().values(), 1)}
         title = f"{self.split}: how far each layer looks, over {int(self._counts.sum()):,} questions"
         return {"spans": spans_by_kind(layers, kinds, self._names, title)}
 

@@ -169,7 +169,7 @@ def scene(random: np.random.Generator) -> Scene:
     Args:
         random: Where its random numbers come from.
     """
-    grid = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(-1, 2)
+    grid = np.indices((GRID, GRID)).reshape(2, -1).T
     while True:
         cells = random.integers(GRID, size=(1, 2))
         for place in range(1, DIGITS):

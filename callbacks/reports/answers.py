@@ -59,7 +59,7 @@ class Answers(Report):
         if len(self._looks) >= self.drawn or not self.trainer.is_global_zero:
             return
         most = -(-self.drawn // max(1, len(self.data.question_types)))
-        chosen = []
+        chosen: list[int] = []
         for row, kind in enumerate(batch["question_type"].tolist()):
             if len(self._looks) + len(chosen) < self.drawn and self._kinds.get(kind, 0) < most:
                 self._kinds[kind] = self._kinds.get(kind, 0) + 1

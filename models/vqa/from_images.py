@@ -68,7 +68,7 @@ class BackboneCells(nn.Module):
         if not timm.is_model(name):
             raise Mistake(f"no backbone is called {name!r}: timm.list_models() lists all names")
         try:
-            self.backbone: Any = timm.create_model(
+            backbone: Any = timm.create_model(
                 name, pretrained=pretrained, features_only=True, out_indices=(level,), **options or {}
             )
         except IndexError as error:
@@ -76,10 +76,11 @@ class BackboneCells(nn.Module):
         except RuntimeError as error:
             # No feature maps to be had, or no weights of that tag.
             raise Mistake(f"timm cannot make a backbone of {name!r}: {error}") from error
-        state_pretrained(self.backbone, pretrained, options)
+        state_pretrained(backbone, pretrained, options)
+        self.backbone = backbone
         self.frozen = frozen
-        self.channels_last = getattr(self.backbone, "output_fmt", Format.NCHW) == Format.NHWC
-        (self.out_chans,) = self.backbone.feature_info.channels()
+        self.channels_last = getattr(backbone, "output_fmt", Format.NCHW) == Format.NHWC
+        (self.out_chans,) = backbone.feature_info.channels()
         if frozen:
             self.backbone.requires_grad_(False)
 

@@ -19,6 +19,8 @@ from callbacks.slimming import Slimming
 from callbacks.smoothing import Rule, Smoothing
 from callbacks.spherical_motion import SphericalMotion
 from callbacks.step_seed import StepSeed
+from callbacks.structure_selection import StructureSelection
+from callbacks.sub_networks import SubNetworks
 
 __all__ = [
     "Annealing",
@@ -43,6 +45,8 @@ __all__ = [
     "SphericalMotion",
     "SphericalMotionCurve",
     "StepSeed",
+    "StructureSelection",
+    "SubNetworks",
     "ThresholdCurve",
     "WeightEMA",
 ]

@@ -114,7 +114,13 @@ class Checkpoints(Checkpoint):
         self.training_samples = training_samples(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Takes a checkpoint if one is due, or wanted before a requested stop."""
+        """Takes a checkpoint if one is due, or wanted before a requested stop.
+
+        A training that ends inside an epoch is validated once more, so that what it has learnt is seen and kept.
+        """
+        if Clock(trainer).ends_inside_an_epoch:
+            # What Lightning takes for a wish to validate and to stop here.
+            trainer.should_stop = True
         if not Clock(trainer).resumes_here:
             return
         stop = self._stop_requested(trainer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.checkpoints import Checkpoints
@@ -9,11 +11,42 @@ from callbacks.reports.report import Report
 from models.mistakes import Mistake
 
 
-class Monitored(Callback):
-    """Refuses a callback that monitors a metric which no validation logs.
+def awaited(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str, str]]:
+    """Who waits for which metric of a validation; nothing where a report may log metrics, of which none is known.
 
-    The trial validation before training shows which metrics there are. It has no reports, so that where one logs
-    metrics nothing can be said; nor of what training logs (`train/...`).
+    Args:
+        trainer: with its callbacks.
+        task: that it trains.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(each, Report) and each.may_log(task) for each in callbacks):
+        return
+    for callback in callbacks:
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str) and not name.startswith("train/"):
+            yield "checkpoint" if isinstance(callback, Checkpoints) else type(callback).__name__, name
+
+
+def check_awaited(waiting: Iterable[tuple[str, str]], logged: Iterable[str]) -> None:
+    """Refuses to wait for a metric that is not there.
+
+    Args:
+        waiting: who waits for which metric.
+        logged: the metrics of a validation.
+
+    Raises:
+        Mistake: a callback waits for another.
+    """
+    names = sorted(logged)
+    for whose, name in waiting:
+        if names and name not in names:
+            raise Mistake(f"{whose}.monitor is '{name}', but validation logs {', '.join(names)}")
+
+
+class Monitored(Callback):
+    """Refuses a callback that monitors a metric which no validation logs: the trial validation shows which there are.
+
+    Of what training logs (`train/...`) nothing can be said.
     """
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -22,12 +55,4 @@ class Monitored(Callback):
         Raises:
             Mistake: a callback waits for another.
         """
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        logged = sorted(trainer.callback_metrics)
-        if not logged or any(isinstance(each, Report) and each.may_log(pl_module) for each in callbacks):
-            return
-        for callback in callbacks:
-            name = getattr(callback, "monitor", None)
-            if isinstance(name, str) and not name.startswith("train/") and name not in logged:
-                whose = "checkpoint" if isinstance(callback, Checkpoints) else type(callback).__name__
-                raise Mistake(f"{whose}.monitor is '{name}', but validation logs {', '.join(logged)}")
+        check_awaited(awaited(trainer, pl_module), trainer.callback_metrics)

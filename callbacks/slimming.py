@@ -25,6 +25,9 @@ class Slimming(Callback):
         Mistake: a strength that is not positive; when training begins, a network without batch norms.
     """
 
+    # `python -m exp prune` leaves it out of the trainings that follow.
+    prepares_pruning = True
+
     def __init__(self, s: float, one_dimensional: bool = False) -> None:
         if s <= 0:
             raise Mistake(f"Slimming: s is positive, not {s:g}")

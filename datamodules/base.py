@@ -91,7 +91,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         self._skipping = Skipping(on_bad_sample, max_bad_samples)
         self.seed = 0
         self.class_names: list[str] = []
-        self.predict_paths: list[Path] = []
+        self.predict_paths: list[Path | np.ndarray] = []
         self._sources: dict[str, Source | None] = {}
         self._inspected = False
         self._looks: dict[torch.device, tuple[Pixels, tuple[torch.Tensor, torch.Tensor]]] = {}

@@ -1,4 +1,4 @@
-"""Image files given one by one or as folders, without labels."""
+"""Images without labels: files given one by one or as folders, and arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
@@ -16,15 +18,20 @@ class ImageFiles:
     """Images to predict on.
 
     Args:
-        paths: Files, and folders that are searched with their subfolders, as ``finding`` says.
+        paths: Files, folders that are searched with their subfolders, as ``finding`` says, and RGB arrays, uint8
+            [H,W,3].
 
     Raises:
         DataError: If a path does not exist or there is no image at all.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths: list[Path] = []
-        for path in map(Path, paths):
+    def __init__(self, paths: Sequence[Path | np.ndarray]) -> None:
+        self.paths: list[Path | np.ndarray] = []
+        for given in paths:
+            if isinstance(given, np.ndarray):
+                self.paths.append(given)
+                continue
+            path = Path(given)
             if path.is_dir():
                 found = images_in(path)
                 if not found:
@@ -41,9 +48,11 @@ class ImageFiles:
         return len(self.paths)
 
     def load(self, index: int) -> dict[str, Any]:
-        """One sample: ``image`` (encoded)."""
-        return {"image": Encoded(self.paths[index])}
+        """One sample: ``image`` (encoded, or the array)."""
+        given = self.paths[index]
+        return {"image": given if isinstance(given, np.ndarray) else Encoded(given)}
 
     def name(self, index: int) -> str:
-        """The file's path."""
-        return str(self.paths[index])
+        """The file's path, or ``image 3`` for an array."""
+        given = self.paths[index]
+        return f"image {index}" if isinstance(given, np.ndarray) else str(given)

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -18,6 +19,7 @@ from drawing.texts import short
 
 MASK_OPACITY = 0.45
 MOST_BARS = 40
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def comparison_sheet(
     truth: Sequence[Objects],
     found: Sequence[Objects],
     names: Sequence[str],
+    files: Sequence[str],
     title: str = "",
 ) -> Figure:
     """Each image twice: what is there, and beside it what was found.
@@ -86,6 +89,7 @@ def comparison_sheet(
         truth: annotations of each.
         found: predictions for each.
         names: class names, by label.
+        files: what each image is called.
         title: above the figure.
     """
     columns = min(3, math.ceil(math.sqrt(len(images) / 2)))
@@ -93,7 +97,8 @@ def comparison_sheet(
     figure = Figure(figsize=(5.2 * columns, 2.8 * rows + 0.4), layout="constrained")
     figure.suptitle(title)
     for i, image in enumerate(images):
-        for j, (objects, heading) in enumerate(((truth[i], "annotated"), (found[i], "found"))):
+        name = short(files[i], IN_CAPTION - 10)
+        for j, (objects, heading) in enumerate(((truth[i], f"{name}, annotated"), (found[i], "found"))):
             axes = figure.add_subplot(rows, 2 * columns, 2 * i + j + 1)
             _draw(axes, image, objects, names, fontsize=6)
             axes.set_title(f"{heading}: {len(objects.boxes)}", fontsize=8)
@@ -234,9 +239,45 @@ def attention_maps(
     return figure
 
 
+def instance_masks(
+    rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float], Sequence[str]]], title: str = ""
+) -> Figure:
+    """Images with boxes, and beside each of them where something looked for each of its objects, over the same image.
+
+    Args:
+        rows: of each image the picture uint8 [H, W, 3], boxes [n, 4] in its pixels, weights [n, h, w], width and height
+            in its pixels of what the weights lie on from its upper left corner, and the name of each object.
+        title: above the figure.
+    """
+    columns = 1 + max(len(row[1]) for row in rows)
+    figure = Figure(figsize=(2.1 * columns, 2.2 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for place, (image, boxes, weights, (width, height), names) in enumerate(rows):
+        shape = image.shape[:2]
+        grey = image.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+        colours = label_colours(np.arange(len(boxes)))
+        for column in range(1 + len(boxes)):
+            axes = figure.add_subplot(len(rows), columns, place * columns + column + 1)
+            axes.imshow(grey if column else image, interpolation="antialiased", extent=(0, shape[1], shape[0], 0))
+            if column:
+                axes.imshow(weights[column - 1], cmap="inferno", alpha=0.65, extent=(0, width, height, 0))
+            for i in [column - 1] if column else range(len(boxes)):
+                x0, y0, x1, y1 = boxes[i]
+                edge = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colours[i], linewidth=1.4)
+                axes.add_patch(edge)
+            axes.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
+            axes.set_title(short(names[column - 1], IN_CAPTION) if column else "annotated", fontsize=8)
+            axes.axis("off")
+    return figure
+
+
 def label_colours(labels: np.ndarray) -> np.ndarray:
-    """A colour for each label, RGB [n, 3] from 0 to 1; alike ones beyond twenty labels."""
-    return matplotlib.colormaps["tab20"](np.asarray(labels, np.int64) * 2 % 20 + np.asarray(labels) // 10 % 2)[:, :3]
+    """A colour for each label, RGB [n, 3] from 0 to 1: twenty that are far apart, then hues by the golden ratio."""
+    labels = np.asarray(labels, np.int64)
+    near = matplotlib.colormaps["tab20"](labels * 2 % 20 + labels // 10 % 2)[:, :3]
+    # Steps of the golden ratio never come back to a hue; lightness tells those apart that come near.
+    hues = np.stack([labels * GOLDEN % 1, 0.55 + 0.15 * (labels % 4), 0.95 - 0.2 * (labels % 3)], 1)
+    return np.where((labels < 20)[:, None], near, hsv_to_rgb(hues))
 
 
 def _draw(axes: Axes, image: np.ndarray, objects: Objects, names: Sequence[str], fontsize: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -84,21 +85,15 @@ def contact_sheet(
     """
     columns = min(6, max(1, math.ceil(math.sqrt(len(images)))))
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.9 * columns, 2.2 * rows + 0.5), layout="constrained")
-    figure.suptitle(title)
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    figure = Figure(figsize=(max(4.0, 1.9 * columns), (1.9 + 0.16 * lines) * rows + 0.5), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, int(13 * max(4.0, 1.9 * columns)))), fontsize=10)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 64 else "antialiased")
         axes.set_title(short(caption, IN_CAPTION), fontsize=8, color=colours[i] if colours else "black")
         axes.axis("off")
     return figure
-
-
-def readable(count: float) -> str:
-    """A count of parameters or multiply-adds in billions, millions or thousands."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} G"
-    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.2f} k"
 
 
 def evenly(things: Sequence[T], most: int) -> list[T]:

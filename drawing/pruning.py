@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from drawing.figures import IN_CAPTION
@@ -29,4 +31,30 @@ def channels_kept(names: Sequence[str], widths: Sequence[int], kept: Sequence[in
     for place, width, left in zip(places, widths, kept, strict=True):
         axes.text(place, left, f"{left / width:.0%}", ha="center", va="bottom", fontsize=5, rotation=90)
     axes.legend(frameon=False)
+    return figure
+
+
+def kernel_patterns(names: Sequence[str], patterns: np.ndarray, title: str = "") -> Figure:
+    """How many of the weights at each position of a kernel are kept, one panel for each layer, from the input on.
+
+    Args:
+        names: of the layers.
+        patterns: shares [n, size, size].
+        title: above the figure.
+    """
+    columns = min(6, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(1.5 * columns + 1.2, 1.7 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for place, (name, pattern) in enumerate(zip(names, patterns, strict=True)):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        # Each by itself: late layers keep so few that a common scale would hide where.
+        most = max(float(pattern.max()), 1e-9)
+        axes.imshow(pattern, cmap="viridis", vmin=0.0, vmax=most)
+        axes.set_title(f"{short(name, IN_CAPTION)}\n{pattern.mean():.1%} kept", fontsize=6)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for (row, column), share in np.ndenumerate(pattern):
+            colour = "black" if share > 0.6 * most else "white"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=5, color=colour)
     return figure

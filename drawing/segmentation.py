@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -120,7 +122,9 @@ def panel_sheet(
     panel_height = PANEL_WIDTH * first.shape[0] / first.shape[1]
     captions = {k: names[k] for k in present[:MOST_IN_LEGEND]}
     in_line = max(3, 2 * columns)
-    below, above = 0.22 * math.ceil(len(captions) / in_line) + 0.2, 0.6
+    scaled = any(panel is not None and panel.pixels.ndim == 2 for row in rows for panel in row)
+    scale, above = 0.5 if scaled else 0.0, 0.7
+    below = 0.22 * math.ceil(len(captions) / in_line) + 0.2 + scale
     width, height = PANEL_WIDTH * columns + 0.2, (panel_height + CAPTION) * len(rows) + below + above
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, y=1 - 0.15 / height, va="top")
@@ -142,6 +146,11 @@ def panel_sheet(
         if panel is not None:
             axes.imshow(panel.pixels, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(panel.caption, fontsize=7)
+    if scaled:
+        bar = figure.add_axes((0.3, (below - 0.25) / height, 0.4, 0.1 / height))
+        figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=bar, orientation="horizontal")
+        bar.tick_params(labelsize=6, pad=1, length=2)
+        bar.set_title("panels without photographs: 0 none or unsure, 1 all or sure", fontsize=6, pad=2)
     figure.legend(handles=_patches(captions, palette), loc="lower center", ncols=in_line, frameon=False, fontsize=7)
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from functools import cache
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
 
 # What is tried for letters that matplotlib's own font lacks, where it is installed.
 FALLBACKS = (
@@ -20,12 +20,13 @@ FALLBACKS = (
     *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "Unifont"),
     *("Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji"),
 )
-_MISSING = re.compile(r"Glyph \d+ \(.*\) missing from")
 
 
 @contextmanager
 def plain_texts(figure: Figure) -> Iterator[None]:
     """Draws a figure with its texts as they are: a `$` begins no formula, and another font lends what one lacks.
+
+    Letters that no installed font has are spelled as their numbers, `\\u4e2d`.
 
     Args:
         figure: is drawn inside.
@@ -34,19 +35,49 @@ def plain_texts(figure: Figure) -> Iterator[None]:
     for text in figure.findobj(Text):
         if isinstance(text, Text):
             text.set_parse_math(False)
+            text.set_text(spelled(text.get_text()))
             if len(families) > 1:
                 text.set_fontfamily(families)
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        matplotlib.rc_context({"text.parse_math": False, "font.family": families}),
-    ):
-        warnings.simplefilter("always")
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), FuncFormatter | FixedFormatter):
+                axis.set_major_formatter(_Spelled(axis.get_major_formatter()))
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
         yield
-    for each in caught:
-        if _MISSING.match(str(each.message)):
-            _tell_of_letters()
-        else:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def spelled(text: str) -> str:
+    """A text with the numbers of those letters that no installed font has."""
+    known = _letters()
+    missing = {letter for letter in text if ord(letter) not in known and letter != "\n"}
+    if not missing:
+        return text
+    _tell_of_letters()
+    return "".join(_number(letter) if letter in missing else letter for letter in text)
+
+
+def _number(letter: str) -> str:
+    return f"\\u{ord(letter):04x}" if ord(letter) < 1 << 16 else f"\\U{ord(letter):08x}"
+
+
+class _Spelled(Formatter):
+    """The names at the ticks of an axis, spelled."""
+
+    def __init__(self, names: Formatter) -> None:
+        self._names = names
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return spelled(self._names(x, pos))
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        return [spelled(text) for text in self._names.format_ticks(values)]
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The letters that matplotlib's font and the fallbacks have."""
+    fonts = [findfont(FontProperties(family=[name])) for name in ("sans-serif", *_installed())]
+    return frozenset(letter for font in fonts for letter in get_font(font).get_charmap())
 
 
 def short(text: str, most: int) -> str:
@@ -65,7 +96,7 @@ def _installed() -> list[str]:
 @cache
 def _tell_of_letters() -> None:
     warnings.warn(
-        "Names in pictures have letters that no installed font has: boxes stand for them. Install a font with them, "
-        "such as Noto Sans CJK.",
+        "Names in pictures have letters that no installed font has: their numbers stand for them. Install a font with "
+        "them, such as Noto Sans CJK.",
         stacklevel=2,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import locale
 import os
 import signal
 import sys
+from types import ModuleType
 
 import exp
 from exp.output import forgive
@@ -20,14 +22,19 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "label image files or folders with a checkpoint",
+    "export": "write a network into a file that other programs run: ONNX, torch.export",
     "compare": "run a claim: arms x seeds, a table with intervals, a verdict",
     "prune": "make a trained network smaller, train it further, and set it against training from scratch",
+    "search": "find the best architectures of a supernet within limits on size, compute or latency",
     "profile": "measure what a network costs: parameters, multiply-adds, latency, memory",
+    "runs": "list the runs that there are: how each stands, how good it is, what it costs",
+    "report": "set runs side by side in one HTML page: curves, configs, costs, pictures",
     "configs": "list the configs that come with exp, by task",
     "convert": "translate an official checkpoint to exp's layout, or back",
+    "completion": "print what makes a shell complete commands, configs and keys",
 }
 # Run again, they go on where they were.
-GO_ON = ("fit", "compare", "prune")
+GO_ON = ("fit", "compare", "prune", "search")
 
 
 def usage() -> str:
@@ -66,6 +73,7 @@ def main(argv: list[str]) -> int:
     if command == "fit" and "SLURM_JOB_ID" in os.environ:
         # A job may be preempted while it still imports torch; `Preemption` takes the signal up when it can save.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    from exp import helping
     from exp.home import NoHomeError, argument_at_home
     from exp.words import Unmeant, spelled_out
 
@@ -74,12 +82,17 @@ def main(argv: list[str]) -> int:
     except (NoHomeError, Unmeant) as error:
         print(f"exp: {error}", file=sys.stderr)
         return 2
-    if command in ("fit", "prune"):
+    if command in helping.COMMANDS:
+        if helping.wants_help(rest):
+            forgive()
+            return _help(command, rest)
+        rest = helping.in_full(rest)
+    if command in ("fit", "prune", "runs"):
         forgive()
     again = command in GO_ON
     try:
         with listening(again):
-            return importlib.import_module(f"exp.{command}").main(rest)
+            return _imported(command).main(rest)
     except Stopped as stop:
         return ended(stop.signal, again)
     except OSError as error:
@@ -88,6 +101,30 @@ def main(argv: list[str]) -> int:
             raise
         print(f"exp: {told}", file=sys.stderr)
         return 1
+
+
+def _imported(command: str) -> ModuleType:
+    """The module of a command.
+
+    What its imports make stays, a million objects: to look for garbage among them takes a sixth of the start.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(f"exp.{command}")
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _help(command: str, argv: list[str]) -> int:
+    from exp.helping import Unlisted, help_text
+
+    try:
+        print(help_text(command, argv))
+    except Unlisted as error:
+        print(f"exp: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def speak_utf8() -> None:

@@ -22,6 +22,18 @@ def option(argv: list[str], name: str) -> str | None:
     return None
 
 
+def without_option(argv: list[str], name: str) -> list[str]:
+    """The arguments without an option and its value."""
+    rest: list[str] = []
+    left = iter(argv)
+    for argument in left:
+        if argument == name:
+            next(left, None)
+        elif not argument.startswith(f"{name}="):
+            rest.append(argument)
+    return rest
+
+
 def config_files(argv: list[str]) -> list[Path]:
     """The config files that a command names."""
     files = []

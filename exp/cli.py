@@ -32,6 +32,7 @@ from exp.arguments import config_files, files_first, option, weights_of_parts
 from exp.checkpoint_contents import check_contents
 from exp.checkpoint_io import CheckpointError, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_checkpoint
+from exp.exporting.formats import config_in
 from exp.faults import fault, mistake_in, refuses_arguments
 from exp.home import NoHomeError, at_home
 from exp.hubs import HubError, covered, held_back
@@ -96,23 +97,20 @@ class Cli(LightningCLI):
     def _own_config(self, argv: list[str], trusted: list[str]) -> Iterator[list[str]]:
         """Puts the config that a checkpoint carries before the arguments, if one is given and a config is not."""
         make_importable(*own_modules(argv))
-        checkpoint = option(argv, "--ckpt_path")
-        if checkpoint is None or config_files(argv):
+        checkpoint, file = option(argv, "--ckpt_path"), option(argv, "--runtime")
+        if (checkpoint is None and file is None) or config_files(argv):
             yield argv
             return
-        # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
-        checkpoint = str(_found(checkpoint, option(argv, "--runs") or "runs"))
-        argv = [*argv, f"--ckpt_path={checkpoint}"]
-        try:
-            content = read_checkpoint(Path(checkpoint), tensors=False)
-        except CheckpointError as error:
-            raise UsageError(str(error)) from error
-        check_contents(Path(checkpoint), content)
-        if not (text := content.get("exp_config")):
-            raise UsageError(f"{checkpoint} carries no config: give one with --config")
+        if checkpoint is None:
+            checkpoint, text = str(file), config_in(Path(str(file)))
+        else:
+            # The run that the checkpoint is of may have lain elsewhere; its config does not say where it is now.
+            checkpoint = str(_found(checkpoint, option(argv, "--runs") or "runs"))
+            argv = [*argv, f"--ckpt_path={checkpoint}"]
+            text = _config_of_checkpoint(Path(checkpoint))
         self.rule = Rule.of(checkpoint, trusted, argv)
         config = self.rule.read(text)
-        if self.command == "predict":
+        if self.command in ("predict", "export"):
             config["trainer"]["devices"] = 1
         if self.command != "fit":
             # What a checkpoint is evaluated with is its network alone.
@@ -204,6 +202,11 @@ class Cli(LightningCLI):
             self.predictions.add_to(parser)
         if self.command in ("validate", "test"):
             parser.add_argument(
+                "--runtime",
+                type=str | None,
+                help="evaluate a file that `export` wrote, FILE.onnx or FILE.pt2, in place of a checkpoint",
+            )
+            parser.add_argument(
                 "--probe", type=str | None, help="judge the network's features instead: knn, linear or knn,linear"
             )
         parser.add_class_arguments(Checkpoints, "checkpoint")
@@ -234,7 +237,7 @@ class Cli(LightningCLI):
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         # Who evaluates has all weights in a file, and so may a training, which asks for them later: see `ask_hubs`.
-        asks = self.command not in ("fit", "validate", "test", "predict", "prune")
+        asks = self.command not in ("fit", "validate", "test", "predict", "export", "prune", "search")
         with _refusals(), held_back(lambda number: not asks) as self.held_back:
             super().instantiate_classes()
         seed = self.config.seed_everything
@@ -300,6 +303,9 @@ def _refusals() -> Iterator[None]:
         yield
     except HubError as error:
         raise UsageError(str(error)) from error
+    except ModuleNotFoundError as error:
+        # Of what Lightning leaves to other packages, such as its loggers.
+        raise UsageError(" ".join(str(error).split())) from error
     except Exception as error:
         if mistake := mistake_in(error):
             raise UsageError(str(mistake)) from error
@@ -326,6 +332,17 @@ def resolve(argv: list[str]) -> dict[str, Any]:
         ConfigError: a file, key, class or value in it is wrong.
     """
     return _Resolved(argv, "fit").plain
+
+
+def _config_of_checkpoint(path: Path) -> str:
+    try:
+        content = read_checkpoint(path, tensors=False)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    check_contents(path, content)
+    if not (text := content.get("exp_config")):
+        raise UsageError(f"{path} carries no config: give one with --config")
+    return text
 
 
 def _found(checkpoint: str, runs: str) -> Path:

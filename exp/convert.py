@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m exp convert",
+        allow_abbrev=False,
         description="Translate an official checkpoint to our layout (timm's names), or back.",
     )
     parser.add_argument("source", type=Path, metavar="IN", help="file of torch, numpy or safetensors, or a pickle")
@@ -38,8 +39,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--system", help="whose layout it is; recognised by the key names unless given")
     parser.add_argument("--to", choices=("ours", "official"), default="ours", help="layout of OUT (default: ours)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--architecture",
+        type=Path,
+        metavar="FILE",
+        help="IN is a run of a searchable network, or with --config weights of one: write this architecture of it, "
+        "and beside it the config that trains it further",
+    )
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.architecture is None:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
+    if options.architecture is not None:
+        from exp.extraction import extract
+        from exp.quiet import silence
+
+        silence()
+        return extract(str(options.source), options.target, options.architecture, rest)
     try:
         print(convert(options.source, options.target, options.system, options.to, options.ema))
     except ConvertError as error:

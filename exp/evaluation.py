@@ -11,8 +11,10 @@ from rich.table import Table
 
 from callbacks.reports import Place, Report
 from callbacks.whole_files import write_whole
+from drawing.numbers import number
 from exp.cli import Cli
 from exp.errors import exit_code
+from exp.exporting.runtime import take_file
 from exp.packaged_weights import network_of
 from exp.probe import probe
 from exp.quiet import silence
@@ -31,7 +33,7 @@ def evaluate(argv: list[str], command: str) -> int:
     silence()
     cli = Cli(argv, command)
     with exit_code(cli) as outcome:
-        checkpoint = to_evaluate(cli)
+        checkpoint = to_evaluate(cli) if cli.config.runtime is None else take_file(cli)
         if cli.config.probe is not None:
             probe(cli, checkpoint, output_folder(cli, checkpoint, "probe"))
             return outcome.code
@@ -45,7 +47,7 @@ def evaluate(argv: list[str], command: str) -> int:
         if cli.trainer.is_global_zero:
             table = Table("metric", "value", box=None)
             for name, value in results[0].items():
-                table.add_row(escape(name), f"{value:.4f}")
+                table.add_row(escape(name), number(value))
             console = Console(emoji=False)
             console.print(f"{command} of {checkpoint}", highlight=False, soft_wrap=True, markup=False)
             console.print(table)

@@ -15,12 +15,16 @@ from torch import nn
 from callbacks import BadSamples, Cost
 from callbacks.reports import Place
 from datamodules import DataModule
+from exp.arguments import option, without_option
+from exp.beforehand import check
 from exp.checkpoint_io import CheckpointError, read_checkpoint
 from exp.cli import Cli, is_child, resolve
 from exp.errors import exit_code
+from exp.finding import found_first
 from exp.pixels import hand_over, hand_over_checkpoint
 from exp.quiet import silence
 from exp.record import Record
+from exp.report import report_on
 from exp.resuming import goes_on, resumption
 from exp.run_directory import Run, RunError, open_run
 from exp.summary import print_start, print_summary
@@ -33,13 +37,18 @@ from exp.weights import check_weights, part_of, start_from, weight_files
 def main(argv: list[str]) -> int:
     """Runs `fit`; the exit code is 0, 2 for a mistake in the command, 75 for a stop by signal, else 1."""
     silence()
+    find, found = option(argv, "--find"), dict[str, Any]()
+    if find is not None and not is_child():
+        argv, found = found_first(find, without_option(argv, "--find"), _start)
     cli = Cli(argv, "fit")
     with exit_code(cli) as outcome:
         # What is missing is missed before there is a run directory.
         if isinstance(cli.datamodule, DataModule):
             cli.datamodule.setup("fit")
         check_weights(cli)
+        check(cli)
         run = _agree_on_run(cli)
+        run.facts |= {"found": found} if found else {}
         if run.finished:
             print(f"{run.path} is finished; nothing to do")
             return 0
@@ -69,9 +78,10 @@ def _train(cli: Cli, run: Run, leads: bool) -> None:
             best = str(checkpoints.best or checkpoints.last)
             (results,) = trainer.test(cli.model, cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         if leads:
-            spent = cost.measure(cli.model.network)
+            spent = cost.measure(cli.model.network, timed=True)
             record.finish(test=dict(results), best=checkpoints.best_score, cost=spent)
     if leads:
+        report_on([run.path], Path(cli.config.runs), run.path)
         print_summary(cli, run, dict(results), spent)
         if missing := record.missing():
             raise RunError(f"{missing}: removed since it was written, and lost; all else that the run leaves is there")
@@ -97,16 +107,7 @@ def _prepare(cli: Cli, run: Run, record: Record, cost: Cost) -> None:
         run.notes += [f"from step {record.start.step} on: {change}" for change in record.start.changes]
         hand_over_checkpoint(cli, run.checkpoint, content, record.leads)
     else:
-        files = weight_files(cli)
-        cli.ask_hubs(part_of(cli, part) for part in files)
-        if cli.model.distillation is not None:
-            # What learns beside the network depends on what both networks return.
-            cli.model.distillation.attach(cli.model, cli.datamodule)
-        started = {part: (path, start_from(cli, path, part)) for part, path in files.items()}
-        for path, start in started.values():
-            if record.leads and (message := start.message()):
-                print(f"{path}: {message}")
-        hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, record.leads)
+        _start(cli, record.leads)
     # Checkpoints stay last, so that what they save includes what every other callback did.
     trainer.callbacks[-1:-1] = [BadSamples(run.path / "bad_samples.csv"), cost]  # type: ignore[attr-defined]
     trainer.callbacks.insert(0, record)  # type: ignore[attr-defined]
@@ -114,6 +115,25 @@ def _prepare(cli: Cli, run: Run, record: Record, cost: Cost) -> None:
     if record.leads:
         print_start(cli, run)
     trainer.loggers = _loggers(cli, run, record)
+
+
+def _start(cli: Cli, leads: bool = False) -> None:
+    """Gives the model the weights that a training starts from.
+
+    Args:
+        cli: the command.
+        leads: whether this process is the one that talks.
+    """
+    files = weight_files(cli)
+    cli.ask_hubs(part_of(cli, part) for part in files)
+    if cli.model.distillation is not None:
+        # What learns beside the network depends on what both networks return.
+        cli.model.distillation.attach(cli.model, cli.datamodule)
+    started = {part: (path, start_from(cli, path, part)) for part, path in files.items()}
+    for path, start in started.values():
+        if leads and (message := start.message()):
+            print(f"{path}: {message}")
+    hand_over(cli, {part: (path, start.pixels) for part, (path, start) in started.items()}, leads)
 
 
 def _put_beside(cli: Cli, leads: bool) -> None:

@@ -12,6 +12,26 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from exp.helping import SCREENS
+from exp.recipes import recipes
+
+# What people set, and what it is called elsewhere.
+EVERYDAY = tuple(line.option for lines in SCREENS["fit"].values() for line in lines)
+ALIASES = {
+    "batch": "data.batch_size",
+    "device": "trainer.accelerator",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "learning_rate": "model.optimizer.lr",
+    "lr0": "model.optimizer.lr",
+    "name": "experiment",
+    "output": "runs",
+    "output_dir": "runs",
+    "project": "runs",
+    "seed": "seed_everything",
+    "workers": "data.num_workers",
+}
+
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'|class_path='([^']+)'")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
@@ -22,6 +42,7 @@ _LITERAL = re.compile(r"typing\.Literal\[([^\]]+)\]")
 _EXPECTED = re.compile(r"Expected an? <class '([^']+)'>")
 _GIVEN = re.compile(r"(?:Got value|Given value): (.+?)(?:\. Got value|\n|$)")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
+_MISSING = re.compile(r"^(?:Parser key \"\w*\":\s*)?the following arguments are required: ([^\n]+)", re.MULTILINE)
 _REQUIRED = re.compile(r"class_path '([^']+)':\n\s*the following arguments are required: ([^\n]+)")
 _LENGTH = re.compile(r"Expected a tuple with (\d+) elements\. Got value: ([^\n]+)")
 _FILE = re.compile(r"File does not exist: '([^']+)'")
@@ -36,8 +57,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
     """
     place = _place(message)
     if match := _UNKNOWN.search(message):
-        key = match[1].lstrip("-").split("=")[0]
-        return f"unknown option '{key}'{_nearest(key, _dests(parser))}"
+        classes = [a or b for a, b in _CLASS.findall(message)]
+        return _unknown_of(place, classes[-1], match[1]) if classes else _unknown(match[1], parser)
     if match := _FILE.search(message):
         path = Path(match[1])
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -52,7 +73,13 @@ def explain(message: str, parser: ArgumentParser) -> str:
         name = key.removeprefix("init_args.").split(".")[0]
         if classes[-1].startswith("lightning."):
             return f"{place}: '{name}' belongs to no class: a config that changes another goes after the one it changes"
-        return f"{place}: {classes[-1]} has no argument '{name}'{_nearest(name, _arguments(classes[-1]))}"
+        near = _nearest(name, _arguments(classes[-1])) or _everyday(name, place.partition(".")[0])
+        return f"{place}: {classes[-1]} has no argument '{name}'{near}"
+    if "class_path" not in message and (match := _MISSING.search(message)):
+        missing = [key.strip() for key in match[1].split(",")]
+        if {"model", "data"} <= set(missing):
+            return "no config is given: `exp configs` lists those that there are, and --config FILE takes your own"
+        return f"{' and '.join(missing)}: missing; give it in a config or by --{missing[0]}"
     if match := _REQUIRED.search(message):
         return f"{place}: {match[1]} needs {match[2]}"
     if match := _LENGTH.search(message):
@@ -74,6 +101,39 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if value and expected:
         return f"{place}: expected {' or '.join(dict.fromkeys(expected))}, got '{value[1].strip()}'"
     return " ".join(message.split())
+
+
+def _unknown(option: str, parser: ArgumentParser) -> str:
+    """What is said to an option that there is not, or to a word where none is expected."""
+    if not option.startswith("-"):
+        if Path(option).suffix in (".yaml", ".yml") or option in {each.name for each in recipes()}:
+            return f"'{option}' stands among the options: say --config={option}, or put it right behind the command"
+        return f"'{option}' belongs to no option"
+    key = option.lstrip("-").split("=")[0]
+    near = _everyday(key) or _nearest(key, _dests(parser) | set(EVERYDAY))
+    return f"unknown option '{key}'{near}"
+
+
+def _unknown_of(place: str, class_path: str, option: str) -> str:
+    """What is said to a value within a part of a class that has no such part."""
+    name, _, rest = option.lstrip("-").split("=")[0].partition(".")
+    near = difflib.get_close_matches(name, _arguments(class_path), n=1, cutoff=0.5)
+    place = ".".join(part for part in place.split(".") if part != "init_args")
+    inner = f".{rest}" if rest else ""
+    hint = f"did you mean '{place}.{near[0]}{inner}'?" if near else f"--{place}.help {class_path} lists what there is"
+    return f"unknown option '{place}.{name}{inner}': {class_path} has no '{name}'; {hint}"
+
+
+def _everyday(key: str, part: str = "") -> str:
+    """The option that people mean by the last word of another one, or by what it is called elsewhere.
+
+    Args:
+        key: what was typed.
+        part: the part of the config that it has to be in; any if empty.
+    """
+    last = key.rpartition(".")[2].replace("-", "_")
+    meant = [ALIASES.get(last, "")] + [each for each in EVERYDAY if each.rpartition(".")[2] == last]
+    return next((f"; did you mean '{each}'?" for each in meant if each.startswith(part) and each not in ("", key)), "")
 
 
 def first_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ from exp.profile import latencies
 from exp.usage import UsageError
 from models.compute import ComputeReport, NotCountable, count, executed, inference
 from models.mistakes import Mistake
+from models.pruning.branches import branches_to_budget
 from models.pruning.costs import Costs, first_images
 from models.pruning.counting import scratch_b_epochs
 from models.pruning.groups import ChannelGroup
@@ -36,6 +37,8 @@ from models.pruning.removal import remove
 from models.pruning.scores import CRITERIA, Score, copy_gradients, score_by, score_of_importance
 from models.pruning.soundness import prunable_groups
 
+# What judges whole branches by, where other criteria judge channels.
+OF_BRANCHES = "branch_scale"
 # Of measuring a network, in so many turns.
 SECONDS, TURNS = 1.0, 3
 
@@ -55,7 +58,7 @@ class Pruning:
         if not self.inputs:
             raise UsageError(f"{type(cli.model).__name__} runs no network on images, so there is nothing to prune")
         self.method = next((method for method in METHODS if method == options.criterion), None)
-        self.score = None if self.method else _score(options.criterion)
+        self.score = None if self.method or options.criterion == OF_BRANCHES else _score(options.criterion)
         self.readers: Readers | None = None
         self.groups: list[ChannelGroup] = []
         self.whole: list[str] = []
@@ -67,6 +70,8 @@ class Pruning:
             Mistake: the graph cannot be traced, the budget cannot be reached, or a criterion has no scores for a layer.
         """
         options = self.options
+        if options.criterion == OF_BRANCHES:
+            return self._without_branches()
         self.groups, self.whole = prunable_groups(self.network, first_images(self.inputs), options.part)
         score = self.score
         if self.method is not None:
@@ -96,6 +101,22 @@ class Pruning:
         return plan_to_budget(
             self.network, self.groups, scores, options.budget, options.of, costs, choice, why, self.share_of_time
         )
+
+    def _without_branches(self) -> Plan:
+        """The plan by which the branches of the smallest scales go."""
+        options = self.options
+        if options.part:
+            raise UsageError(f"--criterion {OF_BRANCHES}: branches go from the whole network; leave --part out")
+
+        def cost(network: nn.Module) -> float:
+            if options.of == "latency":
+                return self.share_of_time(network)
+            report = executed(network, *self.inputs)
+            return report.macs if options.of == "macs" else float(report.params)
+
+        gone = branches_to_budget(self.network, self.inputs, options.budget, cost)
+        why = {"criterion": options.criterion, "budget": options.budget, "of": options.of}
+        return Plan(type(self.network).__name__, {}, why, tuple(gone))
 
     def smaller(self, plan: Plan) -> nn.Module:
         """A copy of the network by the plan, with the weights that are left."""
@@ -154,20 +175,22 @@ class Pruning:
     def layers(self, small: nn.Module) -> list[dict[str, Any]]:
         """What every layer with channels of its own was and is, in the order of the network."""
         before, after = (self._counted(network) for network in (self.network, small))
+        left: dict[str, Any] = dict(small.named_modules())
         rows = []
         for name, module in self.network.named_modules():
             if name not in before or not isinstance(module, (nn.Conv2d, nn.Linear)):
                 continue
-            other: Any = small.get_submodule(name)
+            # Layers of a branch that is gone are not there any more.
+            parameters_left, macs_left = after.get(name, (0, 0.0))
             rows.append(
                 {
                     "layer": name,
                     "channels": _width(module),
-                    "kept": _width(other),
+                    "kept": _width(left[name]) if name in left else 0,
                     "parameters": before[name][0],
-                    "parameters_left": after[name][0],
+                    "parameters_left": parameters_left,
                     "macs": round(before[name][1]),
-                    "macs_left": round(after[name][1]),
+                    "macs_left": round(macs_left),
                 }
             )
         return rows

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import nn
@@ -181,28 +181,37 @@ def show(report: ProfileReport, depth: int) -> None:
     console.print(summary)
 
 
-def latencies(network: nn.Module, inputs: tuple[Any, ...], device: torch.device, seconds: float) -> list[float]:
-    """Seconds that each of at least ten inferences takes, after a few that are not counted.
+def latencies(
+    network: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    device: torch.device,
+    seconds: float,
+    least: int = MIN_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Seconds that each of some inferences takes, after a few that are not counted.
 
     Args:
-        network: In evaluation mode.
+        network: In evaluation mode, or a part of one.
         inputs: What it takes, where it is.
         device: Where it is.
         seconds: Time to measure for.
+        least: Inferences however long they take.
+        clock: Tells the time in seconds.
     """
     import torch
 
     measured: list[float] = []
     for _ in range(WARM_UP_RUNS):
         network(*inputs)
-    while len(measured) < MIN_RUNS or sum(measured) < seconds:
+    while len(measured) < least or sum(measured) < seconds:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         network(*inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        measured.append(time.perf_counter() - start)
+        measured.append(clock() - start)
     return measured
 
 

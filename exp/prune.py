@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pkgutil
 import shutil
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--criterion",
         default="l1",
-        help="l1, l2, batch_norm_scale, taylor, thinet, lasso, random, or the class of an importance of torch-pruning",
+        help="l1, l2, batch_norm_scale, taylor, thinet, lasso, random, branch_scale, or the class of an importance of "
+        "torch-pruning",
     )
     parser.add_argument(
         "--scope", choices=("local", "global"), default="local", help="the same share of each layer, or not"
@@ -153,7 +155,23 @@ def _config(cli: Cli, plain: dict[str, Any], plan: Plan) -> dict[str, Any]:
     }
     for key in ("ckpt_path", "version", "config"):
         config.pop(key, None)
+    trainer = config["trainer"]
+    trainer["callbacks"] = [each for each in _listed(trainer.get("callbacks")) if not _prepares_pruning(each)]
     return config | {"resume": "auto"}
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    """The callbacks of a config, which may be one, several or none."""
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _prepares_pruning(callback: Any) -> bool:
+    """Whether a callback is for the training before a pruning, and says so by `prepares_pruning`."""
+    path = str(callback.get("class_path", "")) if isinstance(callback, dict) else ""
+    try:
+        return bool(getattr(pkgutil.resolve_name(path), "prepares_pruning", False))
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 def _stretched(config: dict[str, Any], epochs: int, scratch: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from drawing.figures import readable
-from exp.run_directory import read_state
+from drawing.numbers import readable
+from exp.run_state import read_state
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,8 +15,10 @@ from callbacks.whole_files import write_whole
 from exp.cli import Cli
 from exp.loggers import MetricsTable
 from exp.resuming import Resumption
-from exp.run_directory import CONFIG_FILE, Run, RunError
+from exp.run_directory import Run, RunError
+from exp.run_state import CONFIG_FILE
 from exp.signals import Stopped
+from exp.surroundings import surroundings
 from lightning_modules.internals import Clock, unlogged_row
 
 
@@ -43,6 +45,8 @@ class Record(Callback):
         # Where the run goes on.
         self.start = Resumption()
         self.begun = False
+        self._model, self._data = cli.model, cli.datamodule
+        self._since, self._before = time.monotonic(), _seconds(run.facts.get("seconds"))
         self._as_configured: dict[Callback, dict[str, Any]] = {}
 
     def __enter__(self) -> Record:
@@ -58,7 +62,7 @@ class Record(Callback):
         elif (self.begun or stopped) and self.run.still_there():
             try:
                 status = "stopped" if stopped else "diverged" if isinstance(error, NonFiniteLoss) else "failed"
-                self.run.update(status=status, step=self.trainer.global_step)
+                self.run.update(status=status, step=self.trainer.global_step, seconds=self.seconds)
             except OSError as problem:
                 print(f"exp: {self.run.state_file} could not be written: {problem.strerror}", file=sys.stderr)
 
@@ -111,6 +115,7 @@ class Record(Callback):
         if start.changes:
             history.append({"step": start.step, "changes": [str(change) for change in start.changes]})
         facts |= {"changes": history} if history or "changes" in run.facts else {}
+        facts |= {"monitor": self.checkpoints.monitor, "mode": self.checkpoints.mode, **self._about()}
         write_whole(run.path / CONFIG_FILE, self.config)
         run.update(status="unfinished", fingerprint=run.fingerprint, **facts)
         self.table.rewind(start.step)
@@ -122,6 +127,9 @@ class Record(Callback):
             self.table.log_metrics(*row)
         if self.leads and trainer.state.fn == "fit":
             self.keep()
+            # The checkpoint of a new best score is taken when it is known.
+            if self.begun and self.run.facts.get("best") != self.checkpoints.best_score:
+                self.run.update(best=self.checkpoints.best_score, seconds=self.seconds)
 
     def keep(self) -> None:
         """Writes what is no longer there.
@@ -154,9 +162,24 @@ class Record(Callback):
             RunError: something that a run leaves could not be written, or was removed after it was.
         """
         self.keep()
-        self.run.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S"), **facts)
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self.run.update(status="finished", finished=now, seconds=self.seconds, **facts)
         if self.table.problem:
             raise RunError(self.table.problem)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, in all commands that have worked on it."""
+        return round(self._before + time.monotonic() - self._since, 1)
+
+    def _about(self) -> dict[str, Any]:
+        """What a list of runs says of this one."""
+        network = getattr(self._model, "network", self._model)
+        params = sum(each.numel() for each in network.parameters())
+        names = {"task": self._model, "network": network, "data": self._data}
+        kinds = {key: type(each).__name__ for key, each in names.items()}
+        devices = f"{self.trainer.world_size} x {self.trainer.strategy.root_device.type}, {self.trainer.precision}"
+        return kinds | {"params": params, "surroundings": surroundings(devices)}
 
     def missing(self) -> str:
         """Which checkpoint somebody has removed since it was written; empty if none."""
@@ -164,6 +187,11 @@ class Record(Callback):
         if self.checkpoints.best_score is not None:
             needed.append(self.checkpoints.folder / "best.ckpt")  # type: ignore[operator]
         return ", ".join(str(path) for path in needed if not path.exists())
+
+
+def _seconds(value: Any) -> float:
+    """A time that a file says, which may say anything."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 def _arguments(callback: Callback) -> dict[str, Any]:

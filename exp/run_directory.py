@@ -17,8 +17,8 @@ from typing import IO, Any
 from callbacks.whole_files import write_whole
 from exp.checkpoint_io import CheckpointError, config_of, damage, read_checkpoint
 from exp.checkpoint_names import NoCheckpoint, find_run
+from exp.run_state import CONFIG_FILE, HELD, LOCK_FILE, STATE_FILE, read_state
 
-STATE_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 LOCK_TRIALS = 4
 
 # What may differ between the command that started a run and the one that continues it: where and how fast it runs.
@@ -109,38 +109,9 @@ class Run:
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
-        _HELD.discard(self.path.resolve())
+        HELD.discard(self.path.resolve())
         with suppress(OSError):
             self.path.parent.rmdir()
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The content of a run directory's `run.json`; empty if there is none, or if it is damaged."""
-    try:
-        content = json.loads((path / STATE_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def state_of(path: Path) -> str:
-    """How a run stands: `running`, `finished`, `stopped` (by a signal), `diverged`, `failed` or `interrupted`.
-
-    Whether it runs is asked of the process, by the lock that it holds as long as it lives: who is killed cannot leave
-    word of it.
-    """
-    status = read_state(path).get("status")
-    if status == "finished":
-        return "finished"
-    if path.resolve() in _HELD:
-        return "running"
-    with suppress(OSError):
-        try:
-            with (path / LOCK_FILE).open() as file:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "running"
-    return status if status in ("stopped", "diverged", "failed") else "interrupted"
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
@@ -333,17 +304,13 @@ def _wandb_id(path: Path) -> dict[str, str]:
     return {"wandb_id": found[-1]} if found and found[-1].isalnum() else {}
 
 
-# Directories that this process holds: asking for its own lock would give it up.
-_HELD: set[Path] = set()
-
-
 def _lock(path: Path) -> IO[str] | None:
     # A record lock belongs to the process: it ends with it, however it ends, and loader workers do not inherit it.
     file = (path / LOCK_FILE).open("a")
     for trial in range(LOCK_TRIALS):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _HELD.add(path.resolve())
+            HELD.add(path.resolve())
             return file
         except OSError:
             # Somebody may be asking how the run stands.

@@ -19,6 +19,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 AGAIN = 75
 # Within this time, in seconds, a second Ctrl-C is the first one: a wrapper may pass on what the terminal sent already.
 ECHO = 0.3
+# After so many seconds, who waits for the end of a step is told that the signal was heard.
+TOLD = 1.5
 # How long, in seconds, a command may take to hear of a signal that ends it: it may be inside of C++, or not listen.
 PATIENCE = 5.0
 
@@ -132,14 +134,19 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 def _listen(ear: socket.socket, again: bool) -> None:
+    told = False
     while True:
         waits = _heard.first is not None and signal.getsignal(_heard.first) is _stop
-        ear.settimeout(max(0.01, _heard.at + PATIENCE - time.monotonic()) if waits else None)
+        patience = PATIENCE if waits else None if told or _heard.first is None else TOLD
+        ear.settimeout(None if patience is None else max(0.01, _heard.at + patience - time.monotonic()))
         try:
             heard = ear.recv(64)
         except TimeoutError:
             if _heard.first is not None and signal.getsignal(_heard.first) is _stop:
                 os._exit(ended(_heard.first, again))
+            if _heard.first is not None and not told:
+                told = True
+                say(f"heard {name(_heard.first)}: saves and stops as soon as it can; a second Ctrl-C ends it at once")
             continue
         if not heard:
             return

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.reports import Report
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.run_directory import Run
 from exp.tracking import Tracker
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONTENT = {
     "config.yaml": "the resolved config",
     "metrics.csv": "every logged metric, one row a step",
+    "report.html": "all of this on one page, for a browser; `exp report` sets runs side by side",
     "checkpoints/best.ckpt": "the best checkpoint",
     "checkpoints/last.ckpt": "the last checkpoint, to resume from",
 }
@@ -104,7 +105,7 @@ def result_lines(results: dict[str, float]) -> list[str]:
     alone = []
     groups: dict[str, list[str]] = {}
     for name, value in results.items():
-        shown = f"[bold]{value:#.4g}[/]"
+        shown = f"[bold]{readable(value) if abs(value) >= 1e5 else format(value, '#.4g')}[/]"
         for mark, title, unit in (("_exit", "by exit", ""), ("_at_", "at a budget of", " %")):
             kind, found, place = name.partition(mark)
             if found:

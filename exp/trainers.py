@@ -56,13 +56,18 @@ def make_trainer(kind: Callable[..., Trainer], options: dict[str, Any], timeout:
         if isinstance(callback, LearningRateFinder):
             raise UsageError(
                 "trainer.callbacks: the learning rate of each step follows model.schedule, so that LearningRateFinder "
-                "has none to set: leave it out, and try values of --model.optimizer.lr"
+                "has none to set: leave it out, and say --find=lr"
             )
     options = options | {"plugins": plugins, "profiler": options["profiler"] or NoProfiler()}
     try:
         trainer = kind(**options)
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from None
+        told = " ".join(str(error).split())
+        if "No supported gpu backend" in told:
+            told = (
+                "this machine has no GPU that PyTorch can use: leave out gpu.yaml, or give --trainer.accelerator=auto"
+            )
+        raise UsageError(f"trainer: {told}") from None
     except KeyError as error:
         if "SLURM_" not in str(error):
             raise

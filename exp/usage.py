@@ -14,6 +14,7 @@ class UsageError(SystemExit):
         shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
         print(f"exp: {shown}", file=sys.stderr)
         super().__init__(2)
+        self.message = message
 
 
 class ConfigError(ValueError):

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_modules.class_count import classes_of
 from lightning_modules.exits import ExitWeights, as_exits, exit_suffixes, valid_exit_weights, weights_of
+from lightning_modules.exporting import ExitAnswers
 from lightning_modules.findings import Findings
 from lightning_modules.task import Batch, Task
 from models.anytime import MultiExit, Policy, run
@@ -40,7 +41,7 @@ class Mix:
     mode: Literal["batch", "pair", "elem"] = "batch"
 
 
-class Classification(Task):
+class Classification(ExitAnswers, Task):
     """Trains and evaluates a classifier with cross-entropy.
 
     Batches are dicts of `image` [B, 3, H, W], `label` int64 [B] and `index` int64 [B]. A network that returns a list

@@ -9,8 +9,10 @@ from typing_extensions import override
 
 from lightning_modules.class_count import classes_of
 from lightning_modules.coco_metrics import CocoEvaluation, ImageResult, Kind
+from lightning_modules.exporting import Answer
 from lightning_modules.findings import Findings, gathered_on_first, told_by_first
 from lightning_modules.task import Batch, Task
+from models.layers.resize import resize
 from models.mistakes import Mistake
 
 
@@ -92,6 +94,38 @@ class Detection(Task):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """An `ImageResult` for each image, whose image id is its position, and the positions [B]."""
         return {"index": batch["index"], "results": self._fetch(batch, "predict")}
+
+    @property
+    def answers_batches(self) -> bool:
+        """Whether the network answers several images by as many objects each (see `models.detectors`)."""
+        return hasattr(self.network, "answer")
+
+    def answer(self, images: Tensor) -> Answer:
+        """Objects in images [B, 3, H, W], in pixels of these.
+
+        Returns:
+            `boxes` [B, N, 4] xyxy, `labels` [B, N], `scores` [B, N], best first, and perhaps `masks` bool [B, N, H, W].
+        """
+        if self.answers_batches:
+            return self.network.answer(images)  # type: ignore[operator]
+        (found,) = self.network([images[0]])
+        return {name: found[name][None] for name in ("boxes", "labels", "scores", "masks") if name in found}
+
+    def returned(self, answer: Answer, inputs: tuple[Any, ...]) -> list[dict[str, Tensor]]:
+        """Objects in each image, in pixels of the original image where its size is known."""
+        images, targets = inputs[0], inputs[1] if len(inputs) > 1 else None
+        results = []
+        for i, image in enumerate(images):
+            found = {name: each[i] for name, each in answer.items()}
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            original = size if targets is None else tuple(map(int, targets[i].get("original_size", size)))
+            if original != size:
+                scale = found["boxes"].new_tensor([original[1] / size[1], original[0] / size[0]]).repeat(2)
+                found["boxes"] = found["boxes"] * scale
+                if "masks" in found:
+                    found["masks"] = resize(found["masks"][None].float(), original)[0] >= 0.5
+            results.append(found)
+        return results
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

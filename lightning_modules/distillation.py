@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NAME = "distillation"
 # Whose weights no checkpoint has: they come from their file each time.
 TEACHER = f"{NAME}.teacher"
+# Sides of images that those of detectors are cut to: networks that pad to multiples of 2 to 128 pad them differently.
+ODD = (129, 65, 33, 17)
 # Options of a task that only a training needs.
 OF_TRAINING = (NAME,)
 
@@ -120,24 +122,33 @@ class Distillation(nn.Module):
         self._student = Watch(task.network, [name for each in terms.values() for name in each.student_layers])
         self._teacher = Watch(self.teacher, [name for each in terms.values() for name in each.teacher_layers])
         inputs = task.inputs(data.example(2))
-        with inference(task.network):
-            task.network(*inputs)
-        student = self._student.seen
-        assert student is not None
-        teacher = self._teach(student)
+        # Networks may pad the same sizes alike and others not.
+        if (odd := _of_odd_sizes(inputs)) is not None:
+            self._prepare(terms, task.network, odd)
+        self._prepare(terms, task.network, inputs)
         annotated = getattr(data, "annotated_objects", None)
         objects = tuple(map(torch.from_numpy, annotated("train"))) if annotated is not None else None
         for name, term in terms.items():
-            try:
-                term.prepare(student, teacher)
-            except Mistake as error:
-                raise Mistake(f"distillation.terms.{name}: {error}") from None
             if objects is not None:
                 term.learn(*objects)
             for part in term.names or ("",):
                 task.penalties[f"distil_{name}_{part}".rstrip("_")] = partial(self._loss, term, part, task)
         self._student.training_only = True
         self._student.seen = self._taught = None
+
+    def _prepare(self, terms: Mapping[str, Term], network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Lets every term look at what both networks make of an example."""
+        assert self._student is not None
+        with inference(network):
+            network(*inputs)
+        student = self._student.seen
+        assert student is not None
+        teacher = self.teach(student.inputs)
+        for name, term in terms.items():
+            try:
+                term.prepare(student, teacher)
+            except Mistake as error:
+                raise Mistake(f"distillation.terms.{name}: {error}") from None
 
     def begin(self, task: Task, afresh: bool) -> None:
         """Notes how the teacher's pixels differ from the data's, and gives the network what it inherits.
@@ -185,7 +196,7 @@ class Distillation(nn.Module):
         if seen is None:
             raise Mistake("distillation: the task has not run its network in this step")
         if self._taught is None or self._taught.inputs is not seen.inputs:
-            self._taught, self._found = self._teach(seen), {}
+            self._taught, self._found = self.teach(seen.inputs), {}
         if term not in self._found:
             clock = Clock(task.trainer)
             term.step, term.total_steps = clock.step, clock.total_steps or 0
@@ -195,13 +206,17 @@ class Distillation(nn.Module):
         return term.weight * loss if loss is not None else torch.zeros((), device=task.device)
 
     @torch.no_grad()
-    def _teach(self, student: Seen) -> Seen:
+    def teach(self, inputs: tuple[Any, ...]) -> Seen:
+        """What the teacher makes of what the student is given, once it is attached.
+
+        Args:
+            inputs: of the student; the first is the images, in its pixels.
+        """
         assert self._teacher is not None
-        images = tree_map_only(Tensor, self._as_the_teacher_sees, student.inputs[0])
-        self.teacher(images)
+        self.teacher(tree_map_only(Tensor, self._as_the_teacher_sees, inputs[0]))
         seen = self._teacher.seen
         assert seen is not None
-        return Seen(student.inputs, seen.output, seen.features)
+        return Seen(inputs, seen.output, seen.features)
 
     def _as_the_teacher_sees(self, images: Tensor) -> Tensor:
         if self._conversion is None:
@@ -245,3 +260,13 @@ class Distillation(nn.Module):
         # It never changes.
         self._digest = found.hexdigest()[:16]
         return self._digest
+
+
+def _of_odd_sizes(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What a detector takes, its images cut so that networks of other divisors pad them otherwise; None of others."""
+    images, *rest = inputs
+    if isinstance(images, Tensor):
+        return None
+    smallest = min(min(each.shape[-2:]) for each in images)
+    side = next((odd for odd in ODD if odd <= smallest), None)
+    return None if side is None else ([each[..., :side, :side] for each in images], *rest)

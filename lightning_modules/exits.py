@@ -34,6 +34,11 @@ class ExitMacs:
     dense: list[float]
 
 
+def countable(network: nn.Module) -> bool:
+    """Whether what a network runs can be counted: operators of one that runs elsewhere do not show."""
+    return not getattr(network, "hides_operators", False)
+
+
 def run_and_count(network: nn.Module, images: Tensor) -> tuple[list[Tensor], ExitMacs]:
     """Runs a network for dense prediction exit by exit, and counts.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from models.mistakes import Mistake
@@ -67,6 +68,12 @@ class Clock:
         if self.accumulates or self.trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             return False
         return not self.validates_next
+
+    @property
+    def ends_inside_an_epoch(self) -> bool:
+        """Whether the training has taken its last step, with batches left of its epoch."""
+        loop = self.trainer.fit_loop.epoch_loop
+        return 0 <= loop.max_steps <= self.step and not self.accumulates and not loop._num_ready_batches_reached()
 
     @property
     def validates_next(self) -> bool:
@@ -139,6 +146,12 @@ def wait_at_most(trainer: Trainer, time: timedelta) -> None:
 def longest_wait(trainer: Trainer) -> timedelta | None:
     """How long the processes of a job wait for one of them; None where its strategy does not say."""
     return getattr(trainer.strategy, "_timeout", None)
+
+
+def expect_unused_parameters(trainer: Trainer) -> None:
+    """Has the processes of a job agree on the parameters that a step does not use, where each takes it as a whole."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 def compile_once(network: nn.Module) -> None:

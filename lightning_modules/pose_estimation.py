@@ -14,11 +14,13 @@ from lightning_modules.exits import (
     ExitMacs,
     ExitWeights,
     as_exits,
+    countable,
     exit_suffixes,
     run_and_count,
     valid_exit_weights,
     weights_of,
 )
+from lightning_modules.exporting import ExitAnswers
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.optimization import MakeOptimizer
 from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
@@ -47,7 +49,7 @@ class PoseFindings(Findings):
     truth: Tensor = field(default_factory=lambda: torch.empty(0, NUM_JOINTS, 3))
 
 
-class PoseEstimation(Task):
+class PoseEstimation(ExitAnswers, Task):
     """Trains a pose network on heat maps, and evaluates it by PCKh.
 
     Training batches are dicts of `image` [B, 3, H, W], `heatmaps` [B, J, h, w], `weight` [B, J] (0 for joints without a
@@ -77,6 +79,7 @@ class PoseEstimation(Task):
     monitor = "val/pckh"
     monitor_mode = "max"
     shown = ("pckh",)
+    answer_name = "heatmaps"
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class PoseEstimation(Task):
     @override
     def count(self, batch: Batch, split: str) -> dict[str, Any]:
         """Counts a batch; returns nothing, for `findings` has everybody."""
-        exits, spent = self._tested(batch["image"], counted=not self.compile_network)
+        exits, spent = self._tested(batch["image"], counted=not self.compile_network and countable(self.network))
         costs = {} if spent is None else {"macs": spent.executed, "published_macs": spent.published}
         for i, (name, maps) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             joints, scores = decode(maps, batch["centre"], batch["scale"])

@@ -172,7 +172,7 @@ class Probing(Task):
         coming = Embedded(self._embedders)
         with torch.no_grad(), self._precision():
             for batch in self.data.plain_train_dataloader():
-                coming.add(*self._with_images(self._on_device(batch)))
+                coming.add(*self._with_images(self.on_device(batch)))
         self.known = coming.merged(self.device)
         self._coming = Embedded(self._embedders)
 

@@ -3,6 +3,7 @@
 A table depends on nothing but its arguments, so that a resumed run continues on exactly the same values.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_modules.warmup import Shortened, steps_of
 from models.mistakes import Mistake
 
 
@@ -26,7 +28,7 @@ class Schedule(ABC):
             total_steps: Optimiser steps of the whole training.
 
         Raises:
-            Mistake: Training is empty or not longer than the warm-up.
+            Mistake: Training is empty. A warm-up that is as long as the training is shortened, which a warning says.
         """
 
 
@@ -68,20 +70,17 @@ class WarmupCosine(Schedule):
 
     def table(self, base: float, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Values of all optimiser steps, [total_steps] (see `Schedule.table`)."""
-        # Refuses impossible lengths.
+        # Refuses impossible lengths, and shortens what would take all of the training.
         warmup = len(_warmup(self.warmup_epochs, self.warmup_steps, base, steps_per_epoch, total_steps))
         if self.by_epoch and steps_per_epoch > 1:
             if self.warmup_steps is not None:
                 raise Mistake("a schedule by epochs has warmup_epochs, not warmup_steps")
-            epochs = self.table(base, 1, -(-total_steps // steps_per_epoch))
+            with warnings.catch_warnings(action="ignore", category=Shortened):  # said of the steps above
+                epochs = self.table(base, 1, -(-total_steps // steps_per_epoch))
             return np.repeat(epochs, steps_per_epoch)[:total_steps]
-        cooldown = round(self.cooldown_epochs * steps_per_epoch)
-        cosine_steps = total_steps - cooldown - (0 if self.whole else warmup)
-        if cooldown < 0 or cosine_steps < 1:
-            raise Mistake(
-                f"warm-up ({warmup} steps) and cooldown ({cooldown} steps) leave nothing of the training "
-                f"({total_steps} steps): shorten warmup_epochs or cooldown_epochs, or train longer"
-            )
+        before = 0 if self.whole else warmup
+        cooldown = steps_of(self.cooldown_epochs, None, steps_per_epoch, total_steps, "cooldown", before)
+        cosine_steps = total_steps - cooldown - before
         length = cosine_steps if self.cosine_epochs is None else max(1, round(self.cosine_epochs * steps_per_epoch))
         turned = np.minimum(np.arange(cosine_steps) / length, 1.0)
         falling = 0.5 * (base - self.min_lr) * (1 + np.cos(np.pi * turned))
@@ -382,14 +381,4 @@ class AverageWarmup(Schedule):
 def _warmup(
     epochs: float, steps: int | None, base: float, steps_per_epoch: int, total_steps: int
 ) -> NDArray[np.float64]:
-    if total_steps < 1 or steps_per_epoch < 1:
-        raise Mistake(f"a schedule needs at least one step, not {total_steps=} and {steps_per_epoch=}")
-    length = round(epochs * steps_per_epoch) if steps is None else steps
-    if length < 0:
-        raise Mistake(f"a warm-up cannot last {length} steps")
-    if length >= total_steps:
-        raise Mistake(
-            f"the warm-up ({length} steps) leaves nothing of the training ({total_steps} steps): "
-            "shorten warmup_epochs or warmup_steps, or train longer"
-        )
-    return np.linspace(0.0, base, length)
+    return np.linspace(0.0, base, steps_of(epochs, steps, steps_per_epoch, total_steps))

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from lightning_modules.calibration import confidence_counts
 from lightning_modules.class_count import classes_of
-from lightning_modules.exits import ExitWeights, as_exits, run_and_count, valid_exit_weights, weights_of
+from lightning_modules.exits import ExitWeights, as_exits, countable, run_and_count, valid_exit_weights, weights_of
+from lightning_modules.exporting import Answer, ExitAnswers
 from lightning_modules.findings import Findings
 from lightning_modules.segmentation_losses import VOID, Normalisation, Ohem, cross_entropy, ohem_cross_entropy
 from lightning_modules.segmentation_metrics import Absent, SegmentationFindings, Tally
@@ -34,7 +35,7 @@ from models.segmenters.inference import (
 BAND = 1 << 27
 
 
-class Segmentation(Task):
+class Segmentation(ExitAnswers, Task):
     """Trains a segmenter with cross-entropy, and evaluates it by mean intersection over union.
 
     Batches are dicts of `image` [B, 3, H, W], `label` [B, h, w] with 255 for void, and `index` int64 [B]; in evaluation
@@ -217,6 +218,12 @@ class Segmentation(Task):
             outputs["seconds"].append(seconds)
         return outputs
 
+    @override
+    def answer(self, images: Tensor) -> Answer:
+        """Logits [B, C, h, w] of each exit at the network's resolution, of images [B, 3, H, W] of any size."""
+        found = super().answer(self._padded(images))
+        return {name: self._unpadded(logits, images) for name, logits in found.items()}
+
     @torch.no_grad()
     def look(self, image: Tensor, size: Sequence[int]) -> list[ExitLook]:
         """What each exit makes of a whole image, to be drawn.
@@ -270,7 +277,7 @@ class Segmentation(Task):
         """Logits of every exit for padded images, at the network's resolution; counts what ran."""
         images = self._padded(images)
         # Predictions are timed, and counting takes time.
-        if tally is None or self.compile_network:
+        if tally is None or self.compile_network or not countable(self.network):
             exits = list(each_exit(self.network, images))
         else:
             exits, spent = run_and_count(self.network, images)

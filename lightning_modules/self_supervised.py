@@ -204,7 +204,7 @@ class SelfSupervised(Task):
         found = Embedded(self.embedders())
         with self._precision():
             for batch in batches:
-                on_device = self._on_device(batch)
+                on_device = self.on_device(batch)
                 found.add(self.inputs(on_device)[0], on_device)
         return found.merged(self.device)
 

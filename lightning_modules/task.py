@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
+from lightning_modules.alone import alone
 from lightning_modules.distillation import TEACHER, Distillation
 from lightning_modules.findings import Findings
 from lightning_modules.internals import Clock, check_compiles, compile_once, step_counts, trainer_of
@@ -22,7 +23,6 @@ from lightning_modules.parameter_groups import DecayAll, LayerDecay
 from lightning_modules.restoring import check_network
 from lightning_modules.schedules import Constant, Schedule
 from lightning_modules.step_log import StepLog
-from models.compute import inference
 from models.mistakes import Mistake
 
 Batch = dict[str, Any]
@@ -178,18 +178,17 @@ class Task(LightningModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes; compiles the network once, if asked to."""
-        self._check_classes(stage)
+        self.check_classes(stage)
         if self.distillation is not None and stage == "fit":
             self.distillation.attach(self, self.data)
         if self.compile_network:
             compile_once(self.network)
 
-    def _check_classes(self, stage: str) -> None:
-        if self.num_classes is None:
-            return
-        classes = getattr(self.data, "num_classes", self.num_classes)
+    def check_classes(self, stage: str) -> None:
+        """Refuses data with other classes than the network's."""
+        classes = getattr(self.data, "num_classes", None)
         # Prediction can do without the data set.
-        if classes != self.num_classes and not (stage == "predict" and not classes):
+        if None not in (self.num_classes, classes) and classes != self.num_classes and (classes or stage != "predict"):
             raise Mistake(
                 f"the network has {self.num_classes} classes but the data has {classes}: set "
                 f"model.init_args.network.init_args.num_classes={classes}"
@@ -250,15 +249,11 @@ class Task(LightningModule, ABC):
             split: `val` or `test`, which the batches are of.
             data: the data module; by default the trainer's.
         """
-        self._data = data
-        try:
-            with inference(self), self._precision():
-                self._begin(split)
-                for batch in batches:
-                    self.count(self._on_device(batch), split)
-                return self.finish(split)
-        finally:
-            self._data = None
+        with alone(self, data), self._precision():
+            self._begin(split)
+            for batch in batches:
+                self.count(self.on_device(batch), split)
+            return self.finish(split)
 
     def _begin(self, split: str) -> None:
         self._concluded = None
@@ -273,7 +268,8 @@ class Task(LightningModule, ABC):
         trainer = trainer_of(self)
         return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
+        """A batch of a loader as the steps get it."""
         moved: Batch = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch)
         prepare = getattr(self.data, "on_after_batch_transfer", None)
         return prepare(moved, 0) if prepare is not None else moved

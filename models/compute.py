@@ -227,7 +227,9 @@ def record(layer: nn.Module, expected: Tensor, dense: float, least: float = 0.0)
         dense: Multiply-adds of a sample for which the layer does all its work.
         least: Multiply-adds of a sample for which it does as little as it can.
     """
-    layer._compute = LayerCompute(expected, dense, least)  # type: ignore[assignment]
+    # What an export traces is of no image.
+    if not torch.compiler.is_exporting():
+        layer._compute = LayerCompute(expected, dense, least)  # type: ignore[assignment]
 
 
 def recorded(network: nn.Module) -> dict[str, LayerCompute]:
@@ -243,8 +245,11 @@ def forget(network: nn.Module) -> None:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether there is anything to decide by: meta tensors and those of `count` have a shape and no data."""
-    return not (x.is_meta or isinstance(x, FakeTensor))
+    """Whether there is anything to decide by: meta tensors and those of `count` have a shape and no data.
+
+    Those that an export traces stand for data of any kind.
+    """
+    return torch.compiler.is_exporting() or not (x.is_meta or isinstance(x, FakeTensor))
 
 
 @contextmanager

@@ -127,6 +127,14 @@ NETWORKS: dict[str, tuple[int, float | None]] = {
     **{config: (RANET_MEASURED[row][2], None) for config, row in RANET.items() if "imagenet" in config},
     "container_v1_light_imagenet1k": (20_633_643, 3.8477),
     "container_imagenet1k": (21_808_826, 8.2319),
+    # The largest architecture's multiply-adds; weights of the published super networks.
+    "autoformer_tiny_imagenet1k": (11_669_224, 2.5414),
+    "autoformer_small_imagenet1k": (34_790_440, 7.6840),
+    "autoformer_base_imagenet1k": (80_160_360, 16.5378),
+    "autoformer_tiny_retrain_imagenet1k": (5_867_944, 1.4819),
+    "autoformer_small_retrain_imagenet1k": (22_891_432, 5.1614),
+    "autoformer_base_retrain_imagenet1k": (53_691_688, 11.6912),
+    "autoformer_finetune_imagenet1k": (5_867_944, 1.4819),
     # The plain hosts' multiply-adds and the routers'.
     "deit_dge_tiny_imagenet1k": (5_735_884, 1.7067),
     "deit_dge_small_imagenet1k": (22_087_564, 6.1419),

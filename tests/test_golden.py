@@ -2,8 +2,9 @@
 
 Every file under `--golden DIR` is run by the builder of its system and case, in `golden_builders/<system>.py` or, where
 a system has many parts, in `golden_builders/<system>_<part>.py`. A builder sees the weights, the inputs and the
-metadata, never the recorded outputs; it returns what our code computes under the names of the recorded tensors. Sizes
-and options come from the metadata alone.
+metadata, never the recorded outputs (where a case was recorded without weights, `WEIGHTS_BESIDE` of its builders says
+so, and they are those of the file beside it with the same `config`); it returns what our code computes under the names
+of the recorded tensors. Sizes and options come from the metadata alone.
 
 The rule. A tensor agrees with the record where our float32 result is within the builders' TOLERANCE of it, relative to
 the largest recorded value. The record was rounded on some processor in some order, and so are we on another: where

@@ -69,6 +69,7 @@ def cifar10_pruned(rgb: np.ndarray) -> np.ndarray:
 unpublished = torch_style
 SHEETS: dict[str, Sheet] = {
     "adpc/all": torch_style,
+    "autoformer": torch_style,
     "byol": torch_style,
     "condconv": unpublished,
     "condconv/efficientnet": inception_style,

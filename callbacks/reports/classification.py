@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -87,10 +88,12 @@ class Mistakes(Report):
         rows = mistakes.tolist()
         images = [self.data.picture(self.split, int(index), SMALL) for _, index, *_ in rows]
         captions = [
-            f"{names[int(label)]} taken for\n{names[int(guess)]} ({confidence:.0%})"
-            for *_, label, guess, confidence in rows
+            f"{Path(self.data.sample_name(self.split, int(index))).name}\nis {names[int(label)]}\n"
+            f"taken for {names[int(guess)]} ({confidence:.0%})"
+            for _, index, label, guess, confidence in rows
         ]
-        return contact_sheet(images, captions, f"{self.split}: the worst {len(rows)} mistakes")
+        title = f"{self.split}: the worst {len(rows)} mistakes, the worst first: file, true class, prediction"
+        return contact_sheet(images, captions, title)
 
 
 def _on_host(tensor: Tensor | None) -> Tensor | None:

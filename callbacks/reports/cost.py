@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any
 
 import torch
@@ -11,7 +13,10 @@ from typing_extensions import override
 
 from callbacks.reports.report import Report
 from lightning_modules.task import Batch
-from models.compute import executed
+from models.compute import executed, inference
+
+# Seconds that a latency is measured for; one run more is made however long it takes.
+LATENCY_SECONDS = 0.05
 
 
 class Cost(Report):
@@ -42,11 +47,12 @@ class Cost(Report):
         if self._first:
             self.inputs, self._first = self.task.inputs(first_samples(batch, self.samples)), False
 
-    def measure(self, network: nn.Module) -> dict[str, float]:
+    def measure(self, network: nn.Module, timed: bool = False) -> dict[str, float]:
         """Parameters, and the multiply-adds an image that really ran; empty if nothing was evaluated.
 
         Args:
             network: in the state to be measured, on any device.
+            timed: whether to measure the milliseconds an image, too: of processor time on a CPU, where others may work.
         """
         if not self.inputs:
             return {}
@@ -55,7 +61,27 @@ class Cost(Report):
         # Operators are counted as they are dispatched, which compiled code leaves out.
         with torch.compiler.set_stance("force_eager"):
             report = executed(network, *inputs)
-        return {"params": report.params, "macs": report.macs, "macs_samples": len(inputs[0])}
+            cost = {"params": report.params, "macs": report.macs, "macs_samples": len(inputs[0])}
+            if timed:
+                cost["latency"] = 1e3 * _seconds(network, inputs, device) / len(inputs[0])
+        return cost
+
+
+def _seconds(network: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> float:
+    """Median seconds of an inference that has run before."""
+    measured: list[float] = []
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    with inference(network):
+        while not measured or sum(measured) < LATENCY_SECONDS:
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            started = clock()
+            network(*inputs)
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            measured.append(max(clock() - started, 1e-9))
+    return statistics.median(measured)
 
 
 def first_samples(batch: Batch, samples: int) -> Batch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 from typing_extensions import override
 
 from callbacks.reports.report import Report
+from callbacks.reports.spread import Spread
 from callbacks.whole_files import write_table, write_whole
 from drawing.detection import Objects, category_bars, comparison_sheet, precision_recall, shrunk
 from drawing.figures import SMALL
@@ -25,7 +28,7 @@ class Detections(Report):
     """Draws the evaluation of a detector, and writes what it found.
 
     Args:
-        images: on the sheet of detections, the first of the split.
+        images: on the sheet of detections, spread over the split.
         score_threshold: least score that is drawn, once there are as many predictions as annotations.
     """
 
@@ -44,15 +47,16 @@ class Detections(Report):
     def __init__(self, images: int = 12, score_threshold: float = 0.3) -> None:
         self.images = images
         self.score_threshold = score_threshold
-        self._first: list[ImageResult] = []
+        self._shown = Spread[ImageResult](images)
 
     @override
     def start(self) -> None:
-        self._first = []
+        self._shown = Spread(self.images)
 
     @override
     def keep(self, batch: Batch, outputs: Any) -> None:
-        self._first += outputs["results"][: self.images - len(self._first)]
+        for result in outputs["results"]:
+            self._shown.offer(partial(copy, result))
 
     @override
     def draw(self) -> Mapping[str, Figure]:
@@ -66,24 +70,26 @@ class Detections(Report):
             "category_ap": category_bars(names, by_category, found.objects, title),
             "precision_recall": precision_recall(found.precision, title),
         }
-        if self._first:
+        if self._shown.things():
             figures["detections"] = self._sheet(names, title)
         return figures
 
     def _sheet(self, names: list[str], title: str) -> Figure:
         coco = self.task.coco(self.split)
-        images = [self.data.picture(self.split, each.index, SMALL) for each in self._first]
+        shown = self._shown.things()
+        images = [self.data.picture(self.split, each.index, SMALL) for each in shown]
         truth = [
             Objects(*coco.objects(each.image_id)).drawn_on(image, each.size)
-            for each, image in zip(self._first, images, strict=True)
+            for each, image in zip(shown, images, strict=True)
         ]
         # A young network is sure of nothing, and what it thinks best is worth a look.
         found = [
             objects_of(each, image, self.score_threshold, len(there.labels))
-            for each, image, there in zip(self._first, images, truth, strict=True)
+            for each, image, there in zip(shown, images, truth, strict=True)
         ]
-        shown = f"found: score >= {self.score_threshold:g}, and at least as many as annotated"
-        return comparison_sheet(images, truth, found, names, f"{title}\n{shown}")
+        which = f"found: score >= {self.score_threshold:g}, and at least as many as annotated"
+        files = [Path(self.data.sample_name(self.split, each.index)).name for each in shown]
+        return comparison_sheet(images, truth, found, names, files, f"{title}\n{which}; images from all over the split")
 
     @override
     def write(self, folder: Path) -> None:

@@ -32,22 +32,31 @@ class FoundJoints(Predictions):
     reads = PoseEstimation
 
     @override
+    def entries(self, batches: list[Any], task: Any, data: Any) -> list[dict[str, Any]]:
+        """Of each image `file`, and `joints` by name: x, y in pixels from 0, and the heat there."""
+        names = self.names or list(data.class_names)
+        indices = torch.cat([batch["index"] for batch in batches]).tolist()
+        found = torch.cat([torch.cat([batch["joints"], batch["scores"][..., None]], 2) for batch in batches])
+        if len(names) != found.shape[1]:
+            raise Mistake(
+                f"{len(names)} joints have names, but the network finds {found.shape[1]}: take another checkpoint"
+            )
+        entries = []
+        for index, person in zip(indices, found.tolist(), strict=True):
+            by_name = {name: [round(value, 4) for value in each] for name, each in zip(names, person, strict=True)}
+            entries.append({"file": data.sample_name("predict", index), "joints": by_name})
+        return entries
+
+    @override
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
         data = self.data
         names = self.names or list(data.class_names)
+        entries = self.entries(batches, self.task, data)
         indices = torch.cat([batch["index"] for batch in batches]).tolist()
         joints = torch.cat([batch["joints"] for batch in batches]).cpu().numpy()
         scores = torch.cat([batch["scores"] for batch in batches]).cpu().numpy()
-        if len(names) != joints.shape[1]:
-            raise Mistake(
-                f"{len(names)} joints have names, but the network finds {joints.shape[1]}: take another checkpoint"
-            )
-        files = [data.sample_name("predict", index) for index in indices]
+        files = [entry["file"] for entry in entries]
         found = np.concatenate([joints, scores[..., None]], 2)
-        entries = []
-        for file, person in zip(files, found.tolist(), strict=True):
-            by_name = {name: [round(value, 4) for value in each] for name, each in zip(names, person, strict=True)}
-            entries.append({"file": file, "joints": by_name})
         target = folder / "poses.json"
         write_whole(target, json.dumps(entries, indent=1) + "\n")
         table = Table(Column("file", overflow="fold"), "mean score", "least sure of", box=None)

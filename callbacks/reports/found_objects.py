@@ -64,6 +64,27 @@ class FoundObjects(Predictions):
             write_picture(self.place.pictures / "queries" / picture_name(self.data, index), figure)
 
     @override
+    def entries(self, batches: list[Any], task: Any, data: Any) -> list[dict[str, Any]]:
+        """Of each image `file`, `height`, `width` and `objects`, best first.
+
+        An object has `label`, `category_id`, `bbox` (x, y, width and height in pixels), `area`, `score` and, of a
+        network with masks, `segmentation`, COCO's run lengths.
+        """
+        results: list[ImageResult] = [result for batch in batches for result in batch["results"]]
+        files = [data.sample_name("predict", each.index) for each in results]
+        names = self.names or [f"class {i}" for i in range(task.num_classes)]
+        content = as_coco(results, files, names, task.category_ids or list(range(len(names))))
+        labels = {each["id"]: each["name"] for each in content["categories"]}
+        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        for each in content["annotations"]:
+            kept = {key: value for key, value in each.items() if key not in ("id", "image_id", "iscrowd")}
+            objects[each["image_id"]].append({"label": labels[each["category_id"]], **kept})
+        return [
+            {"file": image["file_name"], "height": image["height"], "width": image["width"], "objects": found}
+            for image, found in zip(content["images"], objects.values(), strict=True)
+        ]
+
+    @override
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
         task, threshold = self.task, self.score_threshold
         results: list[ImageResult] = [result for batch in batches for result in batch["results"]]

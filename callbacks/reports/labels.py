@@ -19,7 +19,8 @@ from callbacks.reports.cost import Cost
 from callbacks.reports.exit_curve import ExitCurve
 from callbacks.reports.predictions import Predictions, Source, title_of
 from callbacks.whole_files import write_picture, write_table
-from drawing.figures import SMALL, contact_sheet, readable
+from drawing.figures import SMALL, contact_sheet
+from drawing.numbers import readable
 from lightning_modules.classification import Classification
 from lightning_modules.task import Task
 from models.anytime import ExitThresholds, MultiExit, Policy, exit_costs, run
@@ -71,33 +72,46 @@ class Labels(Predictions):
         except ValueError as error:
             raise Mistake(f"--budget {budget:g}, {self.thresholds or source.path}: {error}") from error
 
+    @classmethod
+    @override
+    def notes(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        plain = content.get("callbacks", {}).get(ExitCurve.__qualname__)
+        return {"thresholds": plain} if plain else {}
+
+    @override
+    def entries(self, batches: list[Any], task: Any, data: Any) -> list[dict[str, Any]]:
+        """Of each image `file`, `label_1`, `probability_1` ..., the likeliest first, and perhaps its `exit`."""
+        indices = torch.cat([batch["index"] for batch in batches]).tolist()
+        probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
+        exits = torch.cat([batch["exit"] for batch in batches]).tolist() if "exit" in batches[0] else None
+        names = self.names_of(probabilities.shape[1])
+        values, classes = probabilities.topk(min(TOP, len(names)))
+        entries = []
+        for row, index in enumerate(indices):
+            entry: dict[str, Any] = {"file": data.sample_name("predict", index)}
+            for place, (label, share) in enumerate(zip(classes[row].tolist(), values[row].tolist(), strict=True), 1):
+                entry |= {f"label_{place}": names[label], f"probability_{place}": round(share, 4)}
+            entries.append(entry | ({} if exits is None else {"exit": exits[row]}))
+        return entries
+
     @override
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:
         indices = torch.cat([batch["index"] for batch in batches]).tolist()
-        probabilities = torch.cat([batch["probabilities"] for batch in batches]).cpu()
-        exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
-        self._exits = exits
-        names = self.names_of(probabilities.shape[1])
-        values, classes = probabilities.topk(min(TOP, len(names)))
-        files = [self.data.sample_name("predict", index) for index in indices]
+        self._exits = torch.cat([batch["exit"] for batch in batches]).cpu() if "exit" in batches[0] else None
+        entries = self.entries(batches, self.task, self.data)
         target = folder / "predictions.csv"
-        columns = [c for i in range(values.shape[1]) for c in (f"label_{i + 1}", f"probability_{i + 1}")]
-        columns += ["exit"] if exits is not None else []
-        rows = [["file", *columns]]
-        for row, name in enumerate(files):
-            pairs = zip(classes[row].tolist(), values[row].tolist(), strict=True)
-            cells = [cell for c, p in pairs for cell in (names[c], f"{p:.4f}")]
-            cells += [str(int(exits[row]))] if exits is not None else []
-            rows.append([name, *cells])
-        write_table(target, rows)
-        shown = range(min(ON_SHEET, len(indices)))
-        captions = [f"{Path(files[i]).name}\n{names[int(classes[i, 0])]} ({values[i, 0]:.0%})" for i in shown]
-        images = [self.data.picture("predict", indices[i], SMALL) for i in shown]
+        rows = [[f"{each:.4f}" if isinstance(each, float) else each for each in entry.values()] for entry in entries]
+        write_table(target, [list(entries[0]), *rows])
+        shown = list(zip(indices, entries, strict=True))[:ON_SHEET]
+        captions = [
+            f"{Path(entry['file']).name}\n{entry['label_1']} ({entry['probability_1']:.0%})" for _, entry in shown
+        ]
+        images = [self.data.picture("predict", index, SMALL) for index, _ in shown]
         figure = contact_sheet(images, captions, title_of(len(indices), ON_SHEET))
         sheet = write_picture(folder / "contact_sheet.png", figure)
         table = Table(Column("file", overflow="fold"), "label", "probability", box=None)
-        for i in shown:
-            table.add_row(escape(files[i]), escape(names[int(classes[i, 0])]), f"{values[i, 0]:.4f}")
+        for _, entry in shown:
+            table.add_row(escape(entry["file"]), escape(entry["label_1"]), f"{entry['probability_1']:.4f}")
         console.print(table, highlight=False)
         return [target, sheet]
 

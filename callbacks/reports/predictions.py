@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from callbacks.reports.cost import Cost
 from callbacks.reports.report import Report
-from drawing.figures import readable
+from drawing.numbers import readable
 from lightning_modules.task import Batch, Task
 from models.mistakes import Mistake
 
@@ -87,6 +87,25 @@ class Predictions(Report, ABC):
                 "another checkpoint"
             )
         return self.names or [f"class {i}" for i in range(classes)]
+
+    @classmethod
+    def notes(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What somebody needs beside the network to predict, as plain values by name: thresholds, for instance.
+
+        Args:
+            content: of a checkpoint; empty for weights alone.
+        """
+        return {}
+
+    def entries(self, batches: list[Any], task: Any, data: Any) -> list[dict[str, Any]]:
+        """What is said of each image, in their order: its `file`, and what the task predicts, as plain values.
+
+        Args:
+            batches: what the prediction steps returned.
+            task: that predicted; `prepare` has seen it.
+            data: its data module.
+        """
+        raise Mistake(f"{type(self).__name__} writes what {type(task).__name__} predicts, and has no entries of it")
 
     @abstractmethod
     def finish(self, batches: list[Any], folder: Path, console: Console) -> list[Path]:

@@ -17,6 +17,7 @@ from callbacks.whole_files import whole, write_whole
 from models.compute import count
 from models.mistakes import Mistake
 from models.pixels import pixels_of
+from models.pruning.branches import by_scale, check_branches, scales_of
 from models.pruning.costs import Costs, first_images
 from models.pruning.norm_channels import slimming_plan, widths_of
 from models.pruning.plan import Plan
@@ -35,29 +36,44 @@ class PrunedNetwork(Report):
     multiply-adds with the same share of each.
 
     Args:
-        share: share of the channels that goes.
+        share: share of the channels that goes, or with `branches` of the branches.
         criterion: `l1`, `l2`, `batch_norm_scale`, `random`: the same share of each layer; `slimming`: the channels of
-            smallest scale of all norms at once, as published ("Network Slimming", arXiv 1708.06519).
+            smallest scale of all norms at once, as published ("Network Slimming", arXiv 1708.06519); `branches`: the
+            residual branches of smallest scale, by default those at zero, see `StructureSelection`.
         name: what its files are called.
         seed: of `random`.
+        budget: instead of a share, that of the multiply-adds that is left; not with `slimming` or `branches`.
     """
 
     of_training = True
     in_every_run = False
     every_seconds = math.inf
+    # `python -m exp prune` leaves it out of the trainings that follow.
+    prepares_pruning = True
 
     def __init__(
         self,
-        share: float,
-        criterion: Literal["l1", "l2", "batch_norm_scale", "random", "slimming"] = "l1",
+        share: float | None = None,
+        criterion: Literal["l1", "l2", "batch_norm_scale", "random", "slimming", "branches"] = "l1",
         name: str = "pruned",
         seed: int = 0,
+        budget: float | None = None,
     ) -> None:
-        if not 0 < share < 1:
+        if budget is not None and (share is not None or criterion in ("slimming", "branches")):
+            raise Mistake(
+                "PrunedNetwork: a budget takes the place of a share, and goes with neither slimming nor branches"
+            )
+        if share is None and budget is None and criterion != "branches":
+            raise Mistake(f"PrunedNetwork: {criterion} needs a share of the channels that goes, between 0 and 1")
+        if share is not None and not 0 < share < 1:
             raise Mistake(f"PrunedNetwork: share lies between 0 and 1, not {share:g}")
-        self.share, self.criterion, self.name, self.seed = share, criterion, name, seed
+        self.share, self.criterion, self.name, self.seed, self.budget = share, criterion, name, seed, budget
+        gone = "what is at zero" if share is None else f"{share:.0%}"
+        left = (
+            f"what is left without {gone}" if budget is None else f"what is left at {budget:.0%} of the multiply-adds"
+        )
         self.files = {  # type: ignore[misc]
-            f"{name}.json": f"which channels are left without {share:.0%} of them, by {criterion}",
+            f"{name}.json": f"{left}, by {criterion}",
             f"{name}.safetensors": "the weights that are left",
         }
 
@@ -74,7 +90,7 @@ class PrunedNetwork(Report):
             stated = pixels_of(network).get("")
             metadata = {"format": "pt"} | ({"pixels": json.dumps(stated)} if stated else {})
             save_file({key: value.contiguous() for key, value in small.state_dict().items()}, partial, metadata)
-        if not hasattr(network, "norm_channels"):
+        if not hasattr(network, "norm_channels") or self.criterion == "branches":
             return
         write_whole(folder / f"{self.name}_widths.json", json.dumps(widths_of(small)) + "\n")
         if self.criterion == "slimming":
@@ -84,12 +100,28 @@ class PrunedNetwork(Report):
             write_whole(folder / f"{self.name}_uniform.json", json.dumps(widths_of(uniform)) + "\n")
 
     def _plan(self, network: nn.Module, inputs: tuple[Any, ...]) -> Plan:
+        if self.criterion == "branches":
+            return self._without_branches(network, inputs)
         if self.criterion == "slimming":
+            assert self.share is not None
             return slimming_plan(network, self.share)
         groups, _ = prunable_groups(network, first_images(inputs))
         score = score_by(self.criterion, self.seed)
         scores = {group.name: score(network, group) for group in groups}
-        return plan_by_share(network, groups, scores, self.share, Choice(), {"criterion": self.criterion})
+        why = {"criterion": self.criterion}
+        if self.budget is not None:
+            costs = Costs(network, inputs, groups)
+            return plan_to_budget(network, groups, scores, self.budget, "macs", costs, Choice(), why)
+        assert self.share is not None
+        return plan_by_share(network, groups, scores, self.share, Choice(), why)
+
+    def _without_branches(self, network: nn.Module, inputs: tuple[Any, ...]) -> Plan:
+        order, scales = by_scale(network), scales_of(network)
+        share = self.share
+        goes = [name for name in order if not scales[name]] if share is None else order[: int(len(order) * share)]
+        gone = [name for name in scales if name in set(goes)]
+        check_branches(network, gone, inputs)
+        return Plan(type(network).__name__, {}, {"criterion": "branches"}, tuple(gone))
 
     def _uniform(self, network: nn.Module, inputs: tuple[Any, ...], budget: float) -> Plan:
         groups, _ = prunable_groups(network, first_images(inputs))

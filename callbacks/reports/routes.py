@@ -17,7 +17,8 @@ from typing_extensions import override
 from callbacks.reports.painter import Painter
 from callbacks.reports.report import Report
 from callbacks.whole_files import write_table, write_whole
-from drawing.figures import LARGE, readable
+from drawing.figures import LARGE
+from drawing.numbers import readable
 from drawing.routes import RoutedImage, RouteUse, route_sheet
 from lightning_modules.findings import gathered
 from lightning_modules.task import Batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from callbacks.reports.file_names import file_names
 from callbacks.reports.report import Report
+from callbacks.reports.spread import Spread
 from callbacks.whole_files import whole, write_table
 from drawing.figures import IN_CAPTION, SMALL, confusion_matrix
 from drawing.segmentation import (
@@ -45,12 +47,12 @@ class SegmentedImages(Report):
     each image, as the servers of Cityscapes and ADE20K take them, named as the image.
 
     Args:
-        images: on `segmentation.png`, the first of the split.
+        images: on `segmentation.png`, spread over the split.
     """
 
     reads = Segmentation
     pictures: ClassVar = {
-        "segmentation.png": "predictions beside annotations, by exit, and how sure they are",
+        "segmentation.png": "predictions over the images, beside annotations, by exit, and how sure they are",
         "class_iou.png": "intersection over union by class",
         "confusion_matrix.png": "which class is taken for which",
         "reliability.png": "how often exits are right about pixels of which they are so sure",
@@ -63,13 +65,13 @@ class SegmentedImages(Report):
 
     def __init__(self, images: int = 3) -> None:
         self.images = images
-        # Of the first images of an evaluation: position, network input, annotation.
-        self._first: list[tuple[int, Tensor, np.ndarray]] = []
+        # Of some images of an evaluation: position, network input, annotation.
+        self._shown = Spread[tuple[int, Tensor, np.ndarray]](images)
         self._names: list[str] = []
 
     @override
     def start(self) -> None:
-        self._first, self._names = [], []
+        self._shown, self._names = Spread(self.images), []
 
     @override
     def keep(self, batch: Batch, outputs: Any) -> None:
@@ -81,11 +83,9 @@ class SegmentedImages(Report):
             for index, predicted in zip(outputs["index"].tolist(), outputs["predicted"], strict=True):
                 path = self.place.files / "labels" / self._names[index]
                 write_labels(predicted.cpu().numpy(), self.data.label_ids, path)
-        wanted = self.images - len(self._first)
-        if wanted > 0 and self.trainer.is_global_zero:
-            labels = batch["label"][:wanted].cpu().numpy()
-            indices = batch["index"][:wanted].tolist()
-            self._first += zip(indices, batch["image"][:wanted].clone(), labels, strict=True)
+        if self.trainer.is_global_zero:
+            for index, image, label in zip(batch["index"], batch["image"], batch["label"], strict=True):
+                self._shown.offer(partial(_kept, index, image, label))
 
     @override
     def draw(self) -> Mapping[str, Figure]:
@@ -103,19 +103,20 @@ class SegmentedImages(Report):
         if found.calibration:
             thresholds = getattr(self.task.network, "thresholds", ())
             figures["reliability"] = reliability(_reliabilities(found, thresholds), title)
-        if self._first:
+        if self._shown.things():
             figures["segmentation"] = self._sheet(found.class_names, title)
         return figures
 
     def _sheet(self, names: list[str], title: str) -> Figure:
         rows: list[list[Panel | None]] = []
         present: set[int] = set()
-        for index, image, label in self._first:
+        for index, image, label in self._shown.things():
             looks = self.task.look(image, label.shape)
             raw = self.data.picture(self.split, index, SMALL)
             rows += panels(raw, Path(self.data.sample_name(self.split, index)).name, label, looks, self.data.palette)
             present |= set(np.unique(label).tolist())
             present |= {k for look in looks for k in look.predicted.unique().tolist()}
+        title += "\nimages from all over the split; colours: classes; as annotated: black is void, which does not count"
         return panel_sheet(rows, self.data.palette, names, sorted(present - {VOID}), title)
 
     @override
@@ -123,6 +124,10 @@ class SegmentedImages(Report):
         found = self.task.findings
         if isinstance(found, SegmentationFindings):
             write_table(folder / "classes.csv", found.rows())
+
+
+def _kept(index: Tensor, image: Tensor, label: Tensor) -> tuple[int, Tensor, np.ndarray]:
+    return int(index), image.clone(), label.cpu().numpy()
 
 
 def _reliabilities(found: SegmentationFindings, thresholds: tuple[float, ...]) -> list[Reliability]:
@@ -148,13 +153,17 @@ def panels(
         palette: uint8 [K, 3].
     """
     right = label != VOID
-    top: list[Panel | None] = [Panel(image, short(name, IN_CAPTION)), Panel(coloured(label, palette), "annotated")]
-    middle: list[Panel | None] = [Panel(blended(image, label, palette), "annotated"), None]
+    top: list[Panel | None] = [
+        Panel(image, short(name, IN_CAPTION)),
+        Panel(blended(image, label, palette), "annotated"),
+    ]
+    middle: list[Panel | None] = [None, Panel(coloured(label, palette), "as annotated")]
     bottom: list[Panel | None] = [None, None]
     for exit, look in enumerate(looks):
         predicted, sure = look.predicted.cpu().numpy(), look.confidence.cpu().numpy()
         accuracy = (predicted == label)[right].mean() if right.any() else float("nan")
-        top.append(Panel(coloured(predicted, palette), f"exit {exit}: {accuracy:.1%} of the pixels right"))
+        who = f"exit {exit}" if len(looks) > 1 else "predicted"
+        top.append(Panel(blended(image, predicted, palette), f"{who}: {accuracy:.1%} of the pixels right"))
         middle.append(Panel(sure, f"confidence, {sure.mean():.2f} on average"))
         if look.computed is None:
             bottom.append(None)

@@ -19,7 +19,8 @@ from callbacks.reports.predictions import Predictions, Source, title_of, wait_fo
 from callbacks.reports.routes import Routes, routed_image
 from callbacks.reports.segmentation import write_labels
 from callbacks.whole_files import write_picture, write_table
-from drawing.figures import LARGE, SMALL, contact_sheet, readable
+from drawing.figures import LARGE, SMALL, contact_sheet
+from drawing.numbers import readable
 from drawing.routes import route_sheet
 from drawing.segmentation import blended, class_pixels, overlay
 from lightning_modules.segmentation import Segmentation
@@ -101,6 +102,19 @@ class SegmentedFiles(Predictions):
         for i, labels in enumerate(outputs.pop("predicted")):
             stop = (int(outputs["exit"][i]), outputs["seconds"][i]) if "exit" in outputs else None
             self._take(int(outputs["index"][i]), labels.numpy(), stop)
+
+    @override
+    def entries(self, batches: list[Any], task: Any, data: Any) -> list[dict[str, Any]]:
+        """Of each image `file`, `classes`, those of its pixels, uint8 [h, w], and `shares` of the pixels by name."""
+        names = self.names or [f"class {k}" for k in range(task.num_classes)]
+        entries = []
+        for batch in batches:
+            for index, labels in zip(batch["index"].tolist(), batch["predicted"], strict=True):
+                classes = labels.numpy()
+                shares = class_pixels(classes, len(names)) / classes.size
+                by_name = {name: round(float(share), 4) for name, share in zip(names, shares, strict=True)}
+                entries.append({"file": data.sample_name("predict", index), "classes": classes, "shares": by_name})
+        return entries
 
     def _take(self, index: int, labels: np.ndarray, stop: tuple[int, float] | None) -> None:
         names = self._class_names()

@@ -20,7 +20,8 @@ from exp.claims.expectations import COSTS
 from exp.claims.taken import After, Content, Measured
 from exp.cli import resolve
 from exp.loggers import MetricsTable
-from exp.run_directory import differences, essence, fingerprint, read_state, state_of
+from exp.run_directory import differences, essence, fingerprint
+from exp.run_state import read_state, state_of
 from exp.usage import ConfigError
 
 # What compare decides for every cell.
@@ -166,14 +167,15 @@ class Cell:
         return bool(MetricsTable(self.path / "metrics.csv").series(metric)[1])
 
     def cost(self) -> dict[str, float]:
-        """`params` and `macs` as the run measured them, `seconds` of training and images per second (`throughput`).
+        """`params`, `macs` and `latency` (milliseconds an image) as the run measured them, `seconds` of training and
+        images per second (`throughput`).
 
         Seconds are those of training steps, without start-up and validation, over all resumptions.
         """
         state = read_state(self.path)
         steps, rates = MetricsTable(self.path / "metrics.csv").series("train/images_per_second")
         batch = self.config["data"]["init_args"].get("batch_size") if "data" in self.config else None
-        cost = {name: _number(state, "cost", name) for name in ("params", "macs")}
+        cost = {name: _number(state, "cost", name) for name in ("params", "macs", "latency")}
         if not rates or not isinstance(batch, int):
             return cost | {"seconds": math.nan, "throughput": math.nan}
         batch *= self.config["trainer"].get("accumulate_grad_batches") or 1

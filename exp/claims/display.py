@@ -19,7 +19,7 @@ from exp.claims.cells import Cell, State
 from exp.claims.claim_file import Claim
 from exp.claims.remaining import Remaining
 from exp.loggers import MetricsTable
-from exp.run_directory import read_state
+from exp.run_state import read_state
 
 # Finished cells of a large claim would push the running ones off the screen.
 MOST_ROWS = 30

@@ -36,11 +36,12 @@ class Start:
     """One fit.
 
     Args:
-        arguments: what follows `python -m exp fit`.
+        arguments: what follows the command's name.
         log: what it prints is added to this file.
         environment: all of its variables.
         threads: of the libraries that compute; None leaves them as they are.
         cores: the processor's cores that it and its processes run on; None leaves them as they are.
+        command: the command's name.
     """
 
     arguments: list[str]
@@ -48,6 +49,7 @@ class Start:
     environment: dict[str, str]
     threads: int | None = None
     cores: list[int] | None = None
+    command: str = "fit"
 
 
 class ForkServer:
@@ -170,7 +172,7 @@ def _say(requests: socket.socket, pid: int, code: int | None) -> None:
 
 
 def _fit(fit: Start, requests: socket.socket) -> NoReturn:
-    """What `python -m exp fit` does, from its environment to its exit code."""
+    """What `python -m exp COMMAND` does, from its environment to its exit code."""
     requests.close()
     # What was to be cleared away when the process ended that this is a copy of is still in use.
     atexit._clear()
@@ -178,7 +180,7 @@ def _fit(fit: Start, requests: socket.socket) -> NoReturn:
     os.environ.clear()
     os.environ.update(fit.environment)
     # Lightning's launcher starts further processes of a job by these.
-    sys.argv[1:] = ["fit", *fit.arguments]
+    sys.argv[1:] = [fit.command, *fit.arguments]
     if fit.cores is not None:
         os.sched_setaffinity(0, fit.cores)
     if fit.threads is not None:
@@ -186,7 +188,7 @@ def _fit(fit: Start, requests: socket.socket) -> NoReturn:
         torch.set_num_threads(fit.threads)
     code: Any = 1
     try:
-        code = main(["fit", *fit.arguments])
+        code = main([fit.command, *fit.arguments])
     except SystemExit as end:
         code = end.code
         if isinstance(code, str):

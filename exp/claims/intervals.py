@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.claims.claim_file import counts_compute, is_share
 from exp.claims.expectations import Expectation, Operation, Term, parse
-from exp.claims.markup import Markup, element
+from exp.markup import Markup, element
 
 WIDTH, HEIGHT = 280, 46
 # Where the interval lies, and the lines around it end.

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.claims.committed import Committed, reading
 from exp.claims.intervals import draw, found, number
-from exp.claims.markup import Markup, element, joined, text
-from exp.claims.page_frame import controls, document
+from exp.claims.page_frame import SCRIPT, STYLE, controls
 from exp.claims.remarks import advice
 from exp.claims.report import COLUMNS, rows
 from exp.claims.setting import own, setting
 from exp.claims.statistics import Verdict
+from exp.markup import Markup, element, joined, text
+from exp.page_frame import document
 
 FORMER = "former rule"
 FORMER_MEANS = "one look at seeds that were chosen beforehand, judged by the t interval alone"
@@ -57,7 +58,7 @@ def page(results: Sequence[Committed], changed: Mapping[str, list[str]]) -> str:
     ]
     if any(committed.former for committed in results):
         head.append(element("p", _former(), f": {FORMER_MEANS}. Measured again, it is judged anew.", class_="quiet"))
-    return document("Claims", joined(*head, controls()), joined(*articles)) + "\n"
+    return document("Claims", joined(*head, controls()), joined(*articles), STYLE, SCRIPT) + "\n"
 
 
 def count(results: Sequence[Committed]) -> Counter[Verdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ def draw(claim: Claim, cells: Sequence[Cell], result: dict[str, Any], folder: Pa
     costs = [arm["macs"] for arm in points.values() if arm["macs"]]
     if len(costs) > 1 and max(costs) > (1 + SAME_COMPUTE) * min(costs):
         pictures.append(write_picture(folder / "accuracy_compute.png", accuracy_compute(claim, points)))
+        times = _latencies(cells)
+        if len(times) > 1:
+            timed = {name: arm for name, arm in points.items() if name in times}
+            pictures.append(write_picture(folder / "accuracy_latency.png", accuracy_latency(claim, timed, times)))
     return pictures
 
 
@@ -47,6 +52,15 @@ def _curves(claim: Claim, cells: Sequence[Cell]) -> dict[str, dict[int, tuple[li
             steps, values = MetricsTable(cell.path / "metrics.csv").series(claim.curve_metric)
             if len(steps) > 1:
                 found.setdefault(cell.arm.name, {})[cell.seed] = (steps, values)
+    return found
+
+
+def _latencies(cells: Sequence[Cell]) -> dict[str, list[float]]:
+    """arm -> milliseconds of an inference, an image, of each finished cell."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell.state is State.FINISHED and math.isfinite(latency := cell.cost()["latency"]):
+            found.setdefault(cell.arm.name, []).append(latency)
     return found
 
 
@@ -97,6 +111,20 @@ def accuracy_compute(claim: Claim, arms: dict[str, Any]) -> Figure:
     axes.margins(x=0.15)
     axes.set(xlabel="executed multiply-adds an image, millions", ylabel=_label(claim, claim.metric))
     axes.set_title(f"{claim.name}: mean and 95 % interval against compute", fontsize=10)
+    return figure
+
+
+def accuracy_latency(claim: Claim, arms: dict[str, Any], times: dict[str, list[float]]) -> Figure:
+    """The metric against the time of an inference, whose bars go from the fastest seed to the slowest."""
+    figure, axes = _figure()
+    for colour, (name, arm) in zip(_colours(len(arms)), arms.items(), strict=True):
+        middle = float(np.median(times[name]))
+        bars = [[middle - min(times[name])], [max(times[name]) - middle]]
+        axes.errorbar(middle, arm["mean"], _error(arm), bars, fmt="o", color=colour, capsize=3, markersize=5)
+        axes.annotate(name, (middle, arm["mean"]), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
+    axes.margins(x=0.15)
+    axes.set(xlabel="milliseconds of an inference, an image", ylabel=_label(claim, claim.metric))
+    axes.set_title(f"{claim.name}: mean and 95 % interval against time", fontsize=10)
     return figure
 
 

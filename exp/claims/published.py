@@ -13,7 +13,7 @@ import yaml
 from exp.claims.claim_file import ClaimError, read_claim
 from exp.claims.code_version import changes, version_now
 from exp.claims.committed import Committed, reading
-from exp.claims.markup import visible
+from exp.markup import visible
 from exp.trust import read_yaml
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from drawing.figures import readable
+from drawing.numbers import readable
 from exp.claims.remarks import advice, unseen
 from exp.claims.statistics import FEWEST_SEEDS, Verdict
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from exp.claims.published import config_digest
 from exp.claims.remarks import fallen_apart, remarks, would_settle
 from exp.claims.statistics import FEWEST_SEEDS, Estimate, Verdict, all_of, estimate, smallest_step
 from exp.claims.taken import After
+from exp.surroundings import commit, machine
 
 # What the same cells give on any day; `circumstances.json` holds what they do not.
 RESULTS = "results.json"
@@ -194,40 +193,20 @@ def circumstances(cells: Sequence[Cell], jobs: int) -> dict[str, Any]:
         if cell.state is State.FINISHED:
             cost = cell.cost() | {"wall": cell.wall() or math.nan}
             times.setdefault(cell.arm.name, {})[str(cell.seed)] = {
-                name: round(cost[name], 2) if math.isfinite(cost[name]) else None
-                for name in ("seconds", "throughput", "wall")
+                name: round(cost[name], digits) if math.isfinite(cost[name]) else None
+                for name, digits in (("seconds", 2), ("throughput", 2), ("wall", 2), ("latency", 5))
             }
             spent += next((cost[name] for name in ("wall", "seconds") if math.isfinite(cost[name])), 0.0)
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "minutes": round(spent / jobs / 60, 1),
         "jobs": jobs,
         "arms": times,
     }
-
-
-def _commit() -> str:
-    """The commit of the working tree, with `+` if code or configs have been changed since."""
-    commit = _git("rev-parse", "--short", "HEAD")
-    return commit + "+" if commit and _git("diff", "--name-only", "HEAD", "--", "*.py", "*.yaml") else commit
-
-
-def _git(*arguments: str) -> str:
-    try:
-        asked = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
-
-
-def _machine() -> str:
-    cores = f"{os.cpu_count()} CPU cores"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join([cores, *(f"{gpus.count(name)} x {name}" for name in sorted(set(gpus)))])
 
 
 def write(folder: Path, name: str, content: dict[str, Any]) -> None:

@@ -38,7 +38,8 @@ from exp.claims.summary import summarise
 from exp.claims.taken import After
 from exp.claims.trials import try_out
 from exp.quiet import silence
-from exp.run_directory import state_of
+from exp.report import report_on
+from exp.run_state import state_of
 from exp.tracking import new_wandb_id, wandb_logger
 
 CODES = {Verdict.HOLDS: 0, Verdict.DOES_NOT_HOLD: 3, Verdict.INCONCLUSIVE: 4, Verdict.NONE: 5}
@@ -260,6 +261,9 @@ def _conclude(
     write_whole(folder / REPORT, markdown(result, around, pictures))
     _log(claim, result, around, pictures, folder, options.wandb)
     print_result(result, around, folder, console)
+    finished = [cell.path for cell in cells if cell.state is State.FINISHED]
+    if finished and (report := report_on(finished, options.runs, folder)) is not None:
+        say(console, f"curves, configs and costs of the cells, for a browser: {report}")
     if result["failed"]:
         return 1
     if options.publish:

@@ -9,10 +9,10 @@ from typing import Any
 
 from callbacks.whole_files import whole
 from exp.claims.committed import FOLDER, Committed, SummaryError, read_results, reading
-from exp.claims.markup import visible
 from exp.claims.page import FORMER, FORMER_MEANS, count, page
 from exp.claims.published import changed_since, freshness
 from exp.claims.statistics import Verdict
+from exp.markup import visible
 
 BEGIN = "<!-- results: written by `python -m exp compare --summary` -->"
 END = "<!-- end of results -->"

@@ -1,6 +1,7 @@
 """Feature extractors; importing this package makes every one of them known to `timm.create_model`."""
 
 from models.backbones import (
+    autoformer,
     condconv,
     container,
     container_pam,
@@ -21,6 +22,7 @@ from models.backbones import (
 )
 
 __all__ = [
+    "autoformer",
     "condconv",
     "container",
     "container_pam",

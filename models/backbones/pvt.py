@@ -222,7 +222,7 @@ class PVT(nn.Module):
             tokens, size = stage.patch_embed(maps)
             extra = stage.extra
             if extra and self.cls_token is not None:
-                tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+                tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], 1)
             tokens = tokens + stage.positions(size)
             regions = Regions(size, self.grain.splits if self.grain else (1,), extra, tokens.device)
             for block in stage.blocks:

@@ -8,6 +8,7 @@ from models.classifiers.dynamic_kernels import dynamic_kernels
 from models.classifiers.preact_resnet import PreActResNet
 from models.classifiers.pruned import pruned
 from models.classifiers.ranet import RANet
+from models.classifiers.scaled_branches import scaled_branches
 from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.shallow_deep import ShallowDeepNetwork
 from models.classifiers.timm_classifier import timm_classifier
@@ -29,5 +30,6 @@ __all__ = [
     "WideResNet",
     "dynamic_kernels",
     "pruned",
+    "scaled_branches",
     "timm_classifier",
 ]

@@ -194,7 +194,8 @@ class DRNet(nn.Module):
         names = [f"{height} x {width} pixels" for height, width in self.candidates]
         note(self, "choice", picked.argmax(1), "resolution", names, [cost / self.dense for cost in self.costs])
         self._record((picked * self.cost_shares).sum(1))
-        if self.training and self.route == "mix":
+        # A graph has one shape for all choices of a batch.
+        if (self.training and self.route == "mix") or torch.compiler.is_compiling():
             logits = torch.stack([self.classify(images, j) for j in range(len(self.candidates))], 1)
             return mix(logits, picked)
         return self._split(images, picked)

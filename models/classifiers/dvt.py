@@ -112,7 +112,7 @@ class Stage(nn.Module):
             assert relations is not None
             reused = self.relation_reuse(relations)
         x = self.tokenizer(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         handed_on = []
         for block, relation in zip(self.blocks, reused, strict=True):
             x, relation = block(x, tokens, relation, hand_on)

@@ -7,9 +7,8 @@ from typing import Any
 from torch import nn
 
 from models.pixels import pixels_of
-from models.pruning.initialisation import deviations, rescale, scatter
+from models.pruning.initialisation import shrink
 from models.pruning.plan import Plan
-from models.pruning.removal import remove
 
 
 def pruned(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
@@ -28,11 +27,5 @@ def pruned(network: nn.Module, plan: dict[str, Any]) -> nn.Module:
     Raises:
         Mistake: The plan is for another network; the message names the first layer that differs.
     """
-    chosen = Plan.of(plan)
-    before = {}
-    if not pixels_of(network):
-        before = deviations(network)
-        scatter(network)
-    remove(network, chosen)
-    rescale(network, before)
+    shrink(network, Plan.of(plan), afresh=not pixels_of(network))
     return network

@@ -167,6 +167,12 @@ class DeformableDETR(SetDetector):
         maps, paddings = self.project(images, padding)
         return self.transformer.encode(maps, paddings, [self.position(x) for x in paddings])
 
+    def memory_maps(self, encoded: Memory) -> list[Tensor]:
+        """The encoder's tokens as maps [B, D, h, w], finest first."""
+        sizes = encoded.levels.sizes
+        tokens = encoded.tokens.split([height * width for height, width in sizes], 1)
+        return [each.mT.unflatten(-1, size) for each, size in zip(tokens, sizes, strict=True)]
+
     def decode(self, encoded: Memory) -> Decoded:
         """Everything up to the decoder, of what `encode` made; with `refine` the boxes on the way, too."""
         queries, proposals = self.queries(encoded)
@@ -199,7 +205,7 @@ class DeformableDETR(SetDetector):
             proposals = self.proposals(memory)
             return proposals.queries, proposals
         # Copies: a view of a parameter would trip the counter of operations, which looks for its gradient function.
-        position, content = self.query_embed.weight.repeat(len(memory.tokens), 1, 1).chunk(2, -1)
+        position, content = self.query_embed.weight.repeat(memory.tokens.shape[0], 1, 1).chunk(2, -1)
         return Queries(content, position, self.reference_points(position).float().sigmoid()), None
 
     def project(self, images: Tensor, padding: Tensor) -> tuple[list[Tensor], list[Tensor]]:

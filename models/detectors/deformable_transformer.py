@@ -301,7 +301,7 @@ class ProposalStage(nn.Module):
         logits = self.class_embed(tokens).float()
         # A token without an anchor proposes a box that nothing matches, the corner of the image.
         coordinates = self.bbox_embed(tokens) + torch.logit(anchors).masked_fill(~usable[..., None], math.inf)
-        chosen = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), 1).indices
+        chosen = logits[..., 0].topk(torch.sym_min(self.num_queries, logits.shape[1]), 1).indices
         references = coordinates.detach().gather(1, chosen[..., None].expand(-1, -1, 4)).sigmoid()
         encoded = self.query_norm(self.query_proj(_encode_boxes(references, memory.tokens.shape[-1] // 2)))
         position, content = encoded.chunk(2, -1)

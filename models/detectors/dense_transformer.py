@@ -286,4 +286,4 @@ class DenseTransformer(nn.Module):
             Normed state of the queries after each layer [L, B, Q, D].
         """
         # Not a view: without gradients one of a parameter claims to need them, and PyTorch's FLOP counter stumbles.
-        return self.decoder(position.repeat(len(memory.tokens), 1, 1), memory, bias)
+        return self.decoder(position.repeat(memory.tokens.shape[0], 1, 1), memory, bias)

@@ -163,6 +163,10 @@ class DETR(SetDetector):
         memory = self.transformer.encode(x, self.position(map_padding), map_padding)
         return Encoded(memory, x, map_padding, [each for each, _ in features], padding)
 
+    def memory_maps(self, encoded: Encoded) -> list[Tensor]:
+        """The encoder's tokens as the one map [B, D, h, w] that they are."""
+        return [encoded.memory_map()]
+
     def decode(self, encoded: Encoded) -> Decoded:
         """Everything up to the decoder, of what `encode` made."""
         bias, centres = self._prior(encoded.image_padding, encoded.padding) or (None, None)

@@ -132,6 +132,10 @@ class DETRSegmentation(SetDetector):
         """What the detector's encoder makes of images [B, 3, H, W] with this padding [B, H, W]."""
         return self.detector.encode(images, padding)
 
+    def memory_maps(self, encoded: Encoded) -> list[Tensor]:
+        """The map of the detector's encoder."""
+        return self.detector.memory_maps(encoded)
+
     def decode(self, encoded: Encoded) -> Decoded:
         """What the detector's decoder makes of what its encoder made."""
         return self.detector.decode(encoded)
@@ -170,6 +174,13 @@ class DETRSegmentation(SetDetector):
             logits = predictions.masks[i, found.queries[i]]
             result["masks"] = binary_masks(logits, padded, (image.shape[-2], image.shape[-1]), size)
         return results
+
+    def batch_masks(self, found: Detections, predictions: Predictions, size: tuple[int, int]) -> Tensor:
+        """Masks of the detections [B, N, H, W], those of their queries."""
+        assert predictions.masks is not None
+        logits = predictions.masks
+        chosen = logits.gather(1, found.queries[..., None, None].expand(-1, -1, *logits.shape[-2:]))
+        return F.interpolate(chosen, size, mode="bilinear", align_corners=False) > 0
 
     def attention_maps(self, images: list[Tensor]) -> AttentionMaps:
         """Where the detector's queries look; see `DETR.attention_maps`."""

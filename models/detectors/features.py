@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.backbones.size_divisor import size_divisor
 from models.mistakes import Mistake
 from models.pixels import state_pretrained
+from models.pruning.extractor import shrink_extractor
 
 
 class Features(nn.Module):
@@ -22,7 +23,8 @@ class Features(nn.Module):
 
     Args:
         backbone: timm's name of the network, ours included.
-        options: Further arguments of `timm.create_model`.
+        options: Further arguments of `timm.create_model`, and perhaps `plan`: that of a pruned classifier of this name,
+            as `python -m exp prune` writes it, by which the backbone and its maps are narrower.
         pretrained: Whether to start from timm's weights.
         levels: Indices of timm's feature maps, finest first; None for the last three.
         frozen_norm: Whether batch norms normalise with constants: `y = x w / sqrt(var + eps) + b - mean w / sqrt(..)`,
@@ -37,7 +39,8 @@ class Features(nn.Module):
         size_divisor: Number of whose multiples the sides of a batch have to be for levels of exactly these strides.
 
     Raises:
-        Mistake: Levels that the network does not have or that are out of order, or more frozen stages than it has maps.
+        Mistake: Levels that the network does not have or that are out of order, more frozen stages than it has maps, or
+            a plan of another network.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class Features(nn.Module):
         super().__init__()
         indices = (-3, -2, -1) if levels is None else tuple(levels)
         self.backbone = backbone
+        options = dict(options or {})
+        plan = options.pop("plan", None)
         try:
-            body = _create(backbone, options or {}, pretrained=pretrained, out_indices=indices)
+            body = _create(backbone, options, pretrained=pretrained, out_indices=indices)
         except (IndexError, AssertionError) as error:
             if isinstance(error, AssertionError) and "feature index" not in str(error):
                 raise
@@ -63,11 +68,13 @@ class Features(nn.Module):
         order = [index % available for index in indices]
         if not order or order != sorted(set(order)):
             raise Mistake(f"levels are increasing indices of the {available} feature maps of {backbone}: not {levels}")
+        if plan is not None:
+            shrink_extractor(body, plan, afresh=not pretrained)
         if frozen_norm:
             if not pretrained:
                 _unit_scales(body)
             body = freeze_batch_norm_2d(body)
-        _freeze(body, backbone, options or {}, frozen_stages)
+        _freeze(body, backbone, options, frozen_stages)
         self.body: nn.Module = body
         # Swin's maps are [B, h, w, channels].
         self.channels_last = getattr(body, "output_fmt", Format.NCHW) == Format.NHWC

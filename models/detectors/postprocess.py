@@ -35,7 +35,7 @@ def top_scores(logits: Tensor, boxes: Tensor, k: int) -> Detections:
     """
     num_classes = logits.shape[-1]
     scores = logits.float().sigmoid().flatten(1)
-    best, places = scores.topk(min(k, scores.shape[1]))
+    best, places = scores.topk(torch.sym_min(k, scores.shape[1]))
     return _detections(best, places % num_classes, places // num_classes, boxes)
 
 
@@ -50,7 +50,11 @@ def best_classes(logits: Tensor, boxes: Tensor) -> Detections:
         All Q queries.
     """
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
-    scores, queries = scores.sort(descending=True, stable=True)
+    if torch.compiler.is_exporting():
+        # ONNX has no stable sort.
+        scores, queries = scores.topk(scores.shape[1])
+    else:
+        scores, queries = scores.sort(descending=True, stable=True)
     return _detections(scores, labels.gather(1, queries), queries, boxes)
 
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from models.detectors.batching import pad
 from models.detectors.conventions import Convention
 from models.detectors.conventions import convention as convention_of
 from models.detectors.features import Features
+from models.detectors.suppression import suppressed
 from models.layers.mask_paste import paste
 from models.mistakes import Mistake
 from models.necks import FPN, Extra, Neck
@@ -140,7 +141,7 @@ class PyramidDetector(nn.Module):
         early = self.convention.clips_before_suppression
         if early:
             candidates = _clip(candidates, size, least)
-        kept = batched_nms(candidates.boxes, candidates.scores, candidates.labels, self.nms_threshold)
+        kept = suppressed(candidates.boxes, candidates.scores, candidates.labels, self.nms_threshold)
         candidates = candidates.take(kept[: self.max_detections])
         return candidates if early else _clip(candidates, size, least)
 
@@ -155,6 +156,12 @@ class PyramidDetector(nn.Module):
             Scores, places (rows) and labels [n], best first.
         """
         flat = scores.flatten()
+        if torch.compiler.is_exporting():
+            # A graph cannot ask how many are above before it takes the best.
+            best, order = flat.topk(torch.sym_min(limit, flat.shape[0]))
+            above = best > self.score_threshold
+            best, chosen = best[above], order[above]
+            return best, chosen // self.num_classes, chosen % self.num_classes
         above = torch.where(flat > self.score_threshold)[0]
         best, order = flat[above].topk(min(limit, len(above)))
         chosen = above[order]

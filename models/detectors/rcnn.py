@@ -199,7 +199,7 @@ class RCNN(PyramidDetector):
             every.append(logits)
             if i + 1 < len(self.roi_heads):
                 boxes = stage.refine(boxes, logits[:, 1:].argmax(1), deltas, sizes)
-        counts = [len(image) for image in boxes]
+        counts = [image.shape[0] for image in boxes]
         moved = decode(deltas, torch.cat(boxes)[:, None], self.convention.clamps_shrinking, stage.options.stds)
         scores = torch.stack(every).mean(0).softmax(1)[:, 1:]
         moved = moved.expand(-1, scores.shape[1], -1)
@@ -221,11 +221,11 @@ class RCNN(PyramidDetector):
             For each image [n, 28, 28].
         """
         labels = torch.cat([image.labels for image in found])
-        rows = torch.arange(len(labels), device=labels.device)
+        rows = torch.arange(labels.shape[0], device=labels.device)
         boxes = [image.boxes for image in found]
         stages = self.stages()
         every = [stage.masks_of(stage.pool(levels, boxes, MASK_SIZE))[rows, labels].sigmoid() for stage in stages]
-        return list(torch.stack(every).mean(0).split([len(image) for image in boxes]))
+        return list(torch.stack(every).mean(0).split([image.shape[0] for image in boxes]))
 
     def stages(self) -> list[RoIStage]:
         """The stages in order."""

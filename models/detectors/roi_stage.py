@@ -159,7 +159,7 @@ class RoIStage(nn.Module):
         regions = torch.cat([images, torch.cat(list(boxes))], 1)
         side = (regions[:, 3:] - regions[:, 1:3]).prod(1).sqrt()
         level = (side / (CELLS * self.strides[0]) + 1e-6).log2().floor().clamp(0, len(self.strides) - 1)
-        pooled = levels[0].new_zeros(len(regions), levels[0].shape[1], size, size)
+        pooled = levels[0].new_zeros(regions.shape[0], levels[0].shape[1], size, size)
         ratio = 0 if self.convention.aligned else 2
         for i, (feature, stride) in enumerate(zip(levels, self.strides, strict=False)):
             index = torch.where(level == i)[0]
@@ -274,7 +274,7 @@ class RoIStage(nn.Module):
         """
         chosen = self._of_class(deltas, classes)
         moved = decode(chosen, torch.cat(list(boxes)), self.convention.clamps_shrinking, self.options.stds)
-        parts = moved.split([len(image) for image in boxes])
+        parts = moved.split([image.shape[0] for image in boxes])
         return [clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)]
 
     @staticmethod

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from models.detectors.anchors import RATIOS, anchors, flatten_outputs
 from models.detectors.assignment import IGNORED, LowQuality, match, sample
 from models.detectors.box_deltas import decode, encode
 from models.detectors.conventions import Convention
 from models.detectors.pyramid_detector import Size
+from models.detectors.suppression import suppressed
 from models.processes import process_mean
 
 # Sides of the square anchor, in cells of its level: 32 pixels at stride 4.
@@ -100,7 +101,9 @@ class RPN(nn.Module):
         mode = 0 if self.training else 1
         found, scores, origins = [], [], []
         for i, (level_logits, level_deltas, level_boxes) in enumerate(zip(logits, deltas, boxes, strict=True)):
-            best, index = level_logits.float().topk(min(self.convention.proposals_before[mode], len(level_boxes)))
+            best, index = level_logits.float().topk(
+                torch.sym_min(self.convention.proposals_before[mode], level_boxes.shape[0])
+            )
             chosen = level_deltas.take_along_dim(index[..., None], 1)
             found.append(decode(chosen, level_boxes[index], self.convention.clamps_shrinking))
             scores.append(best.sigmoid())
@@ -112,7 +115,7 @@ class RPN(nn.Module):
             if self.convention.least_proposal > 0:
                 large = remove_small_boxes(image_boxes, self.convention.least_proposal)
                 image_boxes, image_scores, level = image_boxes[large], image_scores[large], level[large]
-            kept = batched_nms(image_boxes, image_scores, level, self.nms_threshold)[: self.kept[mode]]
+            kept = suppressed(image_boxes, image_scores, level, self.nms_threshold)[: self.kept[mode]]
             proposals.append((image_boxes[kept], image_scores[kept]))
         return proposals
 

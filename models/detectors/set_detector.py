@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.detectors.batching import output_sizes, pad
@@ -16,6 +17,14 @@ from models.detectors.set_criterion import SetCriterion, SetTarget, relative_tar
 from models.mistakes import Mistake
 
 Target = dict[str, Any]
+
+
+class EncoderMaps(nn.Module):
+    """Hands the encoder's maps on as they are: the place where distillation reads them, by the name `encoder_maps`."""
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps [B, D, h, w], finest first."""
+        return maps
 
 
 class SetDetector(nn.Module, ABC):
@@ -28,11 +37,16 @@ class SetDetector(nn.Module, ABC):
         num_classes: K; labels are 0 to K - 1.
         has_masks: Whether there are masks among the results.
         criterion: Losses of predictions.
+        encoder_maps: What the encoder made, as maps.
     """
 
     has_masks = False
     num_classes: int
     criterion: SetCriterion
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder_maps = EncoderMaps()
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         """Losses in training, detections in evaluation.
@@ -51,7 +65,9 @@ class SetDetector(nn.Module, ABC):
         Raises:
             Mistake: Training without targets, or without the masks that the network needs.
         """
-        decoded = self.decode(self.encode(*pad(images)))
+        encoded = self.encode(*pad(images))
+        self.encoder_maps(self.memory_maps(encoded))
+        decoded = self.decode(encoded)
         predictions = self.predictions(decoded, all_layers=self.training)
         if not self.training:
             return self.results(self.detections(predictions), predictions, images, output_sizes(images, targets))
@@ -59,9 +75,43 @@ class SetDetector(nn.Module, ABC):
             raise Mistake(f"{type(self).__name__} needs targets in training")
         return self.losses(decoded, predictions, self.set_targets(targets, images))
 
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Detections in images of one size, as many in each, in tensors of the whole batch.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+
+        Returns:
+            `boxes` [B, N, 4], xyxy in pixels of the images, `labels` [B, N], `scores` [B, N], best first, and where the
+            network has masks `masks` [B, N, H, W], bool.
+        """
+        height, width = images.shape[-2:]
+        padding = torch.zeros_like(images[:, 0], dtype=torch.bool)
+        predictions = self.predict(images, padding, all_layers=False)
+        found = self.detections(predictions)
+        boxes = to_pixels(found.boxes, (height, width))
+        answer = {"boxes": boxes, "labels": found.labels, "scores": found.scores}
+        if self.has_masks:
+            answer["masks"] = self.batch_masks(found, predictions, (height, width))
+        return answer
+
+    def batch_masks(self, found: Detections, predictions: Predictions, size: tuple[int, int]) -> Tensor:
+        """Masks of the detections [B, N, H, W], bool, of a network that has them.
+
+        Args:
+            found: Detections in the B images.
+            predictions: Predictions that they were chosen from.
+            size: Height and width of all images.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no masks")
+
     @abstractmethod
     def encode(self, images: Tensor, padding: Tensor) -> Any:
         """Everything up to the encoder, of images [B, 3, H, W] with this padding [B, H, W]."""
+
+    @abstractmethod
+    def memory_maps(self, encoded: Any) -> list[Tensor]:
+        """The encoder's tokens as maps [B, D, h, w], finest first, of what `encode` made."""
 
     @abstractmethod
     def decode(self, encoded: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.compute import has_values
 from models.detectors.deformable_detr import DeformableDETR
-from models.detectors.postprocess import Detections
+from models.detectors.postprocess import Detections, to_pixels
 from models.detectors.predictions import Predictions
 from models.detectors.set_criterion import SetTarget
 from models.layers.mask_code import MaskCode
@@ -91,6 +91,15 @@ class SOLQ(DeformableDETR):
         for result, vectors, queries, size in zip(results, predictions.vectors[-1], found.queries, sizes, strict=True):
             result["masks"] = self._masks(vectors, queries, result["boxes"], size)
         return results
+
+    def batch_masks(self, found: Detections, predictions: Predictions, size: tuple[int, int]) -> Tensor:
+        """Masks of the detections [B, N, H, W], each decoded from the vector of its query."""
+        assert predictions.vectors is not None
+        vectors = predictions.vectors[-1]
+        chosen = vectors.gather(1, found.queries[..., None].expand(-1, -1, vectors.shape[-1]))
+        boxes = to_pixels(found.boxes, size).flatten(0, 1)
+        masks = paste(self.mask_code.masks(chosen.flatten(0, 1)), boxes, size)
+        return masks.unflatten(0, found.queries.shape)
 
     def _masks(self, vectors: Tensor, queries: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Masks of the detections of an image, from the vectors of all its queries and the query of each detection."""

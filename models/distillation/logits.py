@@ -33,6 +33,29 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     return F.kl_div(own, theirs, reduction="none", log_target=True).sum(1).mean() * temperature**2
 
 
+def check_answers(term: str, student: Seen, teacher: Seen) -> None:
+    """Refuses networks whose answers a term cannot compare.
+
+    Raises:
+        Mistake: They answer nothing in training, or their answers differ in shape.
+    """
+    own, theirs = maps_of(student.output), maps_of(teacher.output)
+    if not own or not theirs or own[-1].ndim < 2:
+        raise Mistake(
+            f"{term} compares answers, and the networks return none in training; take a term on features, such as "
+            "Hints, with the layers' names"
+        )
+    if own[-1].shape[1] != theirs[-1].shape[1]:
+        raise Mistake(
+            f"the student tells {own[-1].shape[1]} classes apart, the teacher {theirs[-1].shape[1]}: their answers "
+            "cannot be compared; take a teacher of the same classes, or a term on features"
+        )
+    if own[-1].shape != theirs[-1].shape:
+        raise Mistake(
+            f"the student answers {list(own[-1].shape[1:])} an image, the teacher {list(theirs[-1].shape[1:])}"
+        )
+
+
 class Logits(Term):
     """The student's answers follow the teacher's: of a classifier, or of a segmenter at every place.
 
@@ -65,21 +88,7 @@ class Logits(Term):
 
     @override
     def prepare(self, student: Seen, teacher: Seen) -> None:
-        own, theirs = maps_of(student.output), maps_of(teacher.output)
-        if not own or not theirs or own[-1].ndim < 2:
-            raise Mistake(
-                "Logits compares answers, and the networks return none in training; take a term on features, such as "
-                "Hints, with the layers' names"
-            )
-        if own[-1].shape[1] != theirs[-1].shape[1]:
-            raise Mistake(
-                f"the student tells {own[-1].shape[1]} classes apart, the teacher {theirs[-1].shape[1]}: their answers "
-                "cannot be compared; take a teacher of the same classes, or a term on features"
-            )
-        if own[-1].shape != theirs[-1].shape:
-            raise Mistake(
-                f"the student answers {list(own[-1].shape[1:])} an image, the teacher {list(theirs[-1].shape[1:])}"
-            )
+        check_answers(type(self).__name__, student, teacher)
 
     @override
     def forward(self, student: Seen, teacher: Seen) -> Tensor:

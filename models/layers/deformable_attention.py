@@ -39,6 +39,12 @@ class Levels(NamedTuple):
         for height, width in sizes:
             table.append((width, height, start))
             start += height * width
+        if torch.compiler.is_exporting():
+            # Sizes may be those of any image.
+            numbers = torch.stack(
+                [torch.stack([torch.full((), torch.sym_float(n), device=device) for n in row]) for row in table]
+            )
+            return cls(list(sizes), numbers[:, :2], numbers[:, 2])
         # One transfer for a whole forward pass.
         numbers = torch.tensor(table, dtype=torch.float32, device=device)
         return cls(list(sizes), numbers[:, :2], numbers[:, 2])
@@ -162,9 +168,26 @@ def weighted_samples(value: Tensor, levels: Levels, x: Tensor, y: Tensor, weight
         [N, Q, M * D], in the type of `value`; differentiable once with respect to all four tensors.
     """
     points = x.shape[-1] // len(levels.sizes)
+    if torch.compiler.is_exporting():
+        return _sampled(value, levels, x, y, weights, points)
     width, height = levels.extent.repeat_interleave(points, 0).unbind(-1)
     starts = levels.starts.repeat_interleave(points)
     return _WeightedSamples.apply(value, x, y, weights, width, height, starts)
+
+
+def _sampled(value: Tensor, levels: Levels, x: Tensor, y: Tensor, weights: Tensor, points: int) -> Tensor:
+    """The same in an operator that other programs have, sampling of a grid; it stores every sample."""
+    batch, _, heads, _ = value.shape
+    tokens = value.split([height * width for height, width in levels.sizes], 1)
+    parts = zip(tokens, levels.sizes, *(each.split(points, -1) for each in (x, y, weights)), strict=True)
+    sums = []
+    for rows, (height, width), columns, lines, shares in parts:
+        maps = rows.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, (height, width))
+        places = torch.stack([(2 * columns + 1) / width - 1, (2 * lines + 1) / height - 1], -1)
+        grid = places.transpose(1, 2).flatten(0, 1).to(maps.dtype)
+        samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        sums.append((samples * shares.transpose(1, 2).flatten(0, 1)[:, None].to(maps.dtype)).sum(-1))
+    return sum(sums[1:], sums[0]).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
 class _Axis(NamedTuple):

@@ -240,4 +240,4 @@ class GrainedBlock(nn.Module):
 
 def record_constant(part: nn.Module, x: Tensor, macs: float) -> None:
     """Records the same multiply-adds for every sample of a part that decides nothing."""
-    record(part, torch.full((len(x),), float(macs), device=x.device), macs, macs)
+    record(part, x.new_full((x.shape[0],), float(macs), dtype=torch.float32), macs, macs)

@@ -215,7 +215,7 @@ class HRNetExits(nn.Module, ABC):
         with torch.no_grad():
             # Once skipped, always skipped: with other thresholds at later exits, too.
             mask = self.unsure(exit - 1, logits) & before
-            tiles = self.skip and not self.training and not torch.is_grad_enabled()
+            tiles = self.skip and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
             falloff = strongest_kernel(self) if tiles else None
             return pyramid(mask, NUM_EXITS, falloff)
 

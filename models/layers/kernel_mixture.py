@@ -74,7 +74,7 @@ class KernelMixture(nn.Module):
         """
         note(self, "mixture", coefficients, "kernel", [f"kernel {i}" for i in range(self.num_kernels)])
         together = images_at_once(images, self.kernel_shape)
-        if together >= len(images):
+        if together >= images.shape[0]:
             return self._mix_and_convolve(images, coefficients)
         parts = zip(images.split(together), coefficients.split(together), strict=True)
         return torch.cat([self._mix_and_convolve(*part) for part in parts])

@@ -58,7 +58,7 @@ class MaskCode(nn.Module):
         """Coefficients [n, V] to maps [n, S, S] of any real values."""
         with full_precision(vectors):
             vectors = vectors.to(self.basis.dtype)
-            spectrum = vectors.new_zeros(len(vectors), self.used * self.used)
+            spectrum = vectors.new_zeros(vectors.shape[0], self.used * self.used)
             spectrum = spectrum.index_copy(1, self.places, vectors).unflatten(1, (self.used, self.used))
             return self.basis.T @ spectrum @ self.basis
 

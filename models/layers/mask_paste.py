@@ -29,6 +29,10 @@ def paste(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     boxes = boxes.float()
     x0, y0, x1, y1 = boxes.unbind(1)
+    if torch.compiler.is_exporting():
+        # A graph has no loop of as many rounds as there are objects.
+        across = _resample(maps.float().mT, x0, x1, width).mT
+        return _resample(across, y0, y1, height) >= 0.5
     step = max(PIXELS_AT_A_TIME // max(height * width, 1), 1)
     pasted = torch.empty(len(maps), height, width, dtype=torch.bool, device=maps.device)
     for first in range(0, len(maps), step):
@@ -48,6 +52,6 @@ def _resample(rows: Tensor, low: Tensor, high: Tensor, length: int) -> Tensor:
     places = places.clamp(-1, size) + 1
     above = places.floor()
     # What is not a number, of a box without area, may come from any row: it stays one.
-    first = above.nan_to_num().long() + torch.arange(len(rows), device=rows.device)[:, None] * rows.shape[1]
+    first = above.nan_to_num().long() + torch.arange(rows.shape[0], device=rows.device)[:, None] * rows.shape[1]
     flat = rows.flatten(0, 1)
     return torch.lerp(flat[first], flat[first + 1], (places - above)[..., None])

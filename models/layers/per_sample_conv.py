@@ -49,7 +49,7 @@ def per_sample_conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     images, padding = _padded(images, (weight.shape[-2], weight.shape[-1]), stride, padding, dilation)
     together = images_at_once(images, weight.shape[1:])
-    if together >= len(images):
+    if together >= images.shape[0]:
         return _convolve(images, weight, bias, stride, padding, dilation, groups)
     biases = [None] * len(images) if bias is None else bias.split(together)
     parts = zip(images.split(together), weight.split(together), biases, strict=False)
@@ -86,6 +86,8 @@ def _convolve(
     groups: int,
 ) -> Tensor:
     batch, in_channels, height, width = images.shape
+    if torch.compiler.is_exporting():
+        return _as_products(images, weight, bias, stride, padding, dilation, groups)
     if batch == 1:
         single = None if bias is None else bias[0]
         return F.conv2d(images, weight[0], single, stride, padding, dilation, groups)
@@ -101,6 +103,28 @@ def _convolve(
         batch * groups,
     )
     return stacked.reshape(batch, weight.shape[1], *stacked.shape[-2:])
+
+
+def _as_products(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """The same for a batch of any size, of which a graph cannot have as many groups as images: matrix products."""
+    kernel = (weight.shape[-2], weight.shape[-1])
+    axes = zip(images.shape[-2:], kernel, stride, padding, dilation, strict=True)
+    size = [(side + 2 * zeros - spacing * (reach - 1) - 1) // step + 1 for side, reach, step, zeros, spacing in axes]
+    if kernel == (1, 1) and padding == (0, 0):
+        columns = images[:, :, :: stride[0], :: stride[1]].flatten(2)
+    else:
+        columns = F.unfold(images, kernel, dilation, padding, stride)
+    product = weight.flatten(2).unflatten(1, (groups, -1)) @ columns.unflatten(1, (groups, -1))
+    maps = product.flatten(1, 2).unflatten(2, size)
+    return maps if bias is None else maps + bias[:, :, None, None]
 
 
 def _pointwise(images: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:

@@ -38,7 +38,7 @@ class ResolutionBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape, by the active set."""
         norm = self.sets[self.active]
-        if len(x) > 1 or not norm.training:
+        if not norm.training or len(x) > 1:
             return norm(x)
         norm.eval()
         y = norm(x)

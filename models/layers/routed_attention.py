@@ -293,7 +293,7 @@ class RoutedAttention(MultiHeadAttention):
             shares = self.controller(x, spans.padding)
         else:
             logits = x.new_zeros(1) if self.constants is None else self.constants
-            shares = logits.softmax(0).expand(len(x), -1)
+            shares = logits.softmax(0).expand(x.shape[0], -1)
         return self.merged(self.mixing(*self.heads(x, x), shares, spans))
 
 

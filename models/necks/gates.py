@@ -124,7 +124,7 @@ class RandomGates(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The scores [B, options] of each of the maps [B, C_i, h_i, w_i]."""
-        return [self.scores.expand(len(x), -1) for x in maps]
+        return [self.scores.expand(x.shape[0], -1) for x in maps]
 
 
 def gates_of(name: GateName, in_chans: Sequence[int], options: int, random_rate: float) -> nn.Module:

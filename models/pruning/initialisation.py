@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from models.pruning.groups import CONVOLUTIONS
+from models.pruning.plan import Plan
+from models.pruning.removal import remove
 
 # Numbers that a drawn deviation is told from; the deviation of so many is known to a tenth.
 ENOUGH = 64
@@ -26,6 +28,26 @@ FANS: dict[str, Callable[[Any], float]] = {
     "out": lambda layer: layer.weight.numel() / layer.weight.shape[1],
     "out of a group": lambda layer: layer.weight.numel() / layer.weight.shape[1] / getattr(layer, "groups", 1),
 }
+
+
+def shrink(network: nn.Module, plan: Plan, afresh: bool) -> None:
+    """Makes a network what it is by a plan, in place.
+
+    Args:
+        network: The unpruned network.
+        plan: For it.
+        afresh: Whether its weights are random and become those that a network of these widths is drawn with, others
+            than the large network begins with at the same seed; else what is left keeps its weights.
+
+    Raises:
+        Mistake: The plan is for another network.
+    """
+    before = {}
+    if afresh:
+        before = deviations(network)
+        scatter(network)
+    remove(network, plan)
+    rescale(network, before)
 
 
 def deviations(network: nn.Module) -> dict[str, tuple[str, float]]:
@@ -67,8 +89,12 @@ def rescale(network: nn.Module, before: Mapping[str, tuple[str, float]]) -> None
         network: Without the channels that were removed.
         before: What `deviations` said of it with them.
     """
+    left: dict[str, Any] = dict(network.named_modules())
     for name, (rule, fan) in before.items():
-        layer: Any = network.get_submodule(name)
+        layer = left.get(name)
+        if layer is None:
+            # Of a branch that is gone.
+            continue
         layer.weight.mul_(math.sqrt(fan / FANS[rule](layer)))
 
 

@@ -4,7 +4,8 @@
      "layers": {"layer1.0.conv1": {"out": {"of": 64, "kept": "0-3,7,9-40"}}, "layer1.0.bn1": ...,
                 "layer1.0.conv2": {"in": {"of": 64, "kept": "0-3,7,9-40"}}}}
 
-Layers that are not named are left as they are. A plan names every layer that it makes smaller, on both sides, so that
+Layers that are not named are left as they are. Residual branches that go as a whole are listed as `branches`, by their
+last layers: `{"branches": ["layer1.0.bn3"]}`. A plan names every layer that it makes smaller, on both sides, so that
 nothing is traced when the smaller network is built.
 """
 
@@ -45,11 +46,13 @@ class Plan:
         network: Class of the network that the plan is for.
         layers: Of each layer that becomes smaller, what its sides `out` and `in` keep.
         why: How the channels were chosen: criterion, share or budget and so on, in plain values.
+        branches: Last layers of the residual branches that go; None where scales on branches are left as they are.
     """
 
     network: str
     layers: Mapping[str, Mapping[str, Kept]]
     why: Mapping[str, Any] = field(default_factory=dict)
+    branches: tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The plan in plain values."""
@@ -60,7 +63,8 @@ class Plan:
             }
             for name, sides in self.layers.items()
         }
-        return {"network": self.network, "why": dict(self.why), "layers": layers}
+        branches = {} if self.branches is None else {"branches": list(self.branches)}
+        return {"network": self.network, "why": dict(self.why), "layers": layers} | branches
 
     @staticmethod
     def of(content: Any) -> Plan:
@@ -76,7 +80,11 @@ class Plan:
             if not isinstance(sides, Mapping) or not sides or not sides.keys() <= {"out", "in"}:
                 raise Mistake(f"plan of pruning, layer {name}: what its sides `out` and `in` keep is missing")
             layers[str(name)] = {side: _kept(str(name), side, value) for side, value in sides.items()}
-        return Plan(str(content.get("network", "")), layers, dict(content.get("why") or {}))
+        branches = content.get("branches")
+        if branches is not None and not isinstance(branches, list | tuple):
+            raise Mistake("plan of pruning: `branches` is a list of layers' names")
+        told = None if branches is None else tuple(map(str, branches))
+        return Plan(str(content.get("network", "")), layers, dict(content.get("why") or {}), told)
 
     def check(self, network: nn.Module) -> None:
         """Whether the plan is for this network.
@@ -84,6 +92,13 @@ class Plan:
         Raises:
             Mistake: A layer of the plan is missing, or has other channels; the first one is named.
         """
+        own = {name for name, _ in network.named_modules()}
+        for name in self.branches or ():
+            if name not in own:
+                raise Mistake(
+                    f"the plan of pruning is for another network, {self.network or 'of which it says nothing'}: its "
+                    f"branch {name} goes, {type(network).__name__} has no such layer"
+                )
         for name, sides in self.layers.items():
             for side, kept in sides.items():
                 there = _width(network, name, side, kept.axis)

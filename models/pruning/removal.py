@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.channel_selection import ChannelSelection
+from models.pruning.branches import remove_branches
 from models.pruning.groups import CONVOLUTIONS, NORMS, is_depthwise, is_frozen_norm
 from models.pruning.plan import Kept, Plan, kept_index
 
 
 @torch.no_grad()
 def remove(network: nn.Module, plan: Plan) -> None:
-    """Removes the channels that a plan leaves out, in place: layers, their weights and their statistics become smaller.
+    """Removes what a plan leaves out, in place: layers, their weights and their statistics become smaller, or go.
 
     Args:
         network: The unpruned network.
@@ -26,6 +27,8 @@ def remove(network: nn.Module, plan: Plan) -> None:
         Mistake: The plan is for another network.
     """
     plan.check(network)
+    if plan.branches is not None:
+        remove_branches(network, plan.branches)
     for name, sides in plan.layers.items():
         module = _module(network, name)
         if module is None:

@@ -31,8 +31,8 @@ def score_by(criterion: str, seed: int = 0) -> Score:
     """
     if criterion not in CRITERIA:
         raise Mistake(
-            f"a criterion is one of {', '.join(CRITERIA)}, thinet, lasso or the class path of an importance, not "
-            f"{criterion!r}"
+            f"a criterion is one of {', '.join(CRITERIA)}, thinet, lasso, branch_scale or the class path of an "
+            f"importance, not {criterion!r}"
         )
     generator = torch.Generator().manual_seed(seed)
     of_filters: Mapping[str, Callable[[str, Any], Tensor]] = {

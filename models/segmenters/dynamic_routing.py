@@ -212,7 +212,7 @@ class DynamicRouting(nn.Module):
         x = self.stem(images)
         sparse = self.dynamic and not self.training and has_values(x) and not torch.compiler.is_compiling()
         maps, paths = self._sparse(x) if sparse else self._dense(x)
-        flat = paths.new_zeros(len(x), len(self.layers) * NUM_LEVELS * len(TRANSFORMS))
+        flat = paths.new_zeros(x.shape[0], len(self.layers) * NUM_LEVELS * len(TRANSFORMS))
         gates = flat.index_copy(1, self.path_index, paths).unflatten(1, (len(self.layers), NUM_LEVELS, -1))
         if self.dynamic:
             self._record(gates, images.shape[-2] * images.shape[-1])
@@ -253,7 +253,7 @@ class DynamicRouting(nn.Module):
         maps: Maps = {0: x}
         # In evaluation, which images anything has reached a level of.
         masked = self.dynamic and not self.training
-        reached: dict[int, Tensor] = {0: torch.ones(len(x), dtype=torch.bool, device=x.device)}
+        reached: dict[int, Tensor] = {0: torch.ones(x.shape[0], dtype=torch.bool, device=x.device)}
         paths: list[Tensor] = []
         for cells in self._grid():
             sums: Maps = {}

@@ -45,7 +45,7 @@ class ScheduledDropPath(nn.Module):
         """[B, C, H, W] to the same, scaled up where it is kept."""
         if not self.training:
             return x
-        keep = (1 - self.rate * self.progress).expand(len(x))
+        keep = (1 - self.rate * self.progress).expand(x.shape[0])
         return x * (torch.bernoulli(keep) / keep).to(x.dtype).view(-1, 1, 1, 1)
 
 
@@ -109,7 +109,7 @@ class Cell(nn.Module):
         """
         if self.gate is None:
             hidden = self._hidden(x)
-            gates = torch.ones(len(x), len(self.transforms), device=x.device)
+            gates = torch.ones(x.shape[0], len(self.transforms), device=x.device)
             return {transform: self._transformed(transform, hidden) for transform in self.transforms}, gates
         gates = self.gate(x)
         if reached is not None:

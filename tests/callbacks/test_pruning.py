@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from callbacks import MaskPruning, Slimming, SoftFilterPruning, StepSeed
+from callbacks import MaskPruning, Slimming, SoftFilterPruning, StepSeed, StructureSelection
+from models.classifiers import scaled_branches
 from models.mistakes import Mistake
 from models.pruning.selection import magnitude_masks
 from tests.library.reports import trainer_with
@@ -208,3 +209,56 @@ def test_files_without_the_weights_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(refusal.value)
     with pytest.raises(Mistake, match="without a share"):
         MaskPruning(None)
+
+
+class Residual(nn.Module):
+    """A block around a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def residual(**options: Any) -> Sums:
+    torch.manual_seed(0)
+    network = scaled_branches(nn.Sequential(Residual(), Residual(), nn.Linear(4, 3)), ["*.inner"])
+    return Sums(network, optimizer=lambda groups: torch.optim.SGD(groups, **({"lr": 0.1, "momentum": 0.9} | options)))
+
+
+def test_scales_take_proximal_steps_and_nothing_else_moves_them(tmp_path: Path) -> None:
+    """The first step by hand: z = 1 - lr g, shrunk by lr p; v = S(z) - 1; scale = S(z) + m v."""
+    module = residual(lr=0.1, weight_decay=0.5)
+    before = copy.deepcopy(module)
+    batch = Numbers().batches()[0]["image"]
+    before.network(batch).square().mean().backward()
+    fit(tmp_path, StructureSelection(0.5, momentum=0.8), module=module, max_steps=1)
+    for place in ("0", "1"):
+        gradient = before.network.get_parameter(f"{place}.inner.branch_scale").grad
+        assert gradient is not None
+        shrunk = (1 - 0.1 * gradient - 0.1 * 0.5).clamp(min=0)
+        found = module.network.get_parameter(f"{place}.inner.branch_scale")
+        torch.testing.assert_close(found.detach(), shrunk + 0.8 * (shrunk - 1))
+
+
+def test_scales_become_zero_and_resume_as_they_were(tmp_path: Path) -> None:
+    whole = residual()
+    fit(tmp_path, StructureSelection(2.0), epochs=4, module=whole)
+    assert not whole.network.get_parameter("0.inner.branch_scale").detach()
+    half = residual()
+    trainer = fit(tmp_path, StructureSelection(2.0), epochs=2, module=half)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = residual()
+    again = trainer_with(StepSeed(3), StructureSelection(2.0), folder=tmp_path, max_epochs=4)
+    again.fit(resumed, Numbers(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name])
+
+
+def test_structure_selection_needs_scales(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="has no scales on its branches"):
+        fit(tmp_path, StructureSelection(0.1))
+    with pytest.raises(Mistake, match="penalty is positive"):
+        StructureSelection(0.0)

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from drawing.figures import confusion_matrix, contact_sheet, save
-from drawing.texts import _tell_of_letters, short
+from drawing.texts import _tell_of_letters, short, spelled
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -21,6 +21,7 @@ def test_names_are_no_formulas_and_missing_letters_are_said_once(tmp_path: Path)
     with pytest.warns(UserWarning, match="letters that no installed font has") as told:
         save(contact_sheet([IMAGE] * 4, names, "a $ and a $"), tmp_path / "sheet.png")
     assert len(told) == 1
+    assert spelled("\U000e0041 \ue000 é") == "\\U000e0041 \\ue000 é"
     assert imread(tmp_path / "sheet.png").shape[:2] > (300, 300)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

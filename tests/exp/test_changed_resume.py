@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from callbacks import StepSeed
-from exp.run_directory import state_of
-from tests.library.run_contents import after, contents, table
+from exp.run_state import state_of
+from tests.library.run_contents import after, assert_same, contents, table
+from tests.library.runner import run
 from tests.library.short_run import RUN, fit
 
 
@@ -122,6 +123,22 @@ def test_the_order_of_samples_stays_within_an_epoch(interrupted: Path) -> None:
     assert ended.code == 2
     assert "in the middle of an epoch, whose samples seed_everything: 0 -> 7" in ended.output
     assert files(interrupted) == before
+
+
+def test_a_training_that_ends_inside_an_epoch_is_validated_and_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
+    lasting = ["--trainer.max_epochs=-1", "--model.schedule=Constant"]
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    for folder, steps in ((short, 12), (whole, 18)):
+        folder.mkdir()
+        assert fit(folder, *lasting, f"--trainer.max_steps={steps}").code == 0
+    assert [row["step"] for row in table(short) if row["val/top1"]] == ["8", "11"]
+    assert (short / RUN / "checkpoints/best.ckpt").exists()
+    ended = run("fit", ["--resume=run", "--trainer.max_steps=18"], short)
+    assert ended.code == 0, ended.output
+    assert "from step 12 on: trainer.max_steps: 12 -> 18" in ended.output
+    assert_same(contents(short)["state_dict"], contents(whole)["state_dict"])
+    curves = [{row["step"]: row["train/loss"] for row in table(folder)} for folder in (short, whole)]
+    assert curves[0] == curves[1]
 
 
 def test_averaging_can_end_and_begin(copy: Path) -> None:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from exp.cli import Cli, resolve
+from exp.fit import main as fit
 from exp.usage import UsageError
 from tests.library.runner import SMALL, run
 
@@ -117,18 +119,30 @@ def test_mistake_in_a_file_names_key_and_choice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "answer"),
     [
-        ("--model.schedule.warmup_epochs=3", "the warm-up (27 steps) leaves nothing of the training (27 steps)"),
+        ("--trainer.max_epochs=-1", "the schedule needs an end"),
+        ("--trainer.limit_train_batches=0", "leaves no batch to train on"),
+        ("--data.batch_size=4096", "training samples are fewer than one optimiser step takes"),
+        pytest.param(
+            "--trainer.accelerator=gpu",
+            "No supported gpu backend found",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         ("--model.network.num_classes=7", "the network has 7 classes but the data has 10"),
         ("--checkpoint.monitor=val/map", "checkpoint.monitor is 'val/map', but validation logs val/loss, val/top1"),
         (f"--trainer.callbacks={EARLY}", "EarlyStopping.monitor is 'val/topp1', but validation logs val/loss"),
     ],
 )
-def test_refusal_during_training_has_no_traceback(argument: str, answer: str, tmp_path: Path) -> None:
-    ended = run("fit", [*SMALL, argument], tmp_path)
-    assert ended.code == 1
-    assert answer in ended.output.splitlines()[-1]
-    assert "Traceback" not in ended.output
-    assert not list(tmp_path.glob("runs/**/metrics.csv")), "refused before the first step"
+def test_what_is_known_beforehand_is_refused_before_there_is_a_run(
+    argument: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        fit([*SMALL, "--wandb=offline", argument])
+    assert stopped.value.code == 2
+    told = capsys.readouterr()
+    assert answer in told.err
+    assert (told.err.count("\n"), told.out) == (1, "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_is_quick_and_lists_every_command() -> None:

@@ -1,18 +1,23 @@
 import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from exp.convert import main
+from exp.extraction import read_architecture
 from models.official import layout_of
 from models.official.convnext import LAYOUT
+from models.supernet import TransformerSpace, autoformer_supernet
 from tests.library.official_networks import weights
+from tests.library.runner import run
 
 
 @pytest.fixture
@@ -141,7 +146,11 @@ def broken(folder: Path, ours: dict) -> dict[str, tuple[Path, list[str], str]]:
         "text": (folder / "text.pth", [], "not a checkpoint"),
         "text as safetensors": (folder / "text.safetensors", [], "not a safetensors file"),
         "code": (folder / "pickle.pth", [], "not a checkpoint"),
-        "unknown system": (folder / "good.pth", ["--system", "resnext"], "'resnext'; known: adpc, byol, condconv,"),
+        "unknown system": (
+            folder / "good.pth",
+            ["--system", "resnext"],
+            "'resnext'; known: adpc, autoformer, byol, condconv,",
+        ),
         "no average": (folder / "good.pth", ["--ema"], "no averaged weights"),
         "already official": (folder / "good.pth", ["--to", "official"], "our layout of none of the systems"),
     }
@@ -176,3 +185,43 @@ def test_failed_writing_leaves_the_old_file(
     assert "No space left" in capsys.readouterr().err
     assert (tmp_path / "out.pth").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.pth", "out.pth"]
+
+
+def test_an_architecture_of_a_searchable_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From official weights of a super network; the config beside the result evaluates it."""
+    sizes: dict[str, Any] = {
+        "num_classes": 10,
+        "img_size": 16,
+        "patch_size": 4,
+        "head_dim": 8,
+        "max_relative_position": 3,
+    }
+    network = autoformer_supernet(TransformerSpace([2, 3, 4], [16, 24, 32], [2, 3, 4], [2, 3, 4]), **sizes)
+    torch.save({"model": layout_of("autoformer").to_official(network.state_dict())}, tmp_path / "supernet.pth")
+    described = {"depth": 2, "ratios": [4, 3], "heads": [3, 2], "width": 24}
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(described))
+    config = Path("configs/classification/autoformer_digits.yaml").resolve()
+    command = ["supernet.pth", "small.safetensors", f"--config={config}", "--wandb=disabled"]
+    ended = run("convert", [*command, "--architecture=chosen.yaml"], tmp_path)
+    assert ended.code == 0, ended.output
+    assert 'network options {"img_size": 16' in ended.output
+    plain = network.extracted(network.space.read(described))
+    assert same(load_file(tmp_path / "small.safetensors"), plain.state_dict())
+    written = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    assert written["model"]["init_args"]["network"]["class_path"] == "models.supernet.chosen"
+    # A config whose network is an architecture says which it is.
+    assert read_architecture(tmp_path / "small.yaml") == described
+    ended = run("validate", ["--config=small.yaml", "--weights=small.safetensors"], tmp_path)
+    assert ended.code == 0, ended.output
+    assert "val/top1_smallest" not in ended.output
+    (tmp_path / "nothing.yaml").write_text("12")
+    monkeypatch.chdir(tmp_path)
+    for file, said in (
+        ("nothing.yaml", "nothing.yaml: no choices by name in it, such as `depth: 12`"),
+        ("small.yaml", "its config would take the place of small.yaml: choose another name for OUT"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["supernet.pth", "small.safetensors", f"--architecture={file}"])
+        assert said in capsys.readouterr().err

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from exp import prune
 from exp.checkpoint_io import read_checkpoint
-from exp.run_directory import read_state
+from exp.run_state import read_state
 from models.pruning.plan import Plan
 from tests.library.runner import run
 from tests.library.short_run import fit

@@ -14,7 +14,7 @@ import pytest
 
 from callbacks import StepSeed
 from exp.checkpoint_io import AtomicCheckpointIO
-from exp.run_directory import state_of
+from exp.run_state import state_of
 from tests.library.run_contents import after, table
 from tests.library.runner import die
 from tests.library.short_run import RUN, fit
@@ -192,9 +192,7 @@ def test_how_a_run_stands_is_told_by_its_process(tmp_path: Path) -> None:
     "argv",
     [
         ["--weights=nowhere.ckpt"],
-        ["--model.schedule.warmup_epochs=7"],
         ["--model.network.num_classes=7"],
-        ["--data.batch_size=4096"],
     ],
 )
 def test_a_refused_command_leaves_no_directory(argv: list[str], tmp_path: Path) -> None:

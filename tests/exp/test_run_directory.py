@@ -21,9 +21,8 @@ from exp.run_directory import (
     essence,
     fingerprint,
     open_run,
-    read_state,
-    state_of,
 )
+from exp.run_state import read_state, state_of
 
 OLD: dict[str, Any] = {"model": {"lr": 0.1}, "trainer": {}}
 NEW: dict[str, Any] = {"model": {"lr": 0.1, "neck": None}, "trainer": {}}

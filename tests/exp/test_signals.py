@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 import exp.profile
+import exp.signals
 from callbacks import StepSeed
 from callbacks.liveness import Liveness
 from datamodules import Digits
@@ -36,7 +37,7 @@ def get(number: signal.Signals) -> Callable[[], None]:
 
 def last_line(ended: Ended) -> str:
     assert "Traceback" not in ended.output, ended.output
-    told = [line for line in ended.output.splitlines() if line.startswith("exp: ")]
+    told = [line for line in ended.output.splitlines() if line.startswith("exp: ") and "exp: heard" not in line]
     assert len(told) == 1, ended.output
     return told[0]
 
@@ -79,6 +80,7 @@ def test_a_fit_that_is_stopped_goes_on(moment: Callable[[], None], told: str, tm
 
 def test_a_second_ctrl_c_ends_a_training_at_once(tmp_path: Path) -> None:
     def hang() -> None:
+        exp.signals.TOLD = 0.1
         for _ in range(2):
             get(signal.SIGINT)()
             time.sleep(2 * ECHO)
@@ -87,6 +89,7 @@ def test_a_second_ctrl_c_ends_a_training_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     ended = run("fit", SHORT, tmp_path, after(StepSeed, "on_train_batch_start", 4, hang))
     assert ended.code == 130
+    assert "exp: heard Ctrl-C: saves and stops as soon as it can; a second Ctrl-C ends it at once" in ended.output
     assert last_line(ended) == "exp: ended at once by a second Ctrl-C; the same command goes on from what was saved"
     assert time.monotonic() - started < 50
 

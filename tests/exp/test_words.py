@@ -29,6 +29,11 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with zipfile.ZipFile(folder / "best.ckpt", "w"):
             pass
         (folder / "best.ckpt").write_bytes(b"PK\x03\x04")
+    (tmp_path / "runs/mine/0/checkpoints/last.ckpt").touch()
+    for run in ("runs/mine/0", "theirs/0"):
+        (tmp_path / run).mkdir(parents=True, exist_ok=True)
+        (tmp_path / run / "config.yaml").touch()
+    os.utime(tmp_path / "runs/mine/0/checkpoints/last.ckpt")
     (tmp_path / "photos").mkdir()
     (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8")
     (tmp_path / "own.yaml").write_text("experiment: own\n")
@@ -61,7 +66,12 @@ def at(name: str) -> str:
         ("predict cat.jpg --ckpt_path mine", "cat.jpg --ckpt_path mine"),
         ("validate mine", "--ckpt_path=runs/mine/1/checkpoints/best.ckpt"),
         ("test own.yaml --weights x.pth", "--config=own.yaml --weights x.pth"),
+        ("profile mine/0", "--ckpt_path=runs/mine/0/checkpoints/best.ckpt"),
+        ("profile own.yaml", "--config=own.yaml"),
+        ("fit --resume mine --trainer.x 9", "--config=runs/mine/0/config.yaml --resume mine --trainer.x 9"),
+        ("fit own.yaml --resume mine", "--config=own.yaml --resume mine"),
         ("convert quickstart", "quickstart"),
+        ("convert mine out.pth --to ours", "runs/mine/1/checkpoints/best.ckpt out.pth --to ours"),
     ],
 )
 def test_words_stand_for_options(said: str, meant: str) -> None:
@@ -83,6 +93,9 @@ def test_a_claim_is_found_among_the_claims() -> None:
         ("fit zzzzzz", "`exp configs` lists them"),
         ("fit --config zzzzzz", "there is no config 'zzzzzz'"),
         ("validate mime", "did you mean 'mine'"),
+        ("profile mime", "there is no config 'mime'"),
+        ("fit --resume mime", "--resume mime: no such file"),
+        ("fit --resume theirs/0", "if you trust it, give its config, too: --config=theirs/0/config.yaml"),
         ("predict mime cat.jpg", "no such file, nor a run's directory or an experiment"),
     ],
 )

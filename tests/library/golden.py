@@ -98,10 +98,23 @@ def open_vector(path: Path) -> Vector:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     modules = load_builders(metadata.get("system", path.parent.name))
     builders = {name: (module, build) for module in modules for name, build in module.CASES.items()}
-    module, build = builders[case_name(path.stem, builders)]
+    case = case_name(path.stem, builders)
+    module, build = builders[case]
+    if case in getattr(module, "WEIGHTS_BESIDE", ()):
+        tensors |= weights_beside(path, metadata["config"])
     vector = Vector(metadata["config"], tensors, module, build, metadata.get("text", "{}"))
     assert vector.expected, f"{path} records no result"
     return vector
+
+
+def weights_beside(path: Path, config: str) -> dict[str, Tensor]:
+    """The weights of another file in the same folder, recorded of the same network: with the same metadata `config`."""
+    for other in sorted(path.parent.glob("*.safetensors")):
+        with safe_open(other, "pt") as file:
+            names = [name for name in file.keys() if name.startswith("state.")]  # noqa: SIM118 (not a mapping)
+            if names and file.metadata().get("config") == config:
+                return {name: file.get_tensor(name) for name in names}
+    raise AssertionError(f"{path}: it has no weights, and no file beside it has those of the same network")
 
 
 def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from models.segmenters.dynamic_routing import DynamicRouting
 from models.segmenters.hrnet_segmenter import HRNetSegmenter
 from models.segmenters.upernet import UperNet
 from models.self_supervised import BYOL, DINO, MoCo
+from models.supernet import TransformerSpace, autoformer_supernet
 from models.vqa import TRAR
 
 _CONVNEXT = {"depths": (1, 2, 1, 1), "dims": (4, 8, 8, 8)}
@@ -72,6 +73,14 @@ _TRAR: dict[str, Any] = {
     "word_dim": 4,
     "pool_dim": 3,
     "out_dim": 10,
+}
+_SPACE = TransformerSpace([1, 2], [6, 8], [1, 2], [2, 3])
+_SUPERNET: dict[str, Any] = {
+    "img_size": 16,
+    "patch_size": 8,
+    "num_classes": 3,
+    "head_dim": 8,
+    "max_relative_position": 2,
 }
 _DEIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 3}
 _PVT = {"img_size": 64, "embed_dims": (4, 4, 6, 6), "num_heads": (1, 1, 2, 2), "depths": (1, 1, 2, 1), "num_classes": 3}
@@ -135,6 +144,8 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "adpc/confidence": lambda: ADPC(**_ADPC | {"pooled_dim": None}),
     "adpc/all": lambda: ADPC(**_ADPC),
     "adpc/equal_widths": lambda: ADPC(**_ADPC | {"stages": [(1, [2], [16]), *STAGES[1:]]}),
+    "autoformer": lambda: autoformer_supernet(_SPACE, **_SUPERNET),
+    "autoformer/wide": lambda: autoformer_supernet(_SPACE, embed_dim=20, **_SUPERNET),
     "byol": lambda: BYOL(_resnet(), hidden_dim=4, out_dim=3),
     "condconv": _timm("condconv_mobilenetv2_100", num_classes=4),
     "container": _timm("container_v1_light", num_classes=3, **_CONTAINER),

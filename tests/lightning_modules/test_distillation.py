@@ -1,11 +1,9 @@
-"""A small network learns from a larger one, and what is left is the small one alone."""
+"""What a task adds to its loss when another network teaches its own."""
 
 from __future__ import annotations
 
-import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,112 +12,12 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from callbacks import StepSeed
 from datamodules import Digits
-from lightning_modules import Classification, Distillation
-from models.distillation import Hints, Logits, Term
+from lightning_modules import Classification, Detection, Distillation
+from models.distillation import Hints, InstanceConditional, Logits, Term
 from models.mistakes import Mistake
 from models.pixels import HALVES
-from tests.library.run_contents import after, assert_same, contents, table
-from tests.library.runner import Ended, run
-from tests.library.short_run import fit
-
-TEACHER = "{class_path: models.classifiers.timm_classifier, init_args: {name: convnext_atto, num_classes: 10, options: \
-{patch_size: 1, depths: [1, 1, 1, 1], dims: [4, 8, 8, 8], kernel_sizes: 3}}}"
-TERMS = "{logits: {class_path: models.distillation.Logits}, stages: {class_path: models.distillation.Hints, init_args: \
-{student: [stages], teacher: [stages]}}}"
-DISTILLED = [
-    "--model.network.options={patch_size: 1, depths: [1, 1, 1, 1], dims: [4, 4, 4, 4], kernel_sizes: 3}",
-    "--model.distillation=Distillation",
-    f"--model.distillation.teacher={TEACHER}",
-    f"--model.distillation.terms={TERMS}",
-    "--model.distillation.clip=1.0",
-]
-TAUGHT = [*DISTILLED, "--weights.distillation.teacher=teacher.ckpt", "--trainer.accumulate_grad_batches=2"]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    ended = fit(folder)
-    assert ended.code == 0, ended.output
-    return folder / "runs/run/0/checkpoints/last.ckpt"
-
-
-@pytest.fixture(scope="module")
-def distilled(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("distilled")
-    ended = taught(folder, teacher)
-    assert ended.code == 0, ended.output
-    return folder
-
-
-def taught(folder: Path, teacher: Path, *argv: str, sabotage: Callable[[], None] | None = None) -> Ended:
-    shutil.copy(teacher, folder / "teacher.ckpt")
-    return fit(folder, *TAUGHT, *argv, sabotage=sabotage)
-
-
-def test_a_killed_run_ends_with_the_same_bits(distilled: Path, teacher: Path, tmp_path: Path) -> None:
-    killed = taught(tmp_path, teacher, sabotage=after(StepSeed, "on_train_batch_start", 8))
-    assert killed.code == -signal.SIGKILL, killed.output
-    ended = taught(tmp_path, teacher)
-    assert ended.code == 0, ended.output
-    assert "resuming from" in ended.output
-    assert_same(contents(distilled), contents(tmp_path))
-    assert table(distilled) == table(tmp_path)
-    assert {"train/loss_ce", "train/loss_distil_logits", "train/loss_distil_stages"} <= table(distilled)[0].keys()
-
-
-def test_the_checkpoint_is_the_students_alone(distilled: Path, tmp_path: Path) -> None:
-    kept = contents(distilled, "best")
-    assert {name.partition(".")[0] for name in kept["state_dict"]} == {"network"}
-    assert set(kept["optimizer_states"][0]) == {"network", "distillation"}
-    shutil.copytree(distilled / "runs", tmp_path / "runs")
-    # Neither the teacher's file nor its class is there any more.
-    ended = run("validate", ["--ckpt_path=run/best"], tmp_path, _forget_distillation)
-    assert ended.code == 0, ended.output
-    shown = [row["val/top1"] for row in table(distilled) if row.get("val/top1")]
-    assert f"{float(shown[-1]):.4g}" in ended.output
-
-
-def _forget_distillation() -> None:
-    import lightning_modules.distillation
-
-    def refuse(*args: Any, **options: Any) -> None:
-        raise AssertionError("the teacher was built")
-
-    lightning_modules.distillation.Distillation.__init__ = refuse  # type: ignore[method-assign]
-
-
-def test_what_trained_beside_the_student_begins_another_training(
-    distilled: Path, teacher: Path, tmp_path: Path
-) -> None:
-    shutil.copy(distilled / "runs/run/0/checkpoints/last.ckpt", tmp_path / "terms.ckpt")
-    begun = ["--weights.distillation.terms=terms.ckpt", "--model.optimizer.lr=1e-12", "--model.distillation.optimizer="]
-    frozen = "{class_path: torch.optim.SGD, init_args: {lr: 1.0e-12}}"
-    ended = taught(tmp_path, teacher, *begun[:2], f"{begun[2]}{frozen}")
-    assert ended.code == 0, ended.output
-    terms = [contents(folder)["distillation"]["terms"] for folder in (distilled, tmp_path)]
-    assert terms[0]
-    for name, value in terms[0].items():
-        torch.testing.assert_close(terms[1][name], value)
-
-
-def test_another_teacher_is_refused(distilled: Path, teacher: Path, tmp_path: Path) -> None:
-    shutil.copytree(distilled / "runs", tmp_path / "runs")
-    other = torch.load(teacher, weights_only=True)
-    other["state_dict"]["network.head.fc.bias"] += 1
-    torch.save(other, tmp_path / "other.ckpt")
-    ended = taught(tmp_path, tmp_path / "other.ckpt", "--trainer.max_epochs=2", "--resume=runs/run/0")
-    assert ended.code == 1
-    assert "last.ckpt: the checkpoint was made with another teacher" in ended.output.splitlines()[-1]
-
-
-def test_a_teacher_without_weights_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
-    ended = fit(tmp_path, *DISTILLED)
-    assert ended.code == 2
-    assert ended.output.startswith("exp: --weights.distillation.teacher: it has no weights to begin with")
-    assert not (tmp_path / "runs").exists()
+from tests.library.dense_networks import small
 
 
 class Flat(nn.Module):
@@ -185,7 +83,7 @@ def test_a_step_is_that_of_plain_torch(tmp_path: Path) -> None:
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(task.network.get_parameter(name), parameter - 0.5 * parameter.grad)
     # The teacher is as it was, its running statistics too, and is called once a step and once before.
-    assert_same(task.distillation.teacher.state_dict(), theirs)
+    torch.testing.assert_close(dict(task.distillation.teacher.state_dict()), dict(theirs), rtol=0, atol=0)
     assert len(task.distillation.teacher.given) == 2
 
 
@@ -219,3 +117,69 @@ def test_mistakes_name_the_term(tmp_path: Path) -> None:
         train(pair({"hint": Hints(["layers"])}), tmp_path)
     with pytest.raises(Mistake, match=r"distillation\.terms\.hint: Hints compares maps"):
         train(pair({"hint": Hints(["layer"], ["layer", "norm"])}), tmp_path)
+
+
+def detectors(**student: Any) -> Detection:
+    """A tiny DETR that is taught by a wider one, at the maps of their encoders."""
+    torch.manual_seed(0)
+    term = InstanceConditional(5, ["encoder_maps"], num_heads=2, warm_up=0)
+    distillation = Distillation(small(hidden_dim=32), {"icd": term}, optimizer=torch.optim.SGD)
+    return Detection(
+        student.pop("network", None) or small(**student),
+        distillation=distillation,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+
+
+class Scenes:
+    """An example of images with objects."""
+
+    def example(self, samples: int) -> dict[str, Any]:
+        boxes = torch.tensor([[4.0, 4.0, 40.0, 30.0]])
+        return {
+            "image": [torch.randn(3, 70, 64), torch.randn(3, 60, 72)],
+            "target": [
+                {"boxes": boxes, "labels": torch.tensor([2])},
+                {"boxes": boxes[:0], "labels": boxes[:0, 0].long()},
+            ],
+        }
+
+
+def test_a_detection_transformer_follows_a_wider_ones_encoder() -> None:
+    task, data = detectors(hidden_dim=16), Scenes()
+    task.distillation.attach(task, data)
+    assert set(task.penalties) == {f"distil_icd_{each}" for each in InstanceConditional.names}
+    task.train()
+    task._trainer = SimpleNamespace(global_step=5, estimated_stepping_batches=10)
+    task.network(*task.inputs(data.example(2)))
+    loss = sum(penalty() for penalty in task.penalties.values())
+    loss.backward()
+    assert task.network.input_proj.weight.grad.any()
+    assert all(parameter.grad is None for parameter in task.distillation.teacher.parameters())
+    # What is behind the encoder has nothing to learn from it.
+    assert task.network.bbox_embed.layers[0].weight.grad is None
+
+
+class Padding(nn.Module):
+    """A detector that pads images to a multiple, and halves them."""
+
+    num_classes = 5
+
+    def __init__(self, multiple: int) -> None:
+        super().__init__()
+        self.multiple, self.neck = multiple, nn.Conv2d(3, 4, 2, 2)
+
+    def forward(self, images: list[Tensor], targets: Any = None) -> Any:
+        sides = [max(each.shape[side] for each in images) for side in (1, 2)]
+        height, width = (-(-side // self.multiple) * self.multiple for side in sides)
+        padded = [F.pad(each, (0, width - each.shape[2], 0, height - each.shape[1])) for each in images]
+        return [self.neck(torch.stack(padded))]
+
+
+def test_other_padding_is_refused_though_the_example_would_not_show_it() -> None:
+    distillation = Distillation(Padding(8), {"icd": InstanceConditional(5, num_heads=2)})
+    task, data = Detection(Padding(4), distillation=distillation), Scenes()
+    batch = data.example(2)
+    data.example = lambda samples: batch | {"image": [torch.randn(3, 64, 64)] * 2}  # type: ignore[method-assign]
+    with pytest.raises(Mistake, match=r"distillation\.terms\.icd: .*map 0 is 18x18 in the student and 20x20 in the"):
+        distillation.attach(task, data)

@@ -18,6 +18,7 @@ from lightning_modules.schedules import (
     StairWarmup,
     WarmupCosine,
 )
+from lightning_modules.warmup import Shortened
 from models.mistakes import Mistake
 
 
@@ -98,11 +99,19 @@ def test_cosine_of_the_whole_training_by_epochs() -> None:
     np.testing.assert_allclose(by_step[:5], [0.5, 0.625, 0.75, 0.875, 0.5])
 
 
-def test_what_leaves_no_cosine_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"warm-up \(4 steps\) and cooldown \(6 steps\) leave nothing of the training"):
-        WarmupCosine(2, cooldown_epochs=3).table(1.0, 2, 10)
+def test_schedules_by_epochs_have_warm_ups_by_epochs() -> None:
     with pytest.raises(ValueError, match="warmup_epochs, not warmup_steps"):
         WarmupCosine(warmup_steps=3, by_epoch=True).table(1.0, 2, 10)
+
+
+def test_what_leaves_no_cosine_is_shortened() -> None:
+    with pytest.warns(Shortened, match=r"the cooldown \(6 steps\) leaves nothing of the training \(10 steps\)"):
+        table = WarmupCosine(2, cooldown_epochs=3).table(1.0, 2, 10)
+    np.testing.assert_allclose(table, WarmupCosine(2).table(1.0, 2, 10))
+    with pytest.warns(Shortened, match="the warm-up .* shortened to 2 steps") as told:
+        table = WarmupCosine(30, by_epoch=True).table(1.0, 10, 20)
+    np.testing.assert_allclose(table, WarmupCosine(by_epoch=True).table(1.0, 10, 20))
+    assert len(told) == 1
 
 
 def test_constant() -> None:
@@ -123,11 +132,16 @@ def test_one_value_a_step(schedule: Schedule, steps_per_epoch: int, total_steps:
 
 
 @pytest.mark.parametrize(
-    "schedule", [WarmupCosine(2), MultiStep([1], warmup_epochs=2), Staircase(warmup_epochs=2), Constant(2)]
+    "schedule", [WarmupCosine(2), MultiStep([9], warmup_epochs=2), Staircase(warmup_epochs=2), Constant(2)]
 )
-def test_warm_up_longer_than_training_is_refused(schedule: Schedule) -> None:
-    with pytest.raises(ValueError, match=r"warm-up \(10 steps\) leaves nothing of the training \(10 steps\)"):
-        schedule.table(1.0, steps_per_epoch=5, total_steps=10)
+def test_a_warm_up_as_long_as_the_training_is_shortened(schedule: Schedule) -> None:
+    said = r"the warm-up \(50 steps\) leaves nothing of the training \(50 steps\): shortened to 5 steps"
+    with pytest.warns(Shortened, match=said):
+        table = schedule.table(1.0, steps_per_epoch=25, total_steps=50)
+    assert table[0] == 0
+    assert (np.diff(table[:5]) > 0).all()
+    # After the warm-up, and where nothing drops: as without one.
+    np.testing.assert_allclose(table[5], schedule.table(1.0, 25, 5000)[50], rtol=0.01)
 
 
 def test_impossible_lengths_are_refused() -> None:

@@ -130,11 +130,12 @@ class ValueProjections(nn.Module):
     """What a decoder's layers would see in another memory: of the student only its values are asked for.
 
     Args:
-        width: C.
+        width: C of the decoder.
         num_heads: H.
         num_layers: As many as the decoder has; at least one is made.
         project_position: See `Attention`; only where positions are on the values.
         position_on_values: See `Attention`.
+        own: C of the other memory, the decoder's by default.
     """
 
     def __init__(
@@ -144,17 +145,19 @@ class ValueProjections(nn.Module):
         num_layers: int = 1,
         project_position: bool = True,
         position_on_values: bool = False,
+        own: int | None = None,
     ) -> None:
         super().__init__()
+        own = width if own is None else own
         self.num_heads = num_heads
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(max(1, num_layers)))
+        self.layers = nn.ModuleList(nn.Linear(own, width) for _ in range(max(1, num_layers)))
         for layer in self.layers:
             # As rows of the decoder's joint projection are.
-            bound = math.sqrt(6 / (4 * width))
+            bound = math.sqrt(6 / (3 * width + own))
             nn.init.uniform_(layer.weight, -bound, bound)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         projected = position_on_values and project_position
-        self.positions = nn.ModuleList(nn.Linear(width, width) if projected else nn.Identity() for _ in self.layers)
+        self.positions = nn.ModuleList(nn.Linear(own, own) if projected else nn.Identity() for _ in self.layers)
         self.position_on_values = position_on_values
 
     def forward(self, memory: Memory) -> list[Tensor]:

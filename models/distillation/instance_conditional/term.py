@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from models.distillation.instance_conditional.decoder import ConditionalDecoder, Looked, ValueProjections
@@ -33,14 +33,17 @@ from models.distillation.seen import Seen
 from models.distillation.term import Term
 from models.mistakes import Mistake
 
+# Within what a temperature is learnt.
+LEARNT = 0.1, 8.0
+
 
 class InstanceConditional(Term):
     """A decoder is asked for each annotated object, and for some that are not there, and learns from the teacher's maps
     whether it is and where; where it looked for an object, the student's maps follow the teacher's.
 
     The decoder learns from the teacher's maps alone, the student from the imitation alone. Both networks take images
-    padded alike and return as many maps, of the same strides and channels: those of the neck. Nothing of it is left in
-    the student.
+    padded alike and return as many maps, of the same strides: those of the neck, or of a detection transformer the
+    `encoder_maps`. Nothing of it is left in the student.
 
     Args:
         num_classes: Labels of the annotations.
@@ -57,6 +60,7 @@ class InstanceConditional(Term):
         fixed_slots: So many in each image, instead of `fakes` for each object.
         warm_up: Steps before which the imitation teaches only its own projection, and not the student.
         temperature: What the decoder's logits are divided by before they become weights.
+        learn_temperature: Learn it beside the projections, from there on, within 0.1 and 8.
         last_temperature: What it changes to, linearly, until the last step of the training.
         form, norm, per_image, eps: See `imitation_loss`. The MegEngine release has `per_image: false`, `eps: 1.0e-4`.
         with_fakes: Weights from slots without an object, too.
@@ -81,6 +85,7 @@ class InstanceConditional(Term):
         warm_up: int = 1000,
         temperature: float = 1.0,
         last_temperature: float | None = None,
+        learn_temperature: bool = False,
         form: Form = "mse",
         norm: Norm = "both",
         per_image: bool = True,
@@ -91,11 +96,16 @@ class InstanceConditional(Term):
         super().__init__(weight, student, teacher)
         if imitation < 0 or fakes < 0 or not temperature > 0:
             raise Mistake("InstanceConditional: imitation and fakes are 0 or more, and the temperature is positive")
+        if learn_temperature and (last_temperature is not None or not imitation):
+            raise Mistake(
+                "InstanceConditional: a temperature is learnt from the imitation, and follows no schedule then"
+            )
         self.num_classes, self.imitation = num_classes, imitation
         self.decoder_options = num_heads, num_layers, project_position, position_on_values
         self.fakes, self.most_slots, self.fixed_slots = fakes, most_slots, fixed_slots
         self.warm_up, self.with_fakes = warm_up, with_fakes
         self.temperature, self.last_temperature = temperature, last_temperature
+        self.learnt = nn.Parameter(torch.tensor(float(temperature))) if learn_temperature else None
         self.form, self.norm, self.per_image, self.eps = form, norm, per_image, eps
         self.prior = Prior(num_classes)
         self.decoder: ConditionalDecoder | None = None
@@ -104,10 +114,15 @@ class InstanceConditional(Term):
         self.predictor: Mlp | None = None
         self.stride = 0
 
-    def build(self, width: int) -> None:
-        """Makes what is trained, for maps of so many channels."""
+    def build(self, width: int, own: int | None = None) -> None:
+        """Makes what is trained, for maps of so many channels.
+
+        Args:
+            width: Of the teacher's maps.
+            own: Of the student's, as many by default.
+        """
         self.decoder = ConditionalDecoder(width, *self.decoder_options)
-        self.projections = ValueProjections(width, *self.decoder_options)
+        self.projections = ValueProjections(width, *self.decoder_options, own)
         self.describer = Mlp(self.num_classes + 2 * FEATURES + 2 * BINS, width, width)
         self.predictor = Mlp(width, width, 5)
 
@@ -115,12 +130,15 @@ class InstanceConditional(Term):
     def prepare(self, student: Seen, teacher: Seen) -> None:
         self.check_sizes(student, teacher)
         pairs = self.pairs(student, teacher)
-        widths = {each.shape[1] for pair in pairs for each in pair}
-        if len(widths) > 1:
-            raise Mistake(f"InstanceConditional: both networks' maps need as many channels, not {sorted(widths)}")
+        own, theirs = ({pair[side].shape[1] for pair in pairs} for side in (0, 1))
+        if len(own) > 1 or len(theirs) > 1:
+            raise Mistake(
+                f"InstanceConditional: all maps of a network need as many channels; the student's have {sorted(own)}, "
+                f"the teacher's {sorted(theirs)}"
+            )
         self.stride = finest_stride(student.inputs[0], pairs[0][0])
         if self.decoder is None:
-            self.build(widths.pop())
+            self.build(theirs.pop(), own.pop())
 
     @override
     def learn(self, labels: Tensor, boxes: Tensor) -> None:
@@ -196,6 +214,34 @@ class InstanceConditional(Term):
             found["imitation"] = self.imitation * self.follow(values, looked, slots)
         return found
 
+    @torch.no_grad()
+    def masks(self, teacher: Seen) -> list[list[Tensor]]:
+        """Where the decoder looks for the annotated objects of a batch, for pictures.
+
+        Args:
+            teacher: An evaluation, with `boxes` and `labels` of each image among its inputs.
+
+        Returns:
+            Of each image and level [n, h, w], the mean over the heads; the weights of an object add up to one over all
+            levels.
+        """
+        maps, sizes = teacher.maps(self.teacher_layers), sizes_of(teacher.inputs[0])
+        boxes = [
+            target["boxes"] / target["boxes"].new_tensor([width, height, width, height])
+            for target, (height, width) in zip(teacher.inputs[1], sizes, strict=True)
+        ]
+        labels = [target["labels"] for target in teacher.inputs[1]]
+        slots = fill(labels, boxes, labels, boxes)
+        # Nothing jitters: the middle of where a centre may be told.
+        told = describe(
+            slots, torch.full((*slots.labels.shape, 2), 0.5, device=slots.boxes.device), sizes, self.num_classes
+        )
+        padded = (maps[0].shape[2] * self.stride, maps[0].shape[3] * self.stride)
+        weights = self.look(Memory.of(maps, sizes, padded), told)[-1].logits.softmax(-1).mean(1)
+        levels = weights.split([each[0, 0].numel() for each in maps], -1)
+        levels = [level.unflatten(-1, each.shape[2:]) for level, each in zip(levels, maps, strict=True)]
+        return [[level[i, : len(each)] for level in levels] for i, each in enumerate(labels)]
+
     def look(self, memory: Memory, described: Described) -> list[Looked]:
         """Where the decoder looks for the slots, and what it finds, by layer."""
         assert self.decoder is not None
@@ -213,6 +259,8 @@ class InstanceConditional(Term):
         first = slice(None if self.with_fakes else slots.most)
         counts = (~slots.is_empty if self.with_fakes else slots.is_real)[:, first]
         temperature = self.temperature_now()
+        if isinstance(temperature, Tensor):
+            self.observed["temperature"] = temperature.detach()
         losses = [
             imitation_loss(
                 own,
@@ -227,8 +275,10 @@ class InstanceConditional(Term):
         ]
         return torch.stack(losses).mean()
 
-    def temperature_now(self) -> float:
+    def temperature_now(self) -> float | Tensor:
         """The temperature of this step."""
+        if self.learnt is not None:
+            return self.learnt.clamp(*LEARNT)
         if self.last_temperature is None:
             return self.temperature
         done = min(1.0, self.step / max(1, self.total_steps))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from callbacks import PrunedNetwork
-from models.classifiers import VGG, CIFARResNet, pruned
+from models.classifiers import VGG, CIFARResNet, pruned, scaled_branches
 from models.compute import count
 from models.mistakes import Mistake
 from models.pixels import state_pretrained
@@ -90,6 +90,25 @@ def test_residual_networks_lose_what_is_inside_of_blocks(tmp_path: Path) -> None
     assert found["pruned_widths.json"] == [2, 3, 4]
 
 
+def test_a_budget_of_multiply_adds(trained: VGG, tmp_path: Path) -> None:
+    found = written(PrunedNetwork(budget=0.4), trained, tmp_path)
+    macs = [count(VGG(each, 4), (3, 32, 32)).macs for each in (WIDTHS, found["pruned_widths.json"])]
+    assert 0.3 * macs[0] < macs[1] <= 0.4 * macs[0]
+    with pytest.raises(Mistake, match="a budget takes the place of a share"):
+        PrunedNetwork(0.5, budget=0.4)
+
+
+def test_branches_at_zero_go(tmp_path: Path) -> None:
+    network = scaled_branches(CIFARResNet(8, stage_widths=(4, 6, 8)), ["stages.*.norm2"])
+    torch.nn.init.zeros_(network.get_parameter("stages.1.0.norm2.branch_scale"))
+    found = written(PrunedNetwork(criterion="branches"), network, tmp_path)
+    assert found["pruned.json"]["branches"] == ["stages.1.0.norm2"]
+    alone = pruned(CIFARResNet(8, stage_widths=(4, 6, 8)), found["pruned.json"])
+    alone.load_state_dict(load_file(tmp_path / "pruned.safetensors"))
+
+
 def test_a_share_is_less_than_all() -> None:
+    with pytest.raises(Mistake, match="l1 needs a share of the channels"):
+        PrunedNetwork()
     with pytest.raises(Mistake, match="between 0 and 1, not 1"):
         PrunedNetwork(1.0)

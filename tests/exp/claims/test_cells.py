@@ -75,13 +75,13 @@ def test_the_last_or_the_best_logged_value_counts(cell: Cell) -> None:
 
 
 def test_what_a_cell_cost(cell: Cell) -> None:
-    (cell.path / "run.json").write_text('{"cost": {"params": 10, "macs": 2.5}}')
+    (cell.path / "run.json").write_text('{"cost": {"params": 10, "macs": 2.5, "latency": 0.5}}')
     # Two steps at 8 images a second and three at 12, with 4 images in a batch and two batches in a step.
     table(cell, "step,epoch,train/images_per_second\n1,0,8\n4,0,12\n")
     cell.config |= {"data": {"init_args": {"batch_size": 4}}, "trainer": {"accumulate_grad_batches": 2}}
-    assert cell.cost() == {"params": 10, "macs": 2.5, "seconds": 2 + 2, "throughput": 5 * 8 / 4}
+    assert cell.cost() == {"params": 10, "macs": 2.5, "latency": 0.5, "seconds": 2 + 2, "throughput": 5 * 8 / 4}
     cell.config["trainer"] = {}
-    assert cell.cost() == {"params": 10, "macs": 2.5, "seconds": 1 + 1, "throughput": 5 * 4 / 2}
+    assert cell.cost() == {"params": 10, "macs": 2.5, "latency": 0.5, "seconds": 1 + 1, "throughput": 5 * 4 / 2}
     cell.config["data"]["init_args"] = {}
     assert math.isnan(cell.cost()["seconds"])
 

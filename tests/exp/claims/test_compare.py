@@ -107,6 +107,7 @@ def test_report_and_pictures(compared: tuple[Path, Ended]) -> None:
     assert not (report / "accuracy_compute.png").exists()
     around = json.loads((report / "circumstances.json").read_text())
     assert around["arms"]["fast"]["0"]["throughput"] > 0
+    assert 0 < around["arms"]["fast"]["0"]["latency"] < 1000
 
 
 def test_finished_cells_are_not_run_again(compared: tuple[Path, Ended]) -> None:

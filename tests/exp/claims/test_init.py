@@ -132,9 +132,9 @@ def test_the_metric_is_the_one_that_chooses_the_best_checkpoint(tmp_path: Path) 
     assert (claim.metric, claim.better, claim.percent, claim.at) == ("val/loss", "min", False, "last")
     assert [each.text for each in claim.expectations] == ["arm_2_smooth < plain", "arm_macs < plain"]
     assert (len(claim.seeds.listed), claim.seeds.looks[0]) == (16, 6)
-    assert "All arms log these, too: test/loss, test/top1, test/top5, val/top1, val/top5" in " ".join(
-        output.read_text().replace("\n#", "").split()
-    )
+    told = " ".join(output.read_text().replace("\n#", "").split())
+    in_training = "train/images_per_second, train/loss, train/lr, train/top1"
+    assert f"All arms log these, too: test/loss, test/top1, test/top5, {in_training}, val/top1, val/top5" in told
     for arm in claim.arms.values():
         assert arm.overrides["checkpoint.monitor"] == "val/loss"
 

@@ -25,6 +25,7 @@ CONVNEXT: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
 RESNET: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
 # Of each module; the hosts of dynamic kernels that are no ResNets have no smaller sizes.
 SMALL: dict[str, dict[str, Any]] = {
+    "autoformer": {"embed_dim": 12, "num_heads": (1, 2, 1), "mlp_ratios": (2, 2, 3), "head_dim": 8},
     "condconv": {"num_experts": 2},
     "container": {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": 2},
     "container_pam": {"embed_dim": 12, "depth": 3, "num_heads": 3},

@@ -8,6 +8,7 @@ import torch
 from models.detectors.batching import pad
 from models.detectors.detr_segmentation import DETRSegmentation
 from models.detectors.set_detector import SetDetector
+from models.distillation.seen import Watch
 from tests.library import deformable_networks, dense_networks
 from tests.library.dense_networks import images, targets
 
@@ -56,3 +57,16 @@ def test_a_prediction_is_its_steps_in_order(network: SetDetector) -> None:
 def test_training_needs_targets(network: SetDetector) -> None:
     with pytest.raises(ValueError, match=f"{type(network).__name__} needs targets in training"):
         network.train()(images())
+
+
+@torch.no_grad()
+def test_the_encoders_maps_can_be_read_by_name(network: SetDetector) -> None:
+    """They are the tokens that the decoder reads, on the cells that they are of."""
+    watch = Watch(network, ["encoder_maps"])
+    network(images())
+    assert watch.seen is not None
+    maps = watch.seen.maps(["encoder_maps"])
+    encoded = network.encode(*pad(images()))
+    tokens = (encoded.memory if hasattr(encoded, "memory") else encoded).tokens
+    torch.testing.assert_close(torch.cat([each.flatten(2).mT for each in maps], 1), tokens)
+    assert all(each.shape[2] > 0 for each in maps)

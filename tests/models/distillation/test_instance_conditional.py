@@ -88,6 +88,43 @@ def test_focus_by_hand() -> None:
     assert 0 < term.observed["focus"].item() < 20
 
 
+def test_a_temperature_is_learnt_from_the_imitation_alone() -> None:
+    term, student = built(learn_temperature=True, temperature=2.0), seen(0)
+    losses = term(student, seen(1))
+    assert term.observed["temperature"].item() == 2
+    assert term.learnt is not None
+    found = [
+        torch.autograd.grad(losses[name], term.learnt, retain_graph=True, allow_unused=True)[0] for name in term.names
+    ]
+    assert found[:2] == [None, None]
+    assert found[2].item() != 0
+    term.learnt.data.fill_(99.0)
+    term(student, seen(1))
+    assert term.observed["temperature"].item() == 8
+    with pytest.raises(Mistake, match="learnt from the imitation"):
+        built(learn_temperature=True, imitation=0.0)
+
+
+def test_a_narrower_student_is_projected_to_the_teachers_width() -> None:
+    torch.manual_seed(0)
+    term, student = InstanceConditional(3, num_heads=2, warm_up=0, position_on_values=True), seen(0, channels=4)
+    term.prepare(student, seen(1))
+    loss = term(student, seen(1))["imitation"]
+    assert all(each.any() for each in torch.autograd.grad(loss, student.features["neck"]))
+
+
+def test_masks_are_where_the_decoder_looks() -> None:
+    term = built()
+    looked = term.masks(seen(1))
+    assert [[tuple(level.shape) for level in image] for image in looked] == [
+        [(2, 4, 4), (2, 2, 2)],
+        [(0, 4, 4), (0, 2, 2)],
+    ]
+    torch.testing.assert_close(sum(level.sum((1, 2)) for level in looked[0]), torch.ones(2))
+    # The first image is 28 pixels high: its last row of cells is padding at neither stride.
+    assert (looked[0][0] > 0).all()
+
+
 def test_images_without_objects_cost_nothing() -> None:
     term, student = built(), seen(0)
     for target in student.inputs[1]:
@@ -185,8 +222,10 @@ def test_masked_by_hand() -> None:
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(Mistake, match="needs targets with boxes"):
         built()(seen(0, targets=False), seen(1))
-    with pytest.raises(Mistake, match=r"as many channels, not \[6, 8\]"):
-        InstanceConditional(3, num_heads=2).prepare(seen(0), seen(1, channels=6))
+    uneven = seen(0)
+    uneven.features["neck"][1] = torch.randn(2, 6, 2, 2)
+    with pytest.raises(Mistake, match=r"as many channels; the student's have \[6, 8\], the teacher's \[8\]"):
+        InstanceConditional(3, num_heads=2).prepare(uneven, seen(1))
     with pytest.raises(Mistake, match="3 heads do not divide 8"):
         InstanceConditional(3, num_heads=3).prepare(seen(0), seen(1))
     with pytest.raises(Mistake, match="everywhere or boxes"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-EMPTY = ("br", "circle", "input", "line", "link", "meta", "path", "rect")
+EMPTY = ("br", "circle", "img", "input", "line", "link", "meta", "path", "rect")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -44,7 +44,11 @@ def element(tag: str, *children: str, **attributes: str | float | bool) -> Marku
     """
     written = "".join(_attribute(name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items())
     if tag in EMPTY:
-        return Markup(f"<{tag}{written}>") if tag in ("br", "input", "link", "meta") else Markup(f"<{tag}{written}/>")
+        return (
+            Markup(f"<{tag}{written}>")
+            if tag in ("br", "img", "input", "link", "meta")
+            else Markup(f"<{tag}{written}/>")
+        )
     return Markup(f"<{tag}{written}>{joined(*children)}</{tag}>")
 
 

@@ -1,0 +1,1 @@
+"""Networks in files that other programs run: traced, written, compared, run again."""

@@ -1,0 +1,1 @@
+"""What `report` does: runs side by side on one page."""

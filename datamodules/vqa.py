@@ -86,9 +86,7 @@ class VQA(QuestionData):
         return vqa_questions(
             self.root / self.question_file.format(subset=subset),
             annotations if answered or annotations.is_file() else None,
-            lambda file, problems: self.leave_out(
-                f"{file}: {len(problems)} records cannot be used", problems, file=file
-            ),
+            self.leave_out_records,
         )
 
     @override
@@ -164,9 +162,7 @@ class CLEVR(QuestionData):
     def read(self, subset: str, answered: bool) -> list[Question]:
         return clevr_questions(
             self.root / self.question_file.format(subset=subset),
-            lambda file, problems: self.leave_out(
-                f"{file}: {len(problems)} records cannot be used", problems, file=file
-            ),
+            self.leave_out_records,
         )
 
     @override

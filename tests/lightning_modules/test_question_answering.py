@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from callbacks import StepSeed
 from callbacks.reports import Place, Report, reports_of
 from callbacks.reports.answers import Answers
 from callbacks.reports.spans import Spans
@@ -22,6 +23,7 @@ from models.mistakes import Mistake
 from models.vqa import BackboneCells, FromImages, Patches, answer_loss
 from tests.library.processes import averaged, on_two_processes
 from tests.library.question_files import ASKED, tiny_trar, write_vqa
+from tests.library.recorder import SaveEverywhere
 from tests.library.runner import run
 
 PATCH = 4
@@ -145,6 +147,24 @@ def test_two_processes_train_with_the_loss_of_one(files: Files, tmp_path: Path) 
     two = averaged(on_two_processes(half, tmp_path))
     for name, value in gradients(task_of(files.data), batch, world_size=1).items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(files: Files, tmp_path: Path) -> None:
+    """With routes that are drawn in training, in the middle of an epoch and behind its end."""
+
+    def fit(*callbacks: Any, resume: Path | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        data = data_of(files.root, batch_size=1)
+        answerer = tiny_trar(len(data.known), len(data.vocabulary), IN_CHANS, routing="hard", dropout=0.1)
+        task = QuestionAnswering(FromImages(Patches(PATCH), answerer))
+        trainer = trainer_of(tmp_path, StepSeed(3), *callbacks, max_steps=6, limit_val_batches=0)
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+        return task.network.state_dict()
+
+    whole = fit(SaveEverywhere(tmp_path))
+    for place in ("batch2", "epoch0"):
+        again = fit(resume=tmp_path / f"{place}.ckpt")
+        assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
 def test_findings_of_two_processes_are_those_of_one(files: Files, tmp_path: Path) -> None:

@@ -220,10 +220,10 @@ class QuestionData(DataModule):
         self.class_names = list(self.known.answers)
 
     def _seen(self) -> Seen:
+        pattern = self.images if self.features is None else self.features
+        folders = {name: self.root / pattern.format(subset=name) for name in self.folders()}
         if self.features is None:
-            folders = [self.root / self.images.format(subset=name) for name in self.folders()]
             return ImagesInFolders(folders, self.key)
-        folders = [self.root / self.features.format(subset=name) for name in self.folders()]
         return FeatureFiles(folders, self.key, self.feature_shape)
 
     def _source(self, parts: list[tuple[str, list[Question]]], seen: Seen) -> Questions:

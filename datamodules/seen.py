@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from datamodules.texts import Texts
 FEATURES = frozenset({".npy", ".npz"})
 # Of an archive with several arrays, the one that has the features.
 KEY = "x"
-# From a folder's name and the number of an image in it to what a question knows the image by.
+# From the name of a subset and the number of an image in it to what a question knows the image by.
 MakeKey = Callable[[str, int], Hashable]
 
 
@@ -45,14 +45,14 @@ class ImagesInFolders:
     """Pictures by the number at the end of their names, such as ``COCO_train2014_000000000009.jpg``.
 
     Args:
-        folders: Where they are.
+        folders: Where they are, by subset; subsets may share one.
         key: What a question knows an image by.
 
     Raises:
         DataError: A folder that is none or empty, or two files of one image.
     """
 
-    def __init__(self, folders: Sequence[Path], key: MakeKey) -> None:
+    def __init__(self, folders: Mapping[str, Path], key: MakeKey) -> None:
         self.places, files = _numbered(folders, EXTENSIONS, key)
         self._files = Texts(files)
 
@@ -73,7 +73,7 @@ class FeatureFiles:
     mapped into memory, and ``<subset>_ids.npy`` has the number of each image, int64.
 
     Args:
-        folders: Where the files are.
+        folders: Where the files are, by subset; subsets may share one.
         key: What a question knows an image by.
         shape: Height, width and channels; or regions and channels, to which an image with fewer is filled up by zeros,
             and of one with more the first are taken. None takes every grid as it is.
@@ -82,20 +82,21 @@ class FeatureFiles:
         DataError: A folder that is none or empty, two files of one image, or arrays that do not fit each other.
     """
 
-    def __init__(self, folders: Sequence[Path], key: MakeKey, shape: Sequence[int] | None) -> None:
+    def __init__(self, folders: Mapping[str, Path], key: MakeKey, shape: Sequence[int] | None) -> None:
         self.shape = None if shape is None else tuple(shape)
         self.places: dict[Hashable, int] = {}
-        stacked = [folder for folder in folders if not folder.is_dir() and _stack(folder).is_file()]
-        self._stacks = [(_stack(folder), MappedArray(_stack(folder))) for folder in stacked]
+        stacked = {name: folder for name, folder in folders.items() if _is_stacked(folder)}
+        self._stacks = [(_stack(folder), MappedArray(_stack(folder))) for folder in stacked.values()]
         starts = [0]
-        for folder, (path, array) in zip(stacked, self._stacks, strict=True):
+        for name, (path, array) in zip(stacked, self._stacks, strict=True):
             numbers = _numbers(path, len(array))
-            self._add(((key(folder.name, number), path) for number in numbers), starts[-1])
+            self._add(((key(name, number), path) for number in numbers), starts[-1])
             starts.append(starts[-1] + len(array))
         self._starts = torch.tensor(starts)
-        apart = [folder for folder in folders if folder not in stacked]
+        apart = {name: folder for name, folder in folders.items() if name not in stacked}
         found, files = _numbered(apart, FEATURES, key) if apart else ({}, [])
-        self._add(((each, Path(files[place])) for each, place in found.items()), starts[-1])
+        for each, place in found.items():
+            self._add([(each, Path(files[place]))], starts[-1] + place)
         self._files = Texts(files)
 
     def _add(self, found: Iterable[tuple[Hashable, Path]], start: int) -> None:
@@ -208,12 +209,12 @@ def fitted_features(array: np.ndarray, shape: tuple[int, ...] | None) -> np.ndar
 
 
 def _numbered(
-    folders: Sequence[Path], extensions: frozenset[str], key: MakeKey
+    folders: Mapping[str, Path], extensions: frozenset[str], key: MakeKey
 ) -> tuple[dict[Hashable, int], list[str]]:
     """Files with a number at the end of their names: place by key, and the files."""
     places: dict[Hashable, int] = {}
     files: list[str] = []
-    for folder in folders:
+    for name, folder in folders.items():
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder. The options `images` and `features` say where they are.")
         for file in sorted(folder.iterdir()):
@@ -222,14 +223,20 @@ def _numbered(
             found = re.search(r"(\d+)$", file.name.split(".")[0])
             if found is None:
                 raise DataError(f"{file} has no number at the end of its name, by which questions know it. Rename it.")
-            each = key(folder.name, int(found[1]))
-            if each in places:
+            each = key(name, int(found[1]))
+            if each not in places:
+                places[each] = len(files)
+                files.append(str(file))
+            elif files[places[each]] != str(file):
                 raise DataError(f"{file} and {files[places[each]]} are of one image. Keep one of them.")
-            places[each] = len(files)
-            files.append(str(file))
     if not files:
-        raise DataError(f"{', '.join(map(str, folders))}: no files of {', '.join(sorted(extensions))} in there.")
+        where = ", ".join(dict.fromkeys(map(str, folders.values())))
+        raise DataError(f"{where}: no files of {', '.join(sorted(extensions))} in there.")
     return places, files
+
+
+def _is_stacked(folder: Path) -> bool:
+    return not folder.is_dir() and _stack(folder).is_file()
 
 
 def _stack(folder: Path) -> Path:

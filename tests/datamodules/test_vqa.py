@@ -130,6 +130,11 @@ def test_subsets_are_trained_on_together(tmp_path: Path) -> None:
     assert not made.has("val")
 
 
+def test_subsets_may_share_a_folder(tmp_path: Path) -> None:
+    made = opened(write_vqa(tmp_path), images="train2014", image_subsets=None)
+    assert batch_of(made)["image"][:, 0, 0, 0].tolist() == [70, 70, 90, 90]
+
+
 def test_answers_are_known_from_the_number_of_questions_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Lower fewest"):
         opened(write_vqa(tmp_path), fewest=9)

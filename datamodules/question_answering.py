@@ -220,9 +220,8 @@ class QuestionData(DataModule):
         self.class_names = list(self.known.answers)
 
     def _seen(self) -> Seen:
-        # Subsets may share a folder.
         pattern = self.images if self.features is None else self.features
-        folders = [self.root / name for name in dict.fromkeys(pattern.format(subset=each) for each in self.folders())]
+        folders = {name: self.root / pattern.format(subset=name) for name in self.folders()}
         if self.features is None:
             return ImagesInFolders(folders, self.key)
         return FeatureFiles(folders, self.key, self.feature_shape)

@@ -10,6 +10,7 @@ from datamodules.base import DataModule
 from datamodules.cifar import CIFAR10, CIFAR100
 from datamodules.cityscapes import CamVid, Cityscapes
 from datamodules.coco import Coco
+from datamodules.digit_questions import DigitQuestions
 from datamodules.digit_streets import DigitStreets
 from datamodules.digits import Digits
 from datamodules.errors import DataError
@@ -25,17 +26,21 @@ from datamodules.segmentation_folder import SegmentationFolder
 from datamodules.stick_figures import StickFigures
 from datamodules.unlabelled import UnlabelledFolder
 from datamodules.views import FewLabels, MultiView, View
+from datamodules.vqa import CLEVR, VQA
 
 __all__ = [
     "ADE20K",
     "CIFAR10",
     "CIFAR100",
+    "CLEVR",
     "MPII",
+    "VQA",
     "CamVid",
     "Cityscapes",
     "Coco",
     "DataError",
     "DataModule",
+    "DigitQuestions",
     "DigitScenes",
     "DigitStreets",
     "Digits",

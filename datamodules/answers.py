@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -60,6 +61,7 @@ def with_plain_words(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(1 << 16)
 def normalised(answer: str) -> str:
     """An answer as lists of known answers and soft targets have it."""
     return with_plain_words(without_punctuation(answer)).replace(",", "")
@@ -86,6 +88,16 @@ def soft_target(
     return target
 
 
+def as_said(prediction: str) -> str:
+    """A prediction as the evaluation compares it with what people answered."""
+    return with_plain_words(without_punctuation(re.sub(r"[\n\t]", " ", prediction).strip()))
+
+
+def as_compared(humans: Sequence[str]) -> Sequence[str]:
+    """People's answers as predictions are compared with them: without punctuation, but only if they differ."""
+    return [without_punctuation(answer) for answer in humans] if len(set(humans)) > 1 else humans
+
+
 def vqa_accuracy(prediction: str, humans: Sequence[str]) -> float:
     """How right an answer is, from 0 to 1: mean of min(1, others who say so / 3), each person left out once.
 
@@ -95,9 +107,58 @@ def vqa_accuracy(prediction: str, humans: Sequence[str]) -> float:
         prediction: The answer.
         humans: People's answers, ten of a question.
     """
-    said = with_plain_words(without_punctuation(re.sub(r"[\n\t]", " ", prediction).strip()))
-    if len(set(humans)) > 1:
-        humans = [without_punctuation(answer) for answer in humans]
-    agreeing = [answer == said for answer in humans]
-    total = sum(agreeing)
-    return float(np.mean([min(1.0, (total - agrees) / 3) for agrees in agreeing]))
+    said = as_said(prediction)
+    return _credit(sum(answer == said for answer in as_compared(humans)), len(humans))
+
+
+def _credit(agreeing: int, humans: int) -> float:
+    """How right an answer is that so many of some people gave."""
+    others = [agreeing - (person < agreeing) for person in range(humans)]
+    return float(np.mean([min(1.0, each / 3) for each in others]))
+
+
+class KnownAnswers:
+    """The answers that a network knows, and how right each of them is.
+
+    Args:
+        answers: Normalised, by number.
+    """
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self.answers = tuple(answers)
+        self.numbers = {answer: number for number, answer in enumerate(answers)}
+        # Several known answers may be one to the evaluation.
+        self._said: dict[str, list[int]] = {}
+        for number, answer in enumerate(answers):
+            self._said.setdefault(as_said(answer), []).append(number)
+
+    @classmethod
+    def of(cls, questions: Iterable[Sequence[str]], fewest: int) -> KnownAnswers:
+        """The answers that most people gave to enough questions, in order of their first appearance.
+
+        Args:
+            questions: People's answers to each.
+            fewest: Questions whose most frequent answer it has to be.
+        """
+        counts = Counter(normalised(Counter(humans).most_common(1)[0][0]) for humans in questions)
+        return cls([answer for answer, count in counts.items() if count >= fewest])
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def counts(self, humans: Sequence[str]) -> np.ndarray:
+        """How many people gave each answer, uint8 [known answers]; unknown ones count for nothing."""
+        counts = np.zeros(len(self), np.uint8)
+        for answer in map(normalised, humans):
+            if answer in self.numbers:
+                counts[self.numbers[answer]] += 1
+        return counts
+
+    def scores(self, humans: Sequence[str]) -> np.ndarray:
+        """`vqa_accuracy` of each answer, float32 [known answers]; of one person alone, whether it is the same."""
+        if len(humans) == 1:
+            return (self.counts(humans) > 0).astype(np.float32)
+        scores = np.zeros(len(self), np.float32)
+        for answer, count in Counter(as_compared(humans)).items():
+            scores[self._said.get(answer, [])] = _credit(count, len(humans))
+        return scores

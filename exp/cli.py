@@ -24,7 +24,8 @@ import lightning_modules  # noqa: F401
 import models.classifiers
 import models.detectors
 import models.pose
-import models.segmenters  # noqa: F401
+import models.segmenters
+import models.vqa  # noqa: F401
 from callbacks import Checkpoints
 from callbacks.liveness import Liveness
 from exp import from_data

@@ -6,6 +6,7 @@ from lightning_modules.distillation import Distillation
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.lars import LARS
 from lightning_modules.pose_estimation import PoseEstimation
+from lightning_modules.question_answering import QuestionAnswering
 from lightning_modules.schedules import (
     AverageWarmup,
     Constant,
@@ -13,7 +14,9 @@ from lightning_modules.schedules import (
     MultiStep,
     OneCycle,
     Poly,
+    SpanTemperature,
     Staircase,
+    StairWarmup,
     WarmupCosine,
 )
 from lightning_modules.segmentation import Segmentation
@@ -37,8 +40,11 @@ __all__ = [
     "OneCycle",
     "Poly",
     "PoseEstimation",
+    "QuestionAnswering",
     "Segmentation",
     "SelfSupervised",
+    "SpanTemperature",
+    "StairWarmup",
     "Staircase",
     "Task",
     "WarmupCosine",

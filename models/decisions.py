@@ -13,6 +13,7 @@ kind and without knowing the layer's class:
 | `balance` | float [B, heads, branches] | what each head of a layer multiplies each of its branches by |
 | `exit` | bool [B, exits, h, w] | whether each position was computed for an exit; exits that were reached only |
 | `span` | float [B, options] | how far each option, a head for instance, looks, in positions |
+| `attention` | float [B, maps, tokens] | how much each of some sums takes of each token; of cells, [B, maps, h, w] |
 
 Nothing is kept of a compiled graph, which has no state on the side, nor of tensors without data. What is kept has no
 gradient and is no part of the state dict.
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from models.compute import has_values
 
-Kind = Literal["mixture", "map", "choice", "route", "levels", "balance", "exit", "span"]
+Kind = Literal["mixture", "map", "choice", "route", "levels", "balance", "exit", "span", "attention"]
 
 
 @dataclass(frozen=True)

@@ -325,7 +325,7 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     if "data" in data["init_args"]:
         # Views of another data module's images.
         data, options = data["init_args"]["data"], "--data.init_args.data.init_args"
-    if data["class_path"].endswith(("DigitScenes", "DigitStreets", "StickFigures")):
+    if data["class_path"].endswith(("DigitScenes", "DigitStreets", "StickFigures", "DigitQuestions")):
         batch = data["init_args"]["batch_size"]
         argv = [*argv, f"{options}.num_train={batch}", f"{options}.num_val=4"]
     elif data["class_path"].endswith("CamVid"):

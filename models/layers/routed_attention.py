@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.compute import has_values, record
 from models.decisions import note
 from models.layers.gumbel import gumbel_noise
-from models.layers.spans import Spans, attention_maps, scores, span_name
+from models.layers.spans import Size, Spans, attention_maps, scores, span_name
 from models.layers.unbiased_norm import UnbiasedLayerNorm
 from models.mistakes import Mistake
 
@@ -84,10 +84,18 @@ class AttentionPool(nn.Module):
         self.merge = nn.Linear(dim * glimpses, out_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Tokens [B, N, dim] and which are padding, bool [B, N], to [B, out_dim]."""
+    def forward(self, x: Tensor, padding: Tensor, size: Size | None = None) -> Tensor:
+        """Tokens [B, N, dim] to [B, out_dim].
+
+        Args:
+            x: Tokens.
+            padding: Which are padding, bool [B, N].
+            size: Height and width of the grid that they are the cells of, for what is noted.
+        """
         given = self.score(self.dropout(F.relu(self.hidden(x)))).transpose(1, 2)
-        return self.merge((attention_maps(given, padding[:, None]) @ x).flatten(1))
+        maps = attention_maps(given, padding[:, None])
+        note(self, "attention", maps if size is None else maps.unflatten(2, size), "token", ())
+        return self.merge((maps @ x).flatten(1))
 
 
 class PathController(nn.Module):

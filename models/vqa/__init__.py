@@ -1,6 +1,7 @@
 """Networks that answer questions about images."""
 
+from models.vqa.from_images import BackboneCells, FromImages, Patches
 from models.vqa.losses import answer_loss
 from models.vqa.trar import TRAR
 
-__all__ = ["TRAR", "answer_loss"]
+__all__ = ["TRAR", "BackboneCells", "FromImages", "Patches", "answer_loss"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.layers.feed_forward import FeedForward
 from models.layers.routed_attention import AttentionPool, MultiHeadAttention, RoutedAttention, Routing
-from models.layers.spans import SpanMasks, Spans
+from models.layers.spans import Size, SpanMasks, Spans
 from models.layers.unbiased_norm import UnbiasedLayerNorm
 from models.mistakes import Mistake
 
@@ -121,12 +121,14 @@ class Encoded(NamedTuple):
         cells: [B, N, dim].
         word_padding: Which words are padding, bool [B, T].
         cell_padding: Which cells are, bool [B, N].
+        size: Height and width of the grid of cells; None for regions.
     """
 
     words: Tensor
     cells: Tensor
     word_padding: Tensor
     cell_padding: Tensor
+    size: Size | None
 
 
 class TRAR(nn.Module):
@@ -175,6 +177,7 @@ class TRAR(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        self.num_answers, self.in_chans = num_answers, in_chans
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
         self.lstm = nn.LSTM(word_dim, dim, batch_first=True)
         self.adapter = Adapter(in_chans, dim, box_dim)
@@ -200,7 +203,7 @@ class TRAR(nn.Module):
             words = encoder(words, word_padding)
         for decoder in self.decoder:
             cells = decoder(cells, spans, words, word_padding)
-        return Encoded(words, cells, word_padding, cell_padding)
+        return Encoded(words, cells, word_padding, cell_padding, size)
 
     def forward(self, questions: Tensor, features: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Answers questions.
@@ -217,5 +220,6 @@ class TRAR(nn.Module):
         Raises:
             Mistake: Features or boxes that do not go with the options.
         """
-        words, cells, word_padding, cell_padding = self.encode(questions, features, boxes)
-        return self.classifier(self.norm(self.word_pool(words, word_padding) + self.cell_pool(cells, cell_padding)))
+        seen = self.encode(questions, features, boxes)
+        words = self.word_pool(seen.words, seen.word_padding)
+        return self.classifier(self.norm(words + self.cell_pool(seen.cells, seen.cell_padding, seen.size)))

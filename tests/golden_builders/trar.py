@@ -208,7 +208,7 @@ def net(case: Case) -> dict[str, Tensor | None]:
         if "gumbel" in case.inputs:
             pull(each, case.inputs["tau"], case.inputs["gumbel"])
     logits = whole(*given)
-    alphas = torch.stack([decision.values for decision in noted(whole).values()])
+    alphas = torch.stack([each.values for each in noted(whole).values() if each.kind == "mixture"])
     loss = loss_of(case, logits, case.inputs["target"])
     loss.backward()
     encoded = whole.encode(*given)

@@ -49,4 +49,6 @@ def is_recipe(path: Path) -> bool:
     """Whether a config trains at full size, on a data set that nobody has here."""
     if path.parent.name == "semi_supervised":
         return path.stem.endswith("_cifar10")
-    return "imagenet" in path.stem or path.stem.endswith(("_coco", "_cityscapes", "_ade20k", "_mpii"))
+    return "imagenet" in path.stem or path.stem.endswith(
+        ("_coco", "_cityscapes", "_ade20k", "_mpii", "_vqa2", "_clevr")
+    )

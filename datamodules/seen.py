@@ -137,10 +137,12 @@ class FeaturePaths:
         DataError: A file that holds no features, or a folder without one.
     """
 
-    def __init__(self, paths: Sequence[Path], shape: Sequence[int] | None) -> None:
+    def __init__(self, paths: Sequence[Path | np.ndarray], shape: Sequence[int] | None) -> None:
         self.shape = None if shape is None else tuple(shape)
         self.paths: list[Path] = []
-        for path in map(Path, paths):
+        for path in paths:
+            if isinstance(path, np.ndarray):
+                raise DataError("an array of pixels: the network takes features, from files (.npy or .npz)")
             inside = sorted(each for each in path.rglob("*") if each.suffix in FEATURES) if path.is_dir() else [path]
             if not inside or any(each.suffix not in FEATURES for each in inside):
                 raise DataError(

@@ -84,7 +84,8 @@ def _check_monitors(cli: Cli, data: DataModule) -> None:
     task = cli.model
     waiting = [each for each in awaited(cli.trainer, task) if each[1] != task.monitor]
     # What others' callbacks log is seen by the trial validation (`callbacks.monitored`).
-    if not waiting or not data.has("val") or any(map(_is_others, cli.trainer.callbacks)):
+    others = any(map(_is_others, cli.trainer.callbacks))  # type: ignore[attr-defined]
+    if not waiting or not data.has("val") or others:
         return
     found = task.evaluate([next(iter(data.val_dataloader()))], "val", data)
     check_awaited(waiting, [f"val/{name}" for name in found.metrics])

@@ -124,7 +124,7 @@ def test_mistake_in_a_file_names_key_and_choice(tmp_path: Path) -> None:
         ("--data.batch_size=4096", "training samples are fewer than one optimiser step takes"),
         pytest.param(
             "--trainer.accelerator=gpu",
-            "No supported gpu backend found",
+            "this machine has no GPU that PyTorch can use",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
         ("--model.network.num_classes=7", "the network has 7 classes but the data has 10"),

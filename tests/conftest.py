@@ -1,14 +1,13 @@
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from exp.claims.fork_server import ForkServer
 from tests.library import runner
+from tests.library.copies import copies_train
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,12 +42,4 @@ def forked_copies_can_train(request: pytest.FixtureRequest) -> Iterator[None]:
     """Names the module that runs backward passes where it should only fork, rather than the many behind it."""
     yield
     if isinstance(request.module, ModuleType) and forks(request.module):
-        pid = os.fork()
-        if not pid:
-            try:
-                torch.ones(1, requires_grad=True).sum().backward()
-            except RuntimeError:
-                os._exit(1)
-            os._exit(0)
-        refused = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert not refused, "nothing trains in a copy of this process any more: put backward passes in another file"
+        assert copies_train(), "nothing trains in a copy of this process any more: put backward passes in another file"

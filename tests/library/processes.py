@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import start_processes
 
+from tests.library.copies import copies_train
+
 Values = dict[str, Tensor]
 
 
@@ -20,9 +22,8 @@ def on_two_processes(function: Callable[[int], Values], folder: Path, picklable:
         folder: Empty, for what they exchange.
         picklable: Whether the function can be given to a fresh interpreter.
     """
-    # Forked, since starting an interpreter takes longer than all else here. Where there is an accelerator, PyTorch
-    # takes no backward pass in a fork of a process that has taken one.
-    fresh = picklable and torch.accelerator.is_available()
+    # Forked, since starting an interpreter takes longer than all else here.
+    fresh = picklable and not copies_train()
     start_processes(_process, (function, str(folder)), nprocs=2, start_method="spawn" if fresh else "fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

@@ -8,7 +8,7 @@ import torch
 
 
 def copies_train() -> bool:
-    """Whether PyTorch takes a backward pass in a fork of this process, which it may refuse after one has been taken here."""
+    """Whether PyTorch takes a backward pass in a fork of this process, which it may refuse after one here."""
     pid = os.fork()
     if not pid:
         try:

@@ -46,6 +46,21 @@ def timm_classifier(
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "pretrained": pretrained}
     if drop_path_rate:
         arguments["drop_path_rate"] = drop_path_rate
-    network = create(name, options or {}, **arguments)
+    network: Any = create(name, options or {}, **arguments)
     state_pretrained(network, pretrained, options)
+    if pretrained and network.pretrained_cfg.get("num_classes") != num_classes:
+        _quieten(network.get_classifier())
     return network
+
+
+def _quieten(head: nn.Module) -> None:
+    """Makes the logits of a new head on trained features small.
+
+    Families initialise heads for trunks that are random, too: EfficientNet's logits would have a spread of several
+    units, and the first steps would go into the trunk to undo them.
+    """
+    for module in head.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

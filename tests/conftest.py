@@ -4,10 +4,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from exp.claims.fork_server import ForkServer
 from tests.library import runner
 from tests.library.copies import copies_train
+
+# The first backward pass decides whether later ones are refused in forks: they are if there is a device with a queue of
+# its own, and `FakeTensorMode`, by which networks are counted, makes PyTorch believe in one.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -118,7 +118,8 @@ def test_one_span_alone_runs_less() -> None:
     mixed, alone = TRAR(**TINY, orders=(1, 2)).eval(), TRAR(**TINY, orders=(1, 2), eval_routing="argmax").eval()
     alone.load_state_dict(mixed.state_dict())
     assert executed(alone, *inputs).macs < 0.6 * executed(mixed, *inputs).macs
-    assert set(noted(alone)) == {"decoder.0.self_attention.mixing", "decoder.1.self_attention.mixing"}
+    chosen = {name for name, each in noted(alone).items() if each.kind != "attention"}
+    assert chosen == {"decoder.0.self_attention.mixing", "decoder.1.self_attention.mixing"}
 
 
 def test_half_precision_keeps_what_is_padding() -> None:

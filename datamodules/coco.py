@@ -16,8 +16,7 @@ from datamodules.base import DataModule, Split
 from datamodules.coco_annotations import Annotations, mirrored
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError, OptionError
-from datamodules.finding import Listings, leads_outside
-from datamodules.json_records import printable
+from datamodules.finding import Listings, leads_outside, shown
 from datamodules.looking import Counts, Marks
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import MAX_LISTED
@@ -248,11 +247,11 @@ class Coco(DataModule):
         objects = np.diff(np.append(0, np.cumsum(~crowds))[starts])
         for image, name in enumerate(annotations.file_names()):
             if leads_outside(name):
-                reason = f"its file {printable(name)} is not in {folder}"
+                reason = f"its file {shown(name)} is not in {folder}"
                 missing.append((f"image {annotations.image_ids[image]}", reason))
                 continue
             if not there.has(name):
-                missing.append((f"image {annotations.image_ids[image]}", f"{printable(folder / name)} is missing"))
+                missing.append((f"image {annotations.image_ids[image]}", f"{shown(folder / name)} is missing"))
             elif split != "train" or self.keep_empty or objects[image]:
                 chosen.append(image)
         self.leave_out(f"{annotations.path}: {len(missing)} records cannot be used", missing, file=annotations.path)

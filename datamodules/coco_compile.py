@@ -12,7 +12,8 @@ import numpy as np
 
 from datamodules.coco_records import RecordError, read_annotation, read_category, read_image, record_name, short
 from datamodules.errors import DataError
-from datamodules.json_records import printable, records
+from datamodules.finding import shown
+from datamodules.json_records import records
 from datamodules.polygons import Polygons
 from datamodules.run_lengths import coded_pixels
 
@@ -167,7 +168,7 @@ class _Images:
                 self._report(first, problems)
 
     def _report(self, place: int, problems: Problems) -> None:
-        name = printable(self.names[place].decode())
+        name = shown(self.names[place].decode())
         problems.add(f"image {self.ids[place]} ({name})", "its id belongs to another image, too")
 
     def listed_again(self) -> tuple[int, str]:

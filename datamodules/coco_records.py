@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pycocotools import mask as coco_mask
 
 from datamodules.decoding import MAX_PIXELS
-from datamodules.json_records import printable
+from datamodules.finding import shown
 
 # What file systems take: bytes of a name, and of a path.
 MAX_NAME, MAX_PATH = 255, 4096
@@ -87,12 +87,12 @@ def read_image(record: Any) -> ImageRecord:
     if "\0" in name or len(encoded) >= MAX_PATH or max(map(len, encoded.split(b"/"))) > MAX_NAME:
         raise RecordError(f"file_name {short(name)} can be no file's: it is too long, or holds a zero byte")
     identity, height, width = (_whole(record, field) for field in ("id", "height", "width"))
-    shown = printable(name)
+    named = shown(name)
     if height < 1 or width < 1:
-        raise RecordError(f"{shown} has the size {width}x{height}")
+        raise RecordError(f"{named} has the size {width}x{height}")
     if height * width > MAX_PIXELS:
         raise RecordError(
-            f"{shown} has the size {width}x{height}, which is more than the {MAX_PIXELS:,} pixels allowed"
+            f"{named} has the size {width}x{height}, which is more than the {MAX_PIXELS:,} pixels allowed"
         )
     return ImageRecord(identity, height, width, encoded)
 

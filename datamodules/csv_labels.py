@@ -14,8 +14,7 @@ import torch
 
 from datamodules.decoding import Encoded
 from datamodules.errors import DataError
-from datamodules.finding import EXTENSIONS, Listings, leads_outside
-from datamodules.json_records import printable
+from datamodules.finding import EXTENSIONS, Listings, leads_outside, shown
 from datamodules.packed_names import PackedNames
 
 # What columns are called, the usual name first.
@@ -93,7 +92,7 @@ def read_table(path: Path, images: Path, path_column: str | None = None, label_c
             split, image, label = _row(cells, columns, len(names))
             image = _within(image, images, there)
             if (before := seen.setdefault(image, number)) != number:
-                raise DataError(f"{printable(image)} is in line {before}, too")
+                raise DataError(f"{shown(image)} is in line {before}, too")
         except DataError as problem:
             table.problems.append((f"line {number}", str(problem)))
         else:
@@ -160,7 +159,7 @@ def _found(path: Path, names: Sequence[str], known: Sequence[str], given: str | 
     place = None if given is not None else _column(names, known)
     if place is None:
         raise DataError(
-            f"{path} has no column {given or what}, but {', '.join(map(printable, names))}. Name it by {what}_column."
+            f"{path} has no column {given or what}, but {', '.join(map(shown, names))}. Name it by {what}_column."
         )
     return place
 
@@ -178,7 +177,7 @@ def _row(cells: list[str], columns: tuple[int, int, int | None], width: int) -> 
         raise DataError(f"it has no {'path' if not cells[path] else 'label'}")
     name = "train" if split is None else cells[split]
     if name.lower() not in SPLIT_NAMES:
-        raise DataError(f"its split is {printable(name) or 'empty'}: train, val or test is needed")
+        raise DataError(f"its split is {shown(name) or 'empty'}: train, val or test is needed")
     return SPLIT_NAMES[name.lower()], cells[path], cells[label]
 
 
@@ -188,7 +187,7 @@ def _within(name: str, images: Path, there: Listings) -> str:
     if name.startswith(f"{images}/"):
         name = name.removeprefix(f"{images}/")
     if leads_outside(name):
-        raise DataError(f"its file {printable(name)} is not in {images}: name the folder by images")
+        raise DataError(f"its file {shown(name)} is not in {images}: name the folder by images")
     if not there.has(name):
-        raise DataError(f"{printable(images / name)} is missing")
+        raise DataError(f"{shown(images / name)} is missing")
     return name

@@ -49,12 +49,6 @@ def listed(path: Path, of: str) -> Iterator[Any]:
         reader.end()
 
 
-def printable(name: str | Path) -> str:
-    """A name out of a file as a message shows it: as it is, or quoted if it has line ends or half characters."""
-    text = str(name)
-    return text if text.isprintable() else repr(text)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[_Reader]:
     encoding = "utf-8"

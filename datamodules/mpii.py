@@ -14,7 +14,8 @@ from typing_extensions import override
 from datamodules.base import DataModule, Split
 from datamodules.decoding import MAX_PIXELS, Encoded
 from datamodules.errors import DataError
-from datamodules.json_records import listed, printable
+from datamodules.finding import shown
+from datamodules.json_records import listed
 from datamodules.looking import Counts, Marks
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Transform
@@ -164,7 +165,7 @@ class MPII(DataModule):
             try:
                 person = _person(record)
                 if record["image"] not in there:
-                    raise DataError(f"{printable(folder / record['image'])} is missing")
+                    raise DataError(f"{shown(folder / record['image'])} is missing")
                 if truth is not None:
                     person = _evaluated(person, *(each[number] for each in truth))
             except DataError as problem:
@@ -240,16 +241,14 @@ def _person(record: Any) -> Person:
         except ValueError:
             found = np.empty(0)  # lists of different lengths
         if found.dtype.kind not in "biuf":
-            raise DataError(f"{printable(name)}: {field} holds something else than numbers")
+            raise DataError(f"{shown(name)}: {field} holds something else than numbers")
         if found.shape != shape or not (np.abs(found.astype(np.float64)) < MAX_PIXELS).all():
             wanted = "x".join(map(str, shape)) or "one"
-            raise DataError(
-                f"{printable(name)}: {field} is missing or not {wanted} finite numbers below {MAX_PIXELS:,}"
-            )
+            raise DataError(f"{shown(name)}: {field} is missing or not {wanted} finite numbers below {MAX_PIXELS:,}")
         values[field] = found.astype(np.float64)
     scale = float(values["scale"])
     if scale <= 0:
-        raise DataError(f"{printable(name)}: scale={scale:g} must be above 0")
+        raise DataError(f"{shown(name)}: scale={scale:g} must be above 0")
     centre = values["center"] + [0, LOWER * scale] - 1
     joints = np.column_stack([values["joints"] - 1, values["joints_vis"] > 0])
     return Person(centre, scale * WIDER, joints, _MIRRORED)

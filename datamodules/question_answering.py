@@ -17,7 +17,7 @@ from typing_extensions import override
 from datamodules.answers import KnownAnswers, normalised
 from datamodules.base import DataModule
 from datamodules.errors import DataError, OptionError
-from datamodules.json_records import printable
+from datamodules.finding import shown
 from datamodules.question_files import Question
 from datamodules.question_pipeline import QuestionPipeline, joined
 from datamodules.questions import PAD, UNKNOWN, WHOLE, Vocabulary, words_of
@@ -380,6 +380,6 @@ def _check_list(content: Any, where: str) -> None:
     if not isinstance(content, list) or not content or not all(isinstance(each, str) for each in content):
         raise DataError(f"{where}: a list of texts is needed, and is not there.")
     if odd := next((each for each in content if len(each) > LONGEST or not each.isprintable()), None):
-        raise DataError(f"{where}: {printable(odd[:50])} is no word or answer.")
+        raise DataError(f"{where}: {shown(odd[:50])} is no word or answer.")
     if len(set(content)) < len(content):
         raise DataError(f"{where}: a text is there twice.")

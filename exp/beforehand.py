@@ -10,7 +10,8 @@ from lightning.pytorch import Callback
 
 from callbacks.monitored import awaited, check_awaited
 from datamodules import DataError, DataModule
-from exp.cli import Cli, is_child
+from exp.cli import Cli
+from exp.processes import is_started_by_main
 from exp.usage import UsageError
 from lightning_modules import Task
 from lightning_modules.warmup import Shortened
@@ -40,7 +41,7 @@ def check(cli: Cli) -> None:
         steps_per_epoch, total_steps = _steps(cli, data)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             for line in _shortened(task, steps_per_epoch, total_steps):
-                if trainer.is_global_zero and not is_child():
+                if trainer.is_global_zero and not is_started_by_main():
                     print(f"exp: {line}", file=sys.stderr)
             _check_monitors(cli, data)
     except (Mistake, DataError) as error:

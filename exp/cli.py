@@ -385,8 +385,3 @@ def _found(checkpoint: str, runs: str) -> Path:
         return find_checkpoint(checkpoint, Path(runs))
     except NoCheckpoint as error:
         raise UsageError(f"--ckpt_path {error}") from None
-
-
-def is_child() -> bool:
-    """Whether this process was started by Lightning's launcher, not by a person or a cluster."""
-    return "EXP_RUN" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"

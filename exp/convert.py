@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,21 +114,17 @@ def write(state: dict[str, Tensor], path: Path, pixels: dict[str, Any] | None = 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from callbacks.whole_files import whole
+
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise ConvertError(f"cannot write {path}: the name must end in .safetensors, .pth or .pt")
     contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            metadata = {"format": "pt"} | ({} if pixels is None else {"pixels": json.dumps(pixels)})
-            save_file(contiguous, partial, metadata=metadata)
-        else:
-            torch.save({"model": contiguous} | ({} if pixels is None else {"pixels": pixels}), partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole(path) as partial:
+            if path.suffix == ".safetensors":
+                metadata = {"format": "pt"} | ({} if pixels is None else {"pixels": json.dumps(pixels)})
+                save_file(contiguous, partial, metadata=metadata)
+            else:
+                torch.save({"model": contiguous} | ({} if pixels is None else {"pixels": pixels}), partial)
     except (OSError, RuntimeError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise ConvertError(f"cannot write {path}: {first_line(error)}") from error

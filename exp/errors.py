@@ -17,10 +17,10 @@ from callbacks.liveness import Liveness
 from datamodules import DataError
 from exp.checkpoint_contents import misfit
 from exp.checkpoint_io import CheckpointError
-from exp.faults import causes, fault
+from exp.faults import fault
 from exp.run_directory import RunError
 from exp.signals import Stopped, name, say
-from exp.unwritable import unwritable
+from exp.unwritable import causes, unwritable
 from models.mistakes import Mistake
 
 if TYPE_CHECKING:

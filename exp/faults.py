@@ -6,24 +6,17 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from callbacks.reports.report import ERRORS
 from callbacks.whole_files import note
 from datamodules import DataError
+from exp.unwritable import causes
 from models.mistakes import Mistake
 
 OURS = ("models", "lightning_modules", "datamodules", "callbacks", "drawing", "exp")
 # What Python says of arguments that a function does not take.
 _SIGNATURE = re.compile(r"\w+\(\) (got|missing|takes) ")
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it came of."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def mistake_in(error: BaseException) -> BaseException | None:

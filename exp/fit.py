@@ -18,10 +18,11 @@ from datamodules import DataModule
 from exp.arguments import option, without_option
 from exp.beforehand import check
 from exp.checkpoint_io import CheckpointError, read_checkpoint
-from exp.cli import Cli, is_child, resolve
+from exp.cli import Cli, resolve
 from exp.errors import exit_code
 from exp.finding import found_first
 from exp.pixels import hand_over, hand_over_checkpoint
+from exp.processes import is_started_by_main
 from exp.quiet import silence
 from exp.record import Record
 from exp.report import report_on
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     """Runs `fit`; the exit code is 0, 2 for a mistake in the command, 75 for a stop by signal, else 1."""
     silence()
     find, found = option(argv, "--find"), dict[str, Any]()
-    if find is not None and not is_child():
+    if find is not None and not is_started_by_main():
         argv, found = found_first(find, without_option(argv, "--find"), _start)
     cli = Cli(argv, "fit")
     with exit_code(cli) as outcome:
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def _leads(cli: Cli) -> bool:
     """Whether this process is the one that writes and talks."""
-    return cli.trainer.is_global_zero and not is_child()
+    return cli.trainer.is_global_zero and not is_started_by_main()
 
 
 def _train(cli: Cli, run: Run, leads: bool) -> None:
@@ -170,7 +171,7 @@ def _as_today(config: Path) -> dict[str, Any] | None:
 def _agree_on_run(cli: Cli) -> Run:
     """The same run directory on every process: chosen by the first, told to the others."""
     trainer = cli.trainer
-    if is_child():
+    if is_started_by_main():
         told = json.loads(os.environ["EXP_RUN"])
         return Run(Path(told["path"]), Path(told["checkpoint"]) if told["checkpoint"] else None, told["finished"])
     environment = getattr(trainer.strategy, "cluster_environment", None)

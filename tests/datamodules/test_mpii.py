@@ -99,7 +99,7 @@ def test_evaluation_is_by_the_matlab_file(root: Path) -> None:
         (lambda records: records[1].update(center=[10**400, 1]), "center holds something else than numbers"),
         (lambda records: records[1].update(center=[1e300, 1]), "center is missing or not 2 finite numbers"),
         (lambda records: records[1].update(scale=None), "scale holds something else than numbers"),
-        (lambda records: records[1].update(image="a\nb.jpg"), r"person 1: '.*a\\nb.jpg' is missing"),
+        (lambda records: records[1].update(image="a\nb.jpg"), r"person 1: .*a\\nb.jpg is missing"),
         (lambda records: records.__setitem__(1, [[[]]]), "person 1: the record names no image"),
         (lambda records: records[1]["joints"].__setitem__(0, [1, float("nan")]), "joints is missing or not 16x2"),
     ],

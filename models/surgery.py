@@ -1,4 +1,4 @@
-"""Layers in place of layers: dynamic ones in place of the convolutions of any timm network.
+"""Layers in place of layers: dynamic ones in place of the convolutions, or of the attention, of any timm network.
 
 What the papers on dynamic kernels share is a host: some of its convolutions become dynamic, the rest stays. Which ones
 is a choice by kind, kernel size, stage, block or name. A layer that shares something with the others of its block, as
@@ -155,6 +155,28 @@ def replace(
     return replaced
 
 
+def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> list[str]:
+    """Puts a layer in the place of each module of a kind, in place.
+
+    Args:
+        network: Any.
+        kind: Class of the modules; those of derived classes stay.
+        make: Module to layer.
+
+    Returns:
+        Dotted names of what was replaced, in the order of the network.
+
+    Raises:
+        Mistake: There is none.
+    """
+    replaced = [name for name, module in network.named_modules() if name and type(module) is kind]
+    if not replaced:
+        raise Mistake(f"{type(network).__name__} has no {kind.__name__} of {kind.__module__.split('.')[0]}")
+    for name in replaced:
+        _put(network, name, network.get_submodule(name), make)
+    return replaced
+
+
 def _replace_classifier(network: nn.Module, make: Callable[[nn.Conv2d], nn.Module]) -> str:
     get_classifier = getattr(network, "get_classifier", None)
     linear = get_classifier() if callable(get_classifier) else None
@@ -176,10 +198,11 @@ def _replace_classifier(network: nn.Module, make: Callable[[nn.Conv2d], nn.Modul
     return name
 
 
-def _put(network: nn.Module, name: str, conv: Any, make: Callable[[nn.Conv2d], nn.Module]) -> None:
-    with torch.device(conv.weight.device):
-        layer = make(conv)
-    network.set_submodule(name, layer.to(conv.weight.dtype).train(conv.training))
+def _put(network: nn.Module, name: str, replaced: Any, make: Callable[[Any], nn.Module]) -> None:
+    like = next(replaced.parameters())
+    with torch.device(like.device):
+        layer = make(replaced)
+    network.set_submodule(name, layer.to(like.dtype).train(replaced.training))
 
 
 def _join(layer: nn.Module, block: nn.Module) -> None:

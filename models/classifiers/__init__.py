@@ -8,6 +8,7 @@ from models.classifiers.dynamic_kernels import dynamic_kernels
 from models.classifiers.preact_resnet import PreActResNet
 from models.classifiers.pruned import pruned
 from models.classifiers.ranet import RANet
+from models.classifiers.routed_spans import route_spans, routed_spans
 from models.classifiers.scaled_branches import scaled_branches
 from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.shallow_deep import ShallowDeepNetwork
@@ -30,6 +31,8 @@ __all__ = [
     "WideResNet",
     "dynamic_kernels",
     "pruned",
+    "route_spans",
+    "routed_spans",
     "scaled_branches",
     "timm_classifier",
 ]

@@ -159,13 +159,15 @@ class PathController(nn.Module):
         """Whether an image gets one span alone in evaluation."""
         return self.binarize or self.eval_routing == "argmax"
 
-    def pooled(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Tokens [B, N, dim] and which are padding, bool [B, N], to [B, dim]."""
+    def pooled(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Tokens [B, N, dim] and which are padding, bool [B, N] or None, to [B, dim]."""
+        if self.pool_padding:
+            padding = None
         if self.pool is None:
-            return x.mean(1) if self.pool_padding else _mean_of_given(x, padding)
+            return x.mean(1) if padding is None else _mean_of_given(x, padding)
         # Tokens that are exactly zero, of which a trained network has none, are left out as published.
         ignored = (x == 0).all(-1)
-        if not self.pool_padding:
+        if padding is not None:
             ignored = ignored | padding
         if self.norm is not None:
             return self.norm(self.pool(x, ignored))
@@ -189,9 +191,47 @@ class PathController(nn.Module):
             return F.one_hot(shares.argmax(1), shares.shape[1]).to(shares.dtype)
         return shares
 
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Tokens [B, N, dim] and which are padding, bool [B, N], to the share of each span [B, spans]."""
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Tokens [B, N, dim] and which are padding, bool [B, N] or None, to the share of each span [B, spans]."""
         return self.route(self.logits(self.pooled(x, padding)))
+
+
+class LearnedShares(nn.Module):
+    """Shares of spans that are the same for all images: `softmax(constants)`; of a single span nothing is learned.
+
+    Args:
+        num_spans: Spans.
+    """
+
+    one_hot = False
+
+    def __init__(self, num_spans: int) -> None:
+        super().__init__()
+        self.constants = nn.Parameter(torch.zeros(num_spans)) if num_spans > 1 else None
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Tokens [B, N, dim] to the share of each span [B, spans]."""
+        logits = x.new_zeros(1) if self.constants is None else self.constants
+        return logits.softmax(0).expand(x.shape[0], -1)
+
+
+def share_maker(dim: int, num_spans: int, routing: Routing, **options: Any) -> PathController | LearnedShares:
+    """What says how much of each span an image gets: tokens and padding to shares [B, spans].
+
+    Args:
+        dim: Features of tokens.
+        num_spans: Spans.
+        routing: `soft` or `hard`, see `PathController`; `fixed`: `LearnedShares`.
+        options: Of the `PathController`.
+
+    Raises:
+        Mistake: An option that is none of those.
+    """
+    if routing == "fixed":
+        return LearnedShares(num_spans)
+    if routing not in get_args(Routing):
+        raise Mistake(f"routing is one of {', '.join(get_args(Routing))}, not {routing!r}")
+    return PathController(dim, num_spans, routing, **options)
 
 
 class SpanMixing(nn.Module):
@@ -240,8 +280,9 @@ class SpanMixing(nn.Module):
         if max(counts) == len(q):
             return spans.attend(counts.index(len(q)), q, k, v, spans.padding)
         order = choice.argsort(stable=True)
-        parts = zip(*(each[order].split(counts) for each in (q, k, v, spans.padding)), strict=True)
-        mixed = [spans.attend(i, *part) for i, part in enumerate(parts) if counts[i]]
+        parts = zip(*(each[order].split(counts) for each in (q, k, v)), strict=True)
+        padding = [None] * self.num_spans if spans.padding is None else spans.padding[order].split(counts)
+        mixed = [spans.attend(i, *part, padding[i]) for i, part in enumerate(parts) if counts[i]]
         return torch.cat(mixed)[order.argsort()]
 
     def _record(self, v: Tensor, shares: Tensor, spans: Spans) -> None:
@@ -261,8 +302,8 @@ class RoutedAttention(MultiHeadAttention):
         dim: Features of tokens.
         num_heads: Heads.
         num_spans: Spans.
-        routing: `soft` or `hard`, see `PathController`; `fixed`: shares are learned, and the same for all images. A
-            single fixed span has nothing to learn, and is plain attention.
+        routing: `soft` or `hard`, see `PathController`; `fixed`, see `LearnedShares`, which with a single span is plain
+            attention.
         dropout: Probability, of each span's map by itself.
         options: Of the `PathController`.
 
@@ -274,13 +315,8 @@ class RoutedAttention(MultiHeadAttention):
         self, dim: int, num_heads: int, num_spans: int, routing: Routing = "soft", dropout: float = 0.1, **options: Any
     ) -> None:
         super().__init__(dim, num_heads, dropout)
-        if routing not in get_args(Routing):
-            raise Mistake(f"routing is one of {', '.join(get_args(Routing))}, not {routing!r}")
-        self.controller = None if routing == "fixed" else PathController(dim, num_spans, routing, **options)
-        learned = routing == "fixed" and num_spans > 1
-        self.constants = nn.Parameter(torch.zeros(num_spans)) if learned else None
-        single = num_spans == 1 or (self.controller is not None and self.controller.one_hot)
-        self.mixing = SpanMixing(num_spans, single, dropout)
+        self.controller = share_maker(dim, num_spans, routing, **options)
+        self.mixing = SpanMixing(num_spans, num_spans == 1 or self.controller.one_hot, dropout)
 
     def forward(self, x: Tensor, spans: Spans) -> Tensor:  # type: ignore[override]
         """Tokens [B, N, dim], row by row of the grid, to [B, N, dim].
@@ -289,12 +325,7 @@ class RoutedAttention(MultiHeadAttention):
             x: Tokens.
             spans: Of the batch, from `SpanMasks`.
         """
-        if self.controller is not None:
-            shares = self.controller(x, spans.padding)
-        else:
-            logits = x.new_zeros(1) if self.constants is None else self.constants
-            shares = logits.softmax(0).expand(x.shape[0], -1)
-        return self.merged(self.mixing(*self.heads(x, x), shares, spans))
+        return self.merged(self.mixing(*self.heads(x, x), self.controller(x, spans.padding), spans))
 
 
 def _mean_of_given(x: Tensor, padding: Tensor) -> Tensor:

@@ -126,10 +126,10 @@ def test_padding_is_pooled_unless_it_is_not_wanted(pooling: Any) -> None:
 
 def test_shares_may_be_learned_and_the_same_for_all() -> None:
     network, x = layer(routing="fixed"), tokens()
-    assert network.controller is None
     network(x, spans()).sum().backward()
-    assert network.constants is not None
-    assert network.constants.grad is not None
+    constants = network.controller.constants
+    assert constants is not None
+    assert constants.grad is not None
     assert torch.equal(noted(network)["mixing"].values, torch.full((5, 3), 1 / 3, dtype=torch.float64))
     plain = RoutedAttention(8, 2, 1, "fixed")
     assert {name.split(".")[0] for name, _ in plain.named_parameters()} == {"query", "key", "value", "merge"}

@@ -58,7 +58,10 @@ class ComputeBudget(Report):
     all samples.
 
     Args:
-        target: share of the dense compute that is aimed at, in (0, 1].
+        target: share of the dense compute that is aimed at, in (0, 1]; `planned`: for layers that draw in training and
+            keep to a plan in an inference, the share that this has, each layer's own with `scope: layer`. The squared
+            difference from planned shares is DynamicViT's loss of keep ratios (arXiv 2106.02034, section 3.3) in
+            multiply-adds instead of tokens.
         weight: factor of the penalty once warmed up.
         form: see `budget_penalty`.
         scope: `network`: the share of the whole network, static parts included, which are counted for images of the
@@ -80,7 +83,7 @@ class ComputeBudget(Report):
 
     def __init__(
         self,
-        target: float,
+        target: float | Literal["planned"],
         weight: float = 1.0,
         form: Form = "squared",
         scope: Literal["network", "layer", "dynamic"] = "network",
@@ -96,11 +99,11 @@ class ComputeBudget(Report):
         ):
             if value not in choices:
                 raise Mistake(f"ComputeBudget: {name} must be one of {', '.join(choices)}, not {value!r}")
-        if not 0 < target <= 1:
-            raise Mistake(f"ComputeBudget: target is a share of the dense compute, in (0, 1], not {target}")
+        if target != "planned" and not (isinstance(target, int | float) and 0 < target <= 1):
+            raise Mistake(f"ComputeBudget: target is planned or a share of the dense compute in (0, 1], not {target}")
         if min(weight, warmup_epochs, begin_epochs) < 0:
             raise Mistake(f"ComputeBudget: none of {weight=}, {warmup_epochs=}, {begin_epochs=} may be negative")
-        self.target = target
+        self.target: float | Literal["planned"] = target
         self.weight = weight
         self.form: Form = form
         self.scope = scope
@@ -110,6 +113,7 @@ class ComputeBudget(Report):
         self.begin_epochs = begin_epochs
         self._static: float | None = None
         self._share: Tensor | None = None
+        self._target = 0.0
         self._weight = 0.0
         self._evaluated = torch.zeros(2)
 
@@ -155,9 +159,11 @@ class ComputeBudget(Report):
         parts = list(compute.layers.values()) if self.scope == "layer" else [compute]
         spans = [_range_share(part) if self.span == "range" else 1.0 for part in parts]
         aimed = shares if self.per_sample else own + (mean - own.detach())
+        targets = [_planned_share(part) if self.target == "planned" else self.target for part in parts]
+        self._target = sum(targets) / len(targets)
         penalties = [
-            budget_penalty(share, self.target, self.form, span).mean()
-            for share, span in zip(aimed.unbind(), spans, strict=True)
+            budget_penalty(share, target, self.form, span).mean()
+            for share, target, span in zip(aimed.unbind(), targets, spans, strict=True)
         ]
         self._weight = self.weight_at(trainer)
         return torch.stack(penalties).mean() * self._weight
@@ -169,7 +175,7 @@ class ComputeBudget(Report):
         clock = Clock(trainer)
         if clock.logs(clock.step):
             assert self._share is not None
-            values: dict[str, Tensor | float] = {"share": self._share, "target": self.target, "weight": self._weight}
+            values: dict[str, Tensor | float] = {"share": self._share, "target": self._target, "weight": self._weight}
             for name, value in values.items():
                 pl_module.log(f"train/compute_{name}", value)
 
@@ -205,6 +211,13 @@ class ComputeBudget(Report):
 
 def _network(pl_module: LightningModule) -> nn.Module:
     return pl_module.network  # type: ignore[return-value]
+
+
+def _planned_share(compute: ExpectedCompute | LayerCompute) -> float:
+    """Share of the dense compute that an inference takes by plan."""
+    if compute.planned is None:
+        raise Mistake("ComputeBudget: target 'planned' needs dynamic layers that keep to a plan; give a share instead")
+    return compute.planned / (compute.dense_macs if isinstance(compute, ExpectedCompute) else compute.dense)
 
 
 def _range_share(compute: ExpectedCompute | LayerCompute) -> float:

@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_probabilities,
         default=MUTATIONS["code"],
         metavar="code|paper|LAYER,WHOLE",
-        help="probabilities that a layer's choice mutates and that the whole network's does: AutoFormer's released "
-        "code has 0.2,0.4 (default), its paper 0.4,0.2",
+        help="probabilities that a layer's choice mutates and that the whole network's does: as in the code that "
+        "evolution was published with, 0.2,0.4 (default), as in its paper, 0.4,0.2, or any others",
     )
     parser.add_argument("--seed", type=int, help="of the search (default: seed_everything)")
     parser.add_argument("--samples", type=_positive, help="judge on so many validation images (default: all)")

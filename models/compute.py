@@ -182,16 +182,18 @@ class LayerCompute:
         expected: Multiply-adds of each sample [B], differentiable with respect to the layer's decisions.
         dense: Multiply-adds of a sample for which the layer does all its work.
         least: Multiply-adds of a sample for which it does as little as it can.
+        planned: Multiply-adds of every sample in an inference, of a layer that keeps to a plan; None for any other.
     """
 
-    def __init__(self, expected: Tensor, dense: float, least: float) -> None:
+    def __init__(self, expected: Tensor, dense: float, least: float, planned: float | None = None) -> None:
         self.expected = expected
         self.dense = dense
         self.least = least
+        self.planned = planned
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled network takes the numbers along, not the graph behind them, which cannot be copied.
-        return LayerCompute, (self.expected.detach(), self.dense, self.least)
+        return LayerCompute, (self.expected.detach(), self.dense, self.least, self.planned)
 
 
 @dataclass(frozen=True)
@@ -203,12 +205,14 @@ class ExpectedCompute:
         dense_macs: Multiply-adds of a sample for which every layer does all its work.
         least_macs: Multiply-adds of a sample for which every layer does as little as it can.
         layers: Each dynamic layer by name.
+        planned: Multiply-adds of every sample in an inference, where all layers keep to a plan; else None.
     """
 
     macs: Tensor
     dense_macs: float
     least_macs: float
     layers: dict[str, LayerCompute]
+    planned: float | None = None
 
     @property
     def share(self) -> Tensor:
@@ -216,7 +220,7 @@ class ExpectedCompute:
         return self.macs / self.dense_macs
 
 
-def record(layer: nn.Module, expected: Tensor, dense: float, least: float = 0.0) -> None:
+def record(layer: nn.Module, expected: Tensor, dense: float, least: float = 0.0, planned: float | None = None) -> None:
     """Notes what a dynamic layer's forward pass costs; `expected` reads it. To be called at each forward.
 
     A layer that runs several times in a forward pass records the sum. Layers that record do not contain each other.
@@ -226,10 +230,12 @@ def record(layer: nn.Module, expected: Tensor, dense: float, least: float = 0.0)
         expected: Multiply-adds of each sample [B], float32, differentiable with respect to the decisions.
         dense: Multiply-adds of a sample for which the layer does all its work.
         least: Multiply-adds of a sample for which it does as little as it can.
+        planned: Multiply-adds of every sample in an inference, of a layer that keeps to a plan, as a training that
+            draws is to come to; None for any other.
     """
     # What an export traces is of no image.
     if not torch.compiler.is_exporting():
-        layer._compute = LayerCompute(expected, dense, least)  # type: ignore[assignment]
+        layer._compute = LayerCompute(expected, dense, least, planned)  # type: ignore[assignment]
 
 
 def recorded(network: nn.Module) -> dict[str, LayerCompute]:
@@ -322,7 +328,10 @@ def expected(network: nn.Module, static: float) -> ExpectedCompute:
     _check_layers(network, layers)
     macs = torch.stack([layer.expected for layer in layers.values()]).sum(0) + static
     dense = sum(layer.dense for layer in layers.values()) + static
-    return ExpectedCompute(macs, dense, sum(layer.least for layer in layers.values()) + static, layers)
+    least = sum(layer.least for layer in layers.values()) + static
+    plans = [layer.planned for layer in layers.values() if layer.planned is not None]
+    planned = sum(plans) + static if len(plans) == len(layers) else None
+    return ExpectedCompute(macs, dense, least, layers, planned)
 
 
 @contextmanager

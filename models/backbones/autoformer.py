@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.backbones.registration import imagenet_cfgs
 from models.layers.relative_position import RelativePosition2d, distances
 from models.mistakes import Mistake
 
@@ -243,23 +244,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
     },
 }
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"autoformer_{size}_patch16_224": {
-            "input_size": (3, 224, 224),
-            "fixed_input_size": False,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "num_classes": 1000,
-            "pool_size": None,
-        }
-        for size in SEARCHED
-    }
-)
+default_cfgs = imagenet_cfgs([f"autoformer_{size}_patch16_224" for size in SEARCHED], 224)
 
 
 def _create(size: str, pretrained: bool, **options: Any) -> AutoFormer:

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
-    generate_default_cfgs,
     register_model,
 )
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.backbones.registration import imagenet_cfgs
 from models.layers.grained import BudgetGate, DropPathUnit, Formula, Grain, GrainedBlock, record_constant
 from models.layers.grained_regions import Regions
 from models.layers.query_attention import QueryAttention
@@ -156,23 +156,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
 }
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"deit_dge_s124_{size}_patch16_256": {
-            "input_size": (3, 256, 256),
-            "fixed_input_size": False,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "num_classes": 1000,
-            "pool_size": None,
-        }
-        for size in _SIZES
-    }
-)
+default_cfgs = imagenet_cfgs([f"deit_dge_s124_{size}_patch16_256" for size in _SIZES], 256)
 
 
 def _create(size: str, pretrained: bool, **options: Any) -> GrainedVisionTransformer:

@@ -16,12 +16,12 @@ import torch
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
-    generate_default_cfgs,
     register_model,
 )
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from models.backbones.registration import imagenet_cfgs
 from models.layers.grained import BudgetGate, DropPathUnit, Formula, Grain, GrainedBlock, record_constant
 from models.layers.grained_regions import Regions
 from models.layers.point_attention import PointAttention
@@ -261,23 +261,8 @@ _KINDS: dict[str, dict[str, Any]] = {
     "dpvt_{}_256": {"attention": "deformable"},
 }
 
-default_cfgs = generate_default_cfgs(
-    {
-        kind.format(size): {
-            "input_size": (3, 256, 256),
-            "fixed_input_size": False,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "stages.0.patch_embed.proj",
-            "classifier": "head",
-            "num_classes": 1000,
-            "pool_size": None,
-        }
-        for kind in _KINDS
-        for size in _DEPTHS
-    }
+default_cfgs = imagenet_cfgs(
+    [kind.format(size) for kind in _KINDS for size in _DEPTHS], 256, first_conv="stages.0.patch_embed.proj"
 )
 
 

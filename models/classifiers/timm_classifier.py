@@ -49,7 +49,10 @@ def timm_classifier(
     network: Any = create(name, options or {}, **arguments)
     state_pretrained(network, pretrained, options)
     if pretrained and network.pretrained_cfg.get("num_classes") != num_classes:
-        _quieten(network.get_classifier())
+        found = network.get_classifier()
+        # A distilled DeiT has two.
+        for head in found if isinstance(found, tuple) else (found,):
+            _quieten(head)
     return network
 
 

@@ -133,5 +133,8 @@ def _classifier_names(network: nn.Module) -> list[str]:
     get_classifier = getattr(network, "get_classifier", None)
     if not callable(get_classifier):
         return []
-    mine = {id(parameter) for parameter in get_classifier().parameters()}
+    found = get_classifier()
+    # A distilled DeiT has two.
+    heads = found if isinstance(found, tuple) else (found,)
+    mine = {id(parameter) for head in heads for parameter in head.parameters()}
     return [name for name, parameter in network.named_parameters() if id(parameter) in mine]

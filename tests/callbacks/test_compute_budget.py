@@ -17,6 +17,7 @@ from callbacks.reports import Place
 from exp.loggers import MetricsTable
 from lightning_modules import Classification
 from models.compute import has_values, record, recorded
+from models.mistakes import Mistake
 from tests.library.batches import Batches
 
 COST = 12.0
@@ -25,6 +26,8 @@ COST = 12.0
 class Gate(nn.Module):
     """A linear layer that is run as often as `logit` says, of which a quarter always."""
 
+    planned: float | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 3, bias=False)
@@ -32,7 +35,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         share = 0.25 + 0.75 * self.logit.sigmoid()
-        record(self, (share * COST).expand(len(x)), COST, COST / 4)
+        record(self, (share * COST).expand(len(x)), COST, COST / 4, self.planned)
         return self.layer(x) * (share if has_values(x) else 1.0)
 
 
@@ -160,6 +163,17 @@ def test_layers_are_penalised_one_by_one(tmp_path: Path) -> None:
     assert table.series("train/loss_compute")[1] == pytest.approx([0.375**2] * 8)
 
 
+def test_each_layer_is_held_to_its_plan(tmp_path: Path) -> None:
+    network = Network(2)
+    with pytest.raises(Mistake, match="target 'planned' needs dynamic layers that keep to a plan"):
+        fit(ComputeBudget("planned", scope="layer"), tmp_path / "none", network)
+    network.gates[0].planned, network.gates[1].planned = 0.5 * COST, 0.25 * COST
+    _, table, _ = fit(ComputeBudget("planned", scope="layer"), tmp_path, network)
+    assert table.series("train/compute_target")[1] == pytest.approx([0.375] * 8)
+    penalty = ((LAYER - 0.5) ** 2 + (LAYER - 0.25) ** 2) / 2
+    assert table.series("train/loss_compute")[1] == pytest.approx([penalty] * 8)
+
+
 def test_weight_warms_up(tmp_path: Path) -> None:
     _, table, _ = fit(ComputeBudget(0.5, 2.0, warmup_epochs=0.5), tmp_path)
     weights = [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
@@ -259,7 +273,7 @@ def test_the_mean_of_samples_meets_the_target_or_each_of_them(per_sample: bool, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": 0.0}, r"in \(0, 1\], not 0"),
+        ({"target": 0.0}, r"planned or .* in \(0, 1\], not 0"),
         ({"target": 1.5}, r"in \(0, 1\], not 1.5"),
         ({"target": -0.5}, r"in \(0, 1\]"),
         ({"weight": -1.0}, "weight=-1.0"),

@@ -27,6 +27,15 @@ def awaited(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str, str]
             yield "checkpoint" if isinstance(callback, Checkpoints) else type(callback).__name__, name
 
 
+def logged_by(trainer: Trainer) -> set[str]:
+    """The metrics that callbacks say they log in a validation, by the whole name: their attribute `logs`.
+
+    Args:
+        trainer: with its callbacks.
+    """
+    return {name for callback in trainer.callbacks for name in getattr(callback, "logs", ())}  # type: ignore[attr-defined]
+
+
 def check_awaited(waiting: Iterable[tuple[str, str]], logged: Iterable[str]) -> None:
     """Refuses to wait for a metric that is not there.
 
@@ -40,7 +49,10 @@ def check_awaited(waiting: Iterable[tuple[str, str]], logged: Iterable[str]) -> 
     names = sorted(logged)
     for whose, name in waiting:
         if names and name not in names:
-            raise Mistake(f"{whose}.monitor is '{name}', but validation logs {', '.join(names)}")
+            raise Mistake(
+                f"{whose}.monitor is '{name}', but validation logs {', '.join(names)}; a callback of your "
+                "own that logs it says so in its attribute `logs`"
+            )
 
 
 class Monitored(Callback):
@@ -55,4 +67,4 @@ class Monitored(Callback):
         Raises:
             Mistake: a callback waits for another.
         """
-        check_awaited(awaited(trainer, pl_module), trainer.callback_metrics)
+        check_awaited(awaited(trainer, pl_module), {*trainer.callback_metrics, *logged_by(trainer)})

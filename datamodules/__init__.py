@@ -19,6 +19,7 @@ from datamodules.imagenet import ImageNet
 from datamodules.mpii import MPII
 from datamodules.own_boxes import OwnBoxes
 from datamodules.own_images import OwnImages
+from datamodules.own_poses import OwnPoses
 from datamodules.packed import PackedImages
 from datamodules.pixels import Pixels
 from datamodules.scenes import DigitScenes
@@ -50,6 +51,7 @@ __all__ = [
     "MultiView",
     "OwnBoxes",
     "OwnImages",
+    "OwnPoses",
     "PackedImages",
     "Pixels",
     "SegmentationFolder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,16 @@ from datamodules.coco_compile import clamp_boxes, compile_annotations
 from datamodules.errors import DataError
 from datamodules.transforms.packed_masks import Patch
 
-LAYOUT = "coco-3"
+LAYOUT = "coco-4"
 # The COCO API draws polygons on a grid of fifths of a pixel.
 GRID = 5
+# A word for a side in the name of a keypoint: `left_eye`, `L eye`, `eyeRight`.
+SIDE = re.compile(r"(?:(?<![A-Za-z])(?:left|right|LEFT|RIGHT|[lrLR])|(?:Left|Right))(?![a-z])")
+OTHER_SIDE = {
+    one: other
+    for pair in ("left right", "LEFT RIGHT", "Left Right", "l r", "L R")
+    for one, other in (pair.split(), pair.split()[::-1])
+}
 
 
 class Annotations:
@@ -217,6 +225,5 @@ def mirrored(annotations: Annotations) -> np.ndarray:
             f"{sorted({len(other) for other in named}) or 'none'}. Every category with keypoints must name the "
             "same ones."
         )
-    swap = {"left": "right", "right": "left"}
-    partners = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
+    partners = [SIDE.sub(lambda side: OTHER_SIDE[side[0]], name) for name in names]
     return np.array([names.index(partner) if partner in names else i for i, partner in enumerate(partners)])

@@ -98,7 +98,9 @@ def read_image(record: Any) -> ImageRecord:
 
 
 def read_category(record: Any) -> dict[str, Any]:
-    """A category: ``id``, ``name``, and ``supercategory`` and ``keypoints`` (their names) where it has them.
+    """A category: ``id``, ``name``, and what it has of ``supercategory``, ``keypoints`` (their names) and ``skeleton``.
+
+    A skeleton is pairs of keypoints, counted from 1, that a line connects.
 
     Raises:
         RecordError: If it cannot be used.
@@ -115,6 +117,16 @@ def read_category(record: Any) -> dict[str, Any]:
         if not isinstance(keypoints, list) or not all(isinstance(one, str) for one in keypoints):
             raise RecordError(f"keypoints is {short(keypoints)}: a list of names is needed")
         category["keypoints"] = [_encoded(one, "keypoints").decode() for one in keypoints]
+        if bones := record.get("skeleton"):
+            ends = range(1, len(keypoints) + 1)
+            if not isinstance(bones, list) or not all(
+                isinstance(bone, list) and len(bone) == 2 and all(type(end) is int and end in ends for end in bone)
+                for bone in bones
+            ):
+                raise RecordError(
+                    f"skeleton is {short(bones)}: pairs of keypoints from 1 to {len(keypoints)} are needed"
+                )
+            category["skeleton"] = bones
     return category
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ class MPII(DataModule):
     """
 
     pipeline = PosePipeline
-    mirrored = MIRRORED
-    skeleton = SKELETON
+    mirrored: Sequence[int] = MIRRORED
+    skeleton: Sequence[tuple[int, int]] = SKELETON
 
     def __init__(
         self,
@@ -116,8 +117,11 @@ class MPII(DataModule):
     @override
     def example_sample(self, image: np.ndarray) -> dict[str, Any]:
         person = whole_image(image.shape[:2])
-        joints = np.column_stack([np.tile(person.centre, (len(JOINT_NAMES), 1)), np.ones(len(JOINT_NAMES))])
-        person = replace(person, joints=joints, mirrored=_MIRRORED, head_size=HEAD_SHARE * PIXELS * person.scale)
+        number = len(self.class_names)
+        joints = np.column_stack([np.tile(person.centre, (number, 1)), np.ones(number)])
+        person = replace(
+            person, joints=joints, mirrored=np.array(self.mirrored), head_size=HEAD_SHARE * PIXELS * person.scale
+        )
         return {"image": image, "person": person}
 
     @override

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from datamodules.box_records import Found, Part, as_coco
 from datamodules.coco import Coco, CocoImages
-from datamodules.coco_layout import find_coco, image_folder
+from datamodules.coco_layout import coco_parts, find_coco
 from datamodules.errors import DataError, OptionError
 from datamodules.splits import Source, hold_out
 from datamodules.transforms import Transform
@@ -140,7 +140,7 @@ class OwnBoxes(Coco):
     def _find(self) -> tuple[str, Path]:
         """Looks where the splits are; the layout, and the file or folder that has been found."""
         if self.layout == "coco" or any(name for names in self.given.values() for name in names):
-            self._parts = self._of_coco()
+            self._parts = coco_parts(self.root, self.given, "instances", WANTED)
             return "coco", self.root
         finders: dict[str, Callable[[], Found | None]] = {
             "yolo": lambda: find_yolo(self.root, self.layout == "yolo"),
@@ -163,25 +163,6 @@ class OwnBoxes(Coco):
         self._parts, problems = as_coco(found, self.masks)
         self.leave_out(f"{found.place}: {len(problems)} records cannot be used", problems)
         return found.layout, found.place
-
-    def _of_coco(self) -> dict[str, Part]:
-        """The splits in COCO's format, as told where that is told."""
-        named = {split: self.root / file for split, (_, file) in self.given.items() if file}
-        parts = (
-            {}
-            if "train" in named
-            else find_coco(self.root, {s: self.root / i for s, (i, _) in self.given.items() if i})
-        )
-        for split, file in named.items():
-            if not file.is_file():
-                raise DataError(f"{file} is missing. Name the file by {split}_annotations, from {self.root}.")
-            images = self.given[split][0]
-            parts[split] = (
-                Part(self.root / images, file) if images else Part(image_folder(file, split, self.root), file)
-            )
-        if "train" not in parts:
-            raise DataError(f"{self.root} has no annotations in COCO's format. {WANTED}")
-        return parts
 
     @override
     def _annotation_file(self, split: str) -> Path:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from drawing.figures import IN_CAPTION
 from drawing.texts import short
 
-# Of joints by the first word of their names.
+# Of joints by a word in their names.
 COLOURS = {"right": "tab:orange", "left": "tab:cyan"}
 MIDDLE = "tab:green"
 PEOPLE_A_ROW = 4
@@ -35,7 +35,7 @@ class Skeleton:
 
     def colour(self, *joints: int) -> str:
         """The colour of a joint, or of a line between joints: of its side, if it has one."""
-        sides = [COLOURS[word] for word in (self.names[joint].split()[0] for joint in joints) if word in COLOURS]
+        sides = [COLOURS[side] for side in (_side(self.names[joint]) for joint in joints) if side is not None]
         return sides[0] if sides else MIDDLE
 
     def draw(self, axes: Axes, joints: np.ndarray, strength: np.ndarray) -> None:
@@ -88,6 +88,11 @@ class Sighting:
         if window is not None:
             window = (window[0] * across, window[1] * down, window[2] * across, window[3] * down)
         return replace(self, found=self.found * [across, down, 1], truth=truth, window=window)
+
+
+def _side(name: str) -> str | None:
+    """The side that a joint's name says it is on."""
+    return next((side for side in COLOURS if side in name.lower()), None)
 
 
 def pose_sheet(people: Sequence[Sighting], skeleton: Skeleton, title: str = "") -> Figure:

@@ -6,9 +6,7 @@ import math
 import sys
 import warnings
 
-from lightning.pytorch import Callback
-
-from callbacks.monitored import awaited, check_awaited
+from callbacks.monitored import awaited, check_awaited, logged_by
 from datamodules import DataError, DataModule
 from exp.cli import Cli
 from exp.processes import is_started_by_main
@@ -84,14 +82,8 @@ def _check_monitors(cli: Cli, data: DataModule) -> None:
     """Asks one batch of the validation which metrics there are, if somebody waits for another than the task's own."""
     task = cli.model
     waiting = [each for each in awaited(cli.trainer, task) if each[1] != task.monitor]
-    # What others' callbacks log is seen by the trial validation (`callbacks.monitored`).
-    others = any(map(_is_others, cli.trainer.callbacks))  # type: ignore[attr-defined]
-    if not waiting or not data.has("val") or others:
+    told = logged_by(cli.trainer)
+    if all(name in told for _, name in waiting) or not data.has("val"):
         return
     found = task.evaluate([next(iter(data.val_dataloader()))], "val", data)
-    check_awaited(waiting, [f"val/{name}" for name in found.metrics])
-
-
-def _is_others(callback: Callback) -> bool:
-    """Whether a callback is neither Lightning's nor ours."""
-    return type(callback).__module__.partition(".")[0] not in ("lightning", "callbacks", "exp")
+    check_awaited(waiting, {*(f"val/{name}" for name in found.metrics), *told})

@@ -23,12 +23,13 @@ from lightning_modules.exits import (
 from lightning_modules.exporting import ExitAnswers
 from lightning_modules.findings import Findings, gathered
 from lightning_modules.optimization import MakeOptimizer
-from lightning_modules.pose_metrics import NUM_JOINTS, PCKh, heatmap_accuracy
+from lightning_modules.pose_metrics import NUM_JOINTS, PCK, PCKh, heatmap_accuracy
 from lightning_modules.task import Batch, Task
 from models.mistakes import Mistake
 from models.pose.decoding import decode, mirror_back
 
 FlipTest = Literal["shifted", "unshifted", "none"]
+Measure = Literal["pckh", "pck"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PoseFindings(Findings):
 
 
 class PoseEstimation(ExitAnswers, Task):
-    """Trains a pose network on heat maps, and evaluates it by PCKh.
+    """Trains a pose network on heat maps, and evaluates it by PCKh, or by PCK for joints of any kind.
 
     Training batches are dicts of `image` [B, 3, H, W], `heatmaps` [B, J, h, w], `weight` [B, J] (0 for joints without a
     target) and `index` [B]; evaluation batches also have `centre` [B, 2], `scale` [B], `joints` [B, J, 3] and
@@ -63,6 +64,8 @@ class PoseEstimation(ExitAnswers, Task):
 
     Args:
         network: images [B, 3, H, W] -> heat maps [B, J, h, w], or a list of them, one per exit.
+        measure: `pckh` is MPII's, of its 16 joints, in sizes of heads; `pck` that of any joints, in sizes of people
+            (`datamodules.OwnPoses`).
         hardest_joints: train each sample on so many of its joints, those of the largest losses (online hard keypoint
             mining, arXiv 1711.07319); None for all.
         exit_weights: what the losses of the exits are multiplied by before they are added up, cheapest first: `sum` is
@@ -72,35 +75,38 @@ class PoseEstimation(ExitAnswers, Task):
         optimizer, options: see `Task`.
 
     Raises:
-        Mistake: a network whose joints are not the data's or not MPII's 16; hardest joints, weights or a flip test
-            that do not exist.
+        Mistake: a network whose joints are not the data's, or for PCKh not MPII's 16; hardest joints, weights, a
+            measure or a flip test that do not exist.
     """
 
-    monitor = "val/pckh"
     monitor_mode = "max"
-    shown = ("pckh",)
     answer_name = "heatmaps"
 
     def __init__(
         self,
         network: nn.Module,
         optimizer: MakeOptimizer = torch.optim.Adam,
+        measure: Measure = "pckh",
         hardest_joints: int | None = None,
         exit_weights: ExitWeights = "sum",
         flip_test: FlipTest = "shifted",
         **options: Any,
     ) -> None:
         super().__init__(network, optimizer=optimizer, **options)
-        joints = getattr(network, "num_joints", NUM_JOINTS)
-        if joints != NUM_JOINTS:
+        joints = int(getattr(network, "num_joints", NUM_JOINTS))
+        if measure not in get_args(Measure):
+            raise Mistake(f"measure={measure!r} must be one of {', '.join(get_args(Measure))}")
+        if measure == "pckh" and joints != NUM_JOINTS:
             raise Mistake(
                 f"{type(network).__name__} finds {joints} joints, but PCKh is defined for MPII's {NUM_JOINTS}: set "
-                f"num_joints={NUM_JOINTS}"
+                f"num_joints={NUM_JOINTS}, or measure: pck"
             )
-        if hardest_joints is not None and not 1 <= hardest_joints <= NUM_JOINTS:
-            raise Mistake(f"hardest_joints={hardest_joints} must be from 1 to {NUM_JOINTS}, or None for all")
+        if hardest_joints is not None and not 1 <= hardest_joints <= joints:
+            raise Mistake(f"hardest_joints={hardest_joints} must be from 1 to {joints}, or None for all")
         if flip_test not in get_args(FlipTest):
             raise Mistake(f"flip_test={flip_test!r} must be one of {', '.join(get_args(FlipTest))}")
+        self.num_joints, self.measure = joints, measure
+        self.monitor, self.shown = f"val/{measure}", (measure,)
         self.hardest_joints, self.flip_test = hardest_joints, flip_test
         self.exit_weights = valid_exit_weights(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}
@@ -117,7 +123,7 @@ class PoseEstimation(ExitAnswers, Task):
             for i, (loss, weight) in enumerate(zip(losses, weights, strict=True))
         }
         _, accuracy = heatmap_accuracy(exits[-1].detach(), batch["heatmaps"])
-        return self.total_loss(named, {"pck": accuracy}, len(batch["image"]))
+        return self.total_loss(named, {"heatmap_accuracy": accuracy}, len(batch["image"]))
 
     @override
     def start(self, split: str) -> None:
@@ -133,13 +139,14 @@ class PoseEstimation(ExitAnswers, Task):
         for i, (name, maps) in enumerate(zip(exit_suffixes(len(exits)), exits, strict=True)):
             joints, scores = decode(maps, batch["centre"], batch["scale"])
             if name not in self.evaluation:
-                metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), "pckh": PCKh()}
+                near = PCKh() if self.measure == "pckh" else PCK(self.num_joints)
+                metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable"), self.measure: near}
                 metrics |= {kind: MeanMetric() for kind, macs in costs.items() if macs}
                 self.evaluation[name] = MetricCollection(metrics, compute_groups=False).to(maps.device)
             found = self.evaluation[name]
             losses = self._joint_losses(maps, batch)
             found["loss"].update(pose_losses(losses, self.hardest_joints))
-            found["pckh"].update(joints, batch["joints"], batch["head_size"])
+            found[self.measure].update(joints, batch["joints"], batch["head_size"])
             for kind, macs in costs.items():
                 if macs:
                     found[kind].update(macs[i], weight=len(maps))
@@ -150,7 +157,7 @@ class PoseEstimation(ExitAnswers, Task):
     def finish(self, split: str) -> Findings:
         values: dict[str, Tensor] = {}
         for name, metrics in self.evaluation.items():
-            # The collection flattens what PCKh computes.
+            # The collection flattens what these compute.
             values |= {f"{key}{name}": value for key, value in metrics.compute().items()}
         own = {key: torch.cat([batch[key] for batch in self._found]).cpu() for key in (self._found or [{}])[0]}
         self._found = []
@@ -185,6 +192,11 @@ class PoseEstimation(ExitAnswers, Task):
         if self.flip_test == "none":
             return exits, spent
         mirrored = self.data.mirrored
+        if len(mirrored) != self.num_joints:
+            raise Mistake(
+                f"the data name {len(mirrored)} joints that a mirror exchanges, and the network finds "
+                f"{self.num_joints}: the data set is not here, or is another one; set flip_test: none"
+            )
         flipped = as_exits(self(images.flip(3)))
         shift = self.flip_test == "shifted"
         averaged = [

@@ -28,6 +28,7 @@ from tests.library.drconv_costs import COSTS as DRCONV
 from tests.library.dvt_costs import TABLE as DVT
 from tests.library.images import image_size
 from tests.library.kernel_mixture_costs import COMPUTED, MEASURED
+from tests.library.keypoint_files import write_keypoints
 from tests.library.ladder_costs import COSTS
 from tests.library.packed_files import arrays, pack
 from tests.library.ranet_costs import CONFIGS as RANET
@@ -341,6 +342,9 @@ def test_small_config_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
             f"{options}.num_workers=0",
             *(f"{options}.{s}_transforms=[]" for s in ("train", "eval")),
         ]
+    elif data["class_path"].endswith("OwnPoses"):
+        write_keypoints(tmp_path / data["init_args"]["root"], train=16, val=4)
+        argv = [*argv, f"{options}.num_workers=0", f"{options}.size=64"]
     elif "root" in data["init_args"]:
         root = tmp_path / data["init_args"]["root"]
         root.mkdir(parents=True)

@@ -17,12 +17,14 @@ from drawing.figures import LARGE
 from drawing.poses import Sighting, Skeleton, pose_sheet
 from lightning_modules.pose_estimation import PoseEstimation, PoseFindings
 
+MEASURES = {"pckh": "PCKh@0.5", "pck": "PCK@0.1"}
+
 
 class Poses(Report):
     """Draws the first people of an evaluation as annotated and as found, and writes where everybody's joints are.
 
-    `poses.json` is a list of people with `image` (file name), `person` (position in the annotation file), `joints` (16
-    times x, y in pixels of the image; like the annotations they count from 1) and `scores` (16 times the heat there).
+    `poses.json` is a list of people with `image` (file name), `person` (position in the annotation file), `joints`
+    (x, y of each in pixels of the image; they count from 1, as MPII's do) and `scores` (the heat at each).
 
     Args:
         people: on the picture.
@@ -41,7 +43,8 @@ class Poses(Report):
         if not isinstance(found, PoseFindings):
             return {}
         shown = [self._sighting(found, row) for row in range(min(self.people, len(found.index)))]
-        title = f"{self.split}: PCKh@0.5 {found.metrics['pckh']:.1f} %, {len(found.index):,} people"
+        measure = self.task.measure
+        title = f"{self.split}: {MEASURES[measure]} {found.metrics[measure]:.1f} %, {len(found.index):,} people"
         return {"poses": pose_sheet(shown, Skeleton(self.data.class_names, self.data.skeleton), title)}
 
     def _sighting(self, found: PoseFindings, row: int) -> Sighting:

@@ -131,6 +131,8 @@ def trace(module: Portable, images: Tensor, any_size: bool) -> Graph:
 def reason_of(error: BaseException) -> str:
     """What an error of PyTorch's says, in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # What is violated stands below a line that says that something is.
+    lines = [line.removeprefix("- ").partition(" If you")[0] for line in lines if line.startswith("- ")] or lines
     text = lines[0] if lines else type(error).__name__
     return f"{text[:LONGEST_REASON]} ..." if len(text) > LONGEST_REASON else text
 

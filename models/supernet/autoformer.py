@@ -214,7 +214,7 @@ class EntangledAutoFormer(_OfASpace, AutoFormer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         size, old = (x.shape[1], x.shape[2]), self.patch_embed.grid_size
         cls_token, positions = self._of_tokens()
-        tokens = torch.cat([cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], 1)
+        tokens = torch.cat([cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], 1)
         return tokens + resample_abs_pos_embed(positions, new_size=size, old_size=old, num_prefix_tokens=1)
 
     def _of_tokens(self) -> tuple[Tensor, Tensor]:

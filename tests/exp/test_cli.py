@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
+from exp.beforehand import check
 from exp.cli import Cli, resolve
 from exp.fit import main as fit
 from exp.usage import UsageError
@@ -143,6 +145,26 @@ def test_what_is_known_beforehand_is_refused_before_there_is_a_run(
     assert answer in told.err
     assert (told.err.count("\n"), told.out) == (1, "")
     assert not list(tmp_path.iterdir())
+
+
+class Sharpness(Callback):
+    """Somebody's own, that logs a metric which no task has."""
+
+    logs = ("val/sharpness",)
+
+
+def test_what_a_callback_says_it_logs_is_known_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
+    own = f"{Sharpness.__module__}.Sharpness"
+    stopping = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/%s}}"
+    argv = [*SMALL, "--wandb=disabled"]
+    cli = Cli([*argv, f"--trainer.callbacks=[{own}, {stopping % 'sharpness'}]"], "fit")
+    cli.datamodule.setup("fit")
+    check(cli)
+    cli = Cli([*argv, f"--trainer.callbacks=[{own}, {stopping % 'sharpnes'}]"], "fit")
+    cli.datamodule.setup("fit")
+    with pytest.raises(UsageError):
+        check(cli)
+    assert "'val/sharpnes', but validation logs val/loss, val/sharpness, val/top1" in capsys.readouterr().err
 
 
 def test_help_is_quick_and_lists_every_command() -> None:

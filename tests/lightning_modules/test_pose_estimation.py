@@ -108,6 +108,29 @@ def test_metrics_count_every_joint_once_at_every_exit(tmp_path: Path) -> None:
     torch.testing.assert_close(report.truth[data.index], data.truth)
 
 
+def test_joints_of_any_kind_are_measured_by_the_size_of_people(tmp_path: Path) -> None:
+    data = Data(13)
+    for name in ("maps", "weight", "truth"):
+        setattr(data, name, getattr(data, name)[:, :5])
+    network = Seen(1)
+    network.num_joints = 5
+    module = PoseEstimation(network, measure="pck", flip_test="none")
+    assert (module.monitor, module.monitor_mode, module.shown) == ("val/pck", "max", ("pck",))
+    (logged,) = trainer(tmp_path).test(module, data, verbose=False)
+    joints, _ = decode(data.maps, data.centre, data.scale)
+    # Lengths as small as these heads are no one's, but the definition is the same.
+    for metric, limit in {"pck": 0.1, "pck_005": 0.05}.items():
+        assert logged[f"test/{metric}"] == pytest.approx(share_within(joints, data, limit, list(range(5))), rel=1e-5)
+    assert not any("pckh" in name for name in logged)
+
+
+def test_a_flip_test_needs_to_know_what_a_mirror_exchanges(tmp_path: Path) -> None:
+    data = Data(3)
+    data.mirrored = ()
+    with pytest.raises(ValueError, match="the data name 0 joints that a mirror exchanges, and the network finds 16"):
+        trainer(tmp_path).test(PoseEstimation(Seen(1)), data, verbose=False)
+
+
 def test_counts_of_several_processes_add_up_to_those_of_one() -> None:
     data = Data(12)
     joints, _ = decode(data.maps, data.centre, data.scale)
@@ -165,7 +188,7 @@ def test_loss_weighs_exits_and_picks_the_hardest_joints(
     assert logged == pytest.approx(terms, rel=1e-5)
     assert runner.logged_metrics["train/loss"].item() == pytest.approx(sum(terms), rel=1e-5)
     _, accuracy = heatmap_accuracy(data.maps, data.maps.flip(0))
-    assert runner.logged_metrics["train/pck"].item() == pytest.approx(accuracy.item())
+    assert runner.logged_metrics["train/heatmap_accuracy"].item() == pytest.approx(accuracy.item())
 
 
 def test_a_network_with_masked_exits_learns_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

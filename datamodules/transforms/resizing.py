@@ -85,8 +85,8 @@ def resize(image: np.ndarray, height: int, width: int, mode: str = "bilinear") -
     """
     if image.shape[:2] == (height, width):
         return image
-    # Of a batch with the strides of interleaved pixels, torch makes pixels that are interleaved again; of anything else,
-    # it unpacks planes first and packs planes afterwards, which takes as long as the resize.
+    # Of a batch with the strides of interleaved pixels, torch makes pixels that are interleaved again; of anything
+    # else, it unpacks planes first and packs planes afterwards, which takes as long as the resize.
     pixels = torch.from_numpy(np.ascontiguousarray(image)).view(1, *image.shape).permute(0, 3, 1, 2)
     resized = functional.interpolate(pixels, size=(height, width), mode=mode, antialias=True)
     return resized.permute(0, 2, 3, 1)[0].contiguous().numpy()

@@ -4,7 +4,8 @@
 
 Both read the same files, crop (RandomResizedCrop to 224x224), flip and make batches, side by side in one process with
 one thread. torchvision normalises each image; here the batch stays bytes and is normalised on the device, which takes
-no time of the core that loads when the device is a GPU ("bytes") and does when it is the same core ("floats"). Repeats
+no time of the core that loads when the device is a GPU ("bytes") and does when it is the same core ("floats"). Both are
+measured once more with the images that ``exp data pack`` keeps for crops of 224, made beforehand. Repeats
 alternate, time is CPU time, and a ratio is the median of the repeats' ratios. The last lines say what decoding a crop
 at reduced scale does to its pixels, against the same crop of the fully decoded image.
 """
@@ -29,9 +30,12 @@ from torchvision import datasets, transforms
 from datamodules import ImageFolder
 from datamodules.decoding import Encoded
 from datamodules.jpeg import decode_region, read_header, reduction
+from datamodules.packing import pack
 from datamodules.transforms.resizing import resize
 
 SIZE = 224
+# What `exp data pack` makes for that size.
+SIDE, QUALITY = 256, 90
 
 
 def compose_photographs(root: Path, count: int, width: int, height: int) -> None:
@@ -83,17 +87,24 @@ def images_per_cpu_second(batches: Iterable) -> float:
 def compare(root: Path, batch: int, repeats: int) -> None:
     """Prints the throughput of torchvision, and of this project with batches of bytes and of normalised floats."""
     data = ImageFolder(root, batch_size=batch, holdout=0)
-    ours, peer = data.train_dataloader(), peer_loader(root, batch)
-    speeds: list[tuple[float, float, float]] = []
-    for repeat in range(repeats + 1):
-        ours.set_epoch(repeat)
-        in_bytes = images_per_cpu_second(ours)
-        in_floats = images_per_cpu_second(data.on_after_batch_transfer(batch, 0) for batch in ours)
-        if repeat:  # the first pass reads the files from disk
-            speeds.append((images_per_cpu_second(peer), in_bytes, in_floats))
+    peer = peer_loader(root, batch)
+    with tempfile.TemporaryDirectory() as packed:
+        for _ in pack(data.source("train"), Path(packed), "train", SIDE, QUALITY):
+            pass
+        smaller = ImageFolder(root, batch_size=batch, holdout=0, packed=packed)
+        loaders = [data.train_dataloader(), smaller.train_dataloader()]
+        speeds: list[list[float]] = []
+        for repeat in range(repeats + 1):
+            own = []
+            for ours in loaders:
+                ours.set_epoch(repeat)
+                own.append(images_per_cpu_second(ours))
+                own.append(images_per_cpu_second(data.on_after_batch_transfer(batch, 0) for batch in ours))
+            if repeat:  # the first pass reads the files from disk
+                speeds.append([images_per_cpu_second(peer), *own])
     theirs, *own = (statistics.median(column) for column in zip(*speeds, strict=True))
     print(f"torchvision: {theirs:.0f} images per second and core")
-    for position, name in enumerate(("bytes", "floats")):
+    for position, name in enumerate(("bytes", "floats", "bytes, packed", "floats, packed")):
         ratios = sorted(speed[position + 1] / speed[0] for speed in speeds)
         print(
             f"here, batches of {name}: {own[position]:.0f}, ratio {statistics.median(ratios):.2f} "

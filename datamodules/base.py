@@ -21,6 +21,7 @@ from datamodules.files import ImageFiles
 from datamodules.loading import Loader, Samples, Streams
 from datamodules.looking import Looking
 from datamodules.ordering import derived_seed
+from datamodules.packing import Packed
 from datamodules.pixels import Pixels
 from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import Skipping
@@ -48,6 +49,8 @@ class DataModule(Looking, lightning.LightningDataModule):
         max_bad_samples: Bad samples that ``skip`` accepts in one process before it stops.
         pixels: How images are normalised; by default as the network's weights expect it, and where they do not say,
             by ``mean`` and ``std``.
+        packed: Folder of a pack that `exp data pack` made: images to train on come from there, at the size that
+            training needs; images to evaluate come from the data set.
 
     Attributes:
         mean: Mean of the RGB channels in [0, 1] where neither the config nor weights say how images are normalised.
@@ -73,6 +76,7 @@ class DataModule(Looking, lightning.LightningDataModule):
         on_bad_sample: Literal["error", "skip"] = "error",
         max_bad_samples: int = 100,
         pixels: Pixels | None = None,
+        packed: Path | str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0 or max_bad_samples < 0:
@@ -81,6 +85,7 @@ class DataModule(Looking, lightning.LightningDataModule):
                 f"max_bad_samples={max_bad_samples} must not be negative."
             )
         self.batch_size, self.num_workers = batch_size, num_workers
+        self.packed = None if packed is None else Path(packed)
         self.told_pixels = pixels
         self._adopted: Pixels | None = None
         self._usual_transforms = train_transforms is None and eval_transforms is None
@@ -292,7 +297,8 @@ class DataModule(Looking, lightning.LightningDataModule):
         return self._evaluation_loader("predict")
 
     def _train_samples(self, split: str) -> Samples:
-        return Samples(self.source(split), self.pipeline_for(split), substitute=self.on_bad_sample == "skip")
+        source = self.source(split) if self.packed is None else Packed(self.source(split), self.packed, split)
+        return Samples(source, self.pipeline_for(split), substitute=self.on_bad_sample == "skip")
 
     def _evaluation_loader(self, split: str) -> Loader:
         source, (rank, world_size) = self.source(split), self._processes()

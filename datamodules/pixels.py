@@ -135,7 +135,13 @@ class Pixels:
         """
         scale, shift = factors or self.factors(image.device)
         ordered = image.flip(-3) if self.order == "bgr" else image
-        return ordered.to(torch.float32).mul_(scale).sub_(shift)
+        if not image.is_cpu or image.ndim < 4:
+            return ordered.to(torch.float32).mul_(scale).sub_(shift)
+        # Image by image, so that each step finds in the cache what the one before it has written.
+        floats = torch.empty_like(ordered, dtype=torch.float32)
+        for each, target in zip(ordered.flatten(0, -4), floats.flatten(0, -4), strict=True):
+            target.copy_(each).mul_(scale).sub_(shift)
+        return floats
 
     def picture(self, image: Tensor) -> np.ndarray:
         """A normalised image as people look at it.

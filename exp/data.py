@@ -1,4 +1,7 @@
-"""`python -m exp data CONFIG`: what is in a data set and what is wrong with it, before anything trains."""
+"""`python -m exp data CONFIG`: what is in a data set and what is wrong with it, before anything trains.
+
+`python -m exp data pack CONFIG` is `exp.packing`.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ LOOKED, NAMED = 5000, 3
 ON_A_SHEET, PAIRS, SMALL, DRAWN = 20, 10, 96, 512
 
 
-class _DataAlone(Cli):
+class DataAlone(Cli):
     """Builds the data module of a config, and nothing else."""
 
     def instantiate_classes(self) -> None:
@@ -78,17 +81,22 @@ def main(argv: list[str]) -> int:
     Returns:
         Exit code: 1 if there is something wrong with the data.
     """
+    if argv[:1] == ["pack"]:
+        from exp import packing  # which needs what this file says of configs
+
+        return packing.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m exp data",
         usage="%(prog)s CONFIG [overrides as for fit] [options]",
-        description="Show what is in a data set and what is wrong with it: counts, sizes, duplicates, samples.",
+        description="Show what is in a data set and what is wrong with it: counts, sizes, duplicates, samples. "
+        "`data pack` packs those to train on at the size that training needs.",
         allow_abbrev=False,
     )
     parser.add_argument("-o", "--output", type=Path, help="folder of what is written (default: data_EXPERIMENT)")
     parser.add_argument("--images", type=int, default=LOOKED, help=f"opened of each split (default: {LOOKED}; 0: all)")
     options, config = parser.parse_known_args(argv)
     silence()
-    cli = _DataAlone(config, "data")
+    cli = DataAlone(config, "data")
     data = cli.datamodule
     if not isinstance(data, DataModule):
         raise UsageError(f"data: {type(data).__name__} is no data module of exp's, and cannot be looked at")

@@ -39,6 +39,8 @@ def spelled_out(command: str, argv: list[str]) -> list[str]:
             return [str(find_checkpoint(argv[0], Path("runs"))), *argv[1:]]
     if command not in (*OF_CONFIGS, *OF_RUNS):
         return argv
+    if command == "data" and argv[:1] == ["pack"]:
+        return ["pack", *spelled_out(command, argv[1:])]
     argv = _files_of_names(command, argv)
     front = next((i for i, argument in enumerate(argv) if argument.startswith("-")), len(argv))
     words, rest = argv[:front], argv[front:]

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from datamodules.batches import EvalBatches, RoundBatches, SideBySide, TrainBatches
 from datamodules.collation import stack
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.files import ImageFiles
 from datamodules.loading import Loader, Samples, Streams
 from datamodules.looking import Looking
@@ -27,6 +27,7 @@ from datamodules.remarks import remarks_on_classes
 from datamodules.skipping import Skipping
 from datamodules.splits import Source
 from datamodules.transforms.pipeline import Augmentation, Pipeline, Transform
+from datamodules.transforms.undrawn import Undrawn
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -273,6 +274,21 @@ class DataModule(Looking, lightning.LightningDataModule):
     def plain_train_dataloader(self) -> Loader:
         """Every training sample once over all processes, in order and with the evaluation transforms."""
         return self._evaluation_loader("train")
+
+    def undrawn_train_dataloader(self) -> Loader:
+        """Every training sample once over all processes, in order, as every epoch has it.
+
+        Raises:
+            OptionError: If an epoch may have another one.
+        """
+        (name, _), *others = self.streams().items()
+        if others:
+            raise OptionError(f"its training batches are of several streams: {', '.join(self.streams())}")
+        source, pipeline = self.source(name), Undrawn(self.pipeline_for(name))
+        # What draws at all draws for the first image, as a rule, and is said without a sample's name.
+        pipeline(source.load(0), 0, 0)
+        batches = EvalBatches(len(source), self.batch_size, *self._processes())
+        return self._loader(Samples(source, pipeline, substitute=False), batches)
 
     def file_dataloader(self, paths: list[Path]) -> Loader:
         """Image files, and those in folders, as the split ``files``: each once over all processes."""

@@ -102,6 +102,7 @@ class Classification(ExitAnswers, Task):
             )
         self.erase: RandomErasing | None = None
         self.random_erasing = random_erasing
+        self.alters_images = "mix" if mix is not None else "random_erasing" if random_erasing else None
         self.erase_mixed = erase_mixed
         self.exit_weights = valid_exit_weights(exit_weights)
         self.evaluation: dict[str, MetricCollection] = {}

@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_modules.internals import Clock
 from lightning_modules.optimization import MakeOptimizer, Part
 from lightning_modules.schedules import Constant, Schedule
+from lightning_modules.teacher_cache import TeacherCache
 from models.compute import inference
 from models.distillation import Seen, Term
 from models.distillation.seen import Watch
@@ -52,9 +53,12 @@ class Distillation(nn.Module):
         optimizer: of the parameters of the terms, where they have some.
         schedule: their learning rate per optimiser step; `None` keeps it constant.
         clip: largest norm of their gradient.
+        cache: GiB of each process' device for what the teacher makes of all training images. It is run on them once,
+            before the first step, and no more; they have to be the same in every epoch.
 
     Raises:
-        Mistake: neither a term nor anything to inherit, a weight below 0, or nothing to inherit under a name.
+        Mistake: neither a term nor anything to inherit, a weight below 0, nothing to inherit under a name, or a cache
+            for images that differ from epoch to epoch.
     """
 
     def __init__(
@@ -66,16 +70,23 @@ class Distillation(nn.Module):
         optimizer: MakeOptimizer = torch.optim.AdamW,
         schedule: Schedule | None = None,
         clip: float | None = None,
+        cache: float | None = None,
     ) -> None:
         super().__init__()
         if not terms and not inherit:
             raise Mistake("distillation: give it a term, such as models.distillation.Logits, or something to inherit")
         if task_weight < 0:
             raise Mistake(f"distillation: task_weight is 0 or more, not {task_weight:g}")
+        if cache is not None and cache <= 0:
+            raise Mistake(f"distillation: cache is GiB, more than 0, not {cache:g}")
         self.teacher = teacher.requires_grad_(False).eval()
         self.terms = nn.ModuleDict(terms or {})
         self.task_weight, self.inherit = task_weight, list(inherit)
         self.optimizer, self.schedule, self.clip = optimizer, schedule or Constant(), clip
+        self.cache = cache
+        self._kept: TeacherCache | None = None
+        # Of the batch in a training step, where its images are in the training split.
+        self.index: Tensor | None = None
         # What the teacher's weights say of the images that they expect; None: the student's.
         self.teacher_pixels: Stated | None = next(iter(pixels_of(teacher).values()), None)
         self._conversion: Conversion | None = None
@@ -118,6 +129,13 @@ class Distillation(nn.Module):
         """
         if self._student is not None:
             return
+        if self.cache is not None:
+            if task.alters_images is not None:
+                raise Mistake(f"distillation.cache: no image is seen twice with {task.alters_images}; leave cache out")
+            try:
+                data.undrawn_train_dataloader()
+            except ValueError as error:
+                raise Mistake(f"distillation.cache: {error}; leave cache out") from None
         terms: dict[str, Term] = dict(self.terms.items())  # type: ignore[arg-type]
         self._student = Watch(task.network, [name for each in terms.values() for name in each.student_layers])
         self._teacher = Watch(self.teacher, [name for each in terms.values() for name in each.teacher_layers])
@@ -168,6 +186,9 @@ class Distillation(nn.Module):
                 torch.tensor(each, device=task.device)[:, None, None]
                 for each in (self._conversion.factor, self._conversion.offset)
             )
+        if self.cache is not None:
+            self._kept = TeacherCache(self.teach, self.cache)
+            self._kept.fill(task, task.data)
         if not afresh:
             return
         own, theirs = task.network.state_dict(), self.teacher.state_dict()
@@ -196,7 +217,7 @@ class Distillation(nn.Module):
         if seen is None:
             raise Mistake("distillation: the task has not run its network in this step")
         if self._taught is None or self._taught.inputs is not seen.inputs:
-            self._taught, self._found = self.teach(seen.inputs), {}
+            self._taught, self._found = self._of(seen.inputs), {}
         if term not in self._found:
             clock = Clock(task.trainer)
             term.step, term.total_steps = clock.step, clock.total_steps or 0
@@ -204,6 +225,13 @@ class Distillation(nn.Module):
         found = self._found[term]
         loss = found.get(part) if isinstance(found, Mapping) else found
         return term.weight * loss if loss is not None else torch.zeros((), device=task.device)
+
+    def _of(self, inputs: tuple[Any, ...]) -> Seen:
+        """What the teacher makes of a training step's images, made now or kept."""
+        if self._kept is None:
+            return self.teach(inputs)
+        assert self.index is not None
+        return self._kept(self.index, inputs)
 
     @torch.no_grad()
     def teach(self, inputs: tuple[Any, ...]) -> Seen:

@@ -70,6 +70,7 @@ class Task(LightningModule, ABC):
     curves: tuple[str, ...] = ()
     # Labels that the network tells apart; a task without classes says None.
     num_classes: int | None = None
+    alters_images: str | None = None  # What a training step does to images before its network sees them.
 
     def __init__(
         self,
@@ -322,6 +323,8 @@ class Task(LightningModule, ABC):
 
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.distillation is not None:
+            self.distillation.index = batch.get("index")
         step = Clock(self.trainer).step
         for quantity in self.quantities.values():
             quantity.put(quantity.at(step))

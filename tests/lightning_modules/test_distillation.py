@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from datamodules import Digits
 from lightning_modules import Classification, Detection, Distillation
+from lightning_modules.teacher_cache import TeacherCache
 from models.distillation import Hints, InstanceConditional, Logits, Term
 from models.mistakes import Mistake
 from models.pixels import HALVES
 from tests.library.dense_networks import small
+from tests.library.processes import on_two_processes
 
 
 class Flat(nn.Module):
@@ -44,10 +47,12 @@ def pair(terms: dict[str, Term], lr: float = 0.5, **options: Any) -> Classificat
     return Classification(Flat(), distillation=distillation, optimizer=lambda groups: torch.optim.SGD(groups, lr=lr))
 
 
-def train(task: Classification, folder: Path, steps: int = 1) -> Digits:
-    data = Digits(batch_size=32)
+def train(
+    task: Classification, folder: Path, data: Digits | None = None, ckpt_path: Any = None, **options: Any
+) -> Digits:
+    data = data or Digits(batch_size=32)
     trainer = Trainer(
-        max_steps=steps,
+        **({"max_steps": 1} | options),
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -56,7 +61,7 @@ def train(task: Classification, folder: Path, steps: int = 1) -> Digits:
         limit_val_batches=0,
         default_root_dir=folder,
     )
-    trainer.fit(task, data)
+    trainer.fit(task, data, ckpt_path=ckpt_path)
     return data
 
 
@@ -183,3 +188,59 @@ def test_other_padding_is_refused_though_the_example_would_not_show_it() -> None
     data.example = lambda samples: batch | {"image": [torch.randn(3, 64, 64)] * 2}  # type: ignore[method-assign]
     with pytest.raises(Mistake, match=r"distillation\.terms\.icd: .*map 0 is 18x18 in the student and 20x20 in the"):
         distillation.attach(task, data)
+
+
+def still() -> Digits:
+    """Digits that are the same in every epoch, in few batches of which the last is not full."""
+    return Digits(batch_size=512, train_transforms=[])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_kept_of_a_teacher_is_what_it_would_say_at_each_step(tmp_path: Path, precision: Any) -> None:
+    kept, resumed, asked = (pair({"kd": Logits(), "hint": Hints(["layer"])}, cache=cache) for cache in (1.0, 1.0, None))
+    options = {"max_steps": -1, "precision": precision, "data": still()}
+    train(asked, tmp_path, max_epochs=2, **options)
+    train(kept, tmp_path, max_epochs=1, **options)
+    kept.trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    train(resumed, tmp_path, max_epochs=2, ckpt_path=tmp_path / "kept.ckpt", **options)
+    learnt = resumed.network.state_dict()
+    assert all(torch.equal(learnt[name], value) for name, value in asked.network.state_dict().items())
+    steps, batches = len(still().train_dataloader()), len(still().undrawn_train_dataloader())
+    assert batches > steps
+    assert resumed.distillation is not None
+    assert asked.distillation is not None
+    assert len(resumed.distillation.teacher.given) == 1 + batches
+    assert len(asked.distillation.teacher.given) == 1 + 2 * steps
+
+
+def _filled(rank: int) -> dict[str, Tensor]:
+    """What one of two processes has of the teacher."""
+    task, data = pair({"kd": Logits()}, cache=1.0), still()
+    data._processes = lambda: (rank, 2)  # type: ignore[method-assign]
+    precision = SimpleNamespace(forward_context=nullcontext)
+    task._trainer = SimpleNamespace(world_size=2, precision_plugin=precision, datamodule=data)  # type: ignore[assignment]
+    assert task.distillation is not None
+    task.distillation.attach(task, data)
+    cache = TeacherCache(task.distillation.teach, 1.0)
+    cache.fill(task, data)
+    index = torch.tensor([1023, 0, 700])
+    arrays = [data.source("train").load(int(each))["image"] for each in index]
+    images = torch.stack([torch.from_numpy(each).movedim(2, 0) for each in arrays])
+    batch = task.on_device({"image": images, "index": index})
+    return {"kept": cache(index, ()).output, "made": task.distillation.teach((batch["image"],)).output}
+
+
+def test_two_processes_share_the_work_and_have_it_all(tmp_path: Path) -> None:
+    for process in on_two_processes(_filled, tmp_path):
+        torch.testing.assert_close(process["kept"], process["made"])
+
+
+def test_nothing_is_kept_of_images_that_change(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match=r"^distillation\.cache: its training images differ.*transform Affine is drawn"):
+        train(pair({"kd": Logits()}, cache=1.0), tmp_path)
+    task = pair({"kd": Logits()}, cache=1.0)
+    task.alters_images = "mix"
+    with pytest.raises(Mistake, match="no image is seen twice with mix; leave cache out"):
+        train(task, tmp_path, data=still())
+    with pytest.raises(Mistake, match=r"of \d+ images takes .* GiB, and 1e-06 are allowed"):
+        train(pair({"kd": Logits()}, cache=1e-6), tmp_path, data=still())

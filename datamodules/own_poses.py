@@ -14,8 +14,7 @@ from datamodules.box_records import Part
 from datamodules.coco_annotations import Annotations, mirrored
 from datamodules.coco_layout import coco_parts
 from datamodules.errors import DataError, OptionError
-from datamodules.finding import Listings, leads_outside
-from datamodules.json_records import printable
+from datamodules.finding import Listings, leads_outside, shown
 from datamodules.mpii import MPII, People
 from datamodules.splits import Source, hold_out
 from datamodules.transforms.pipeline import Transform
@@ -159,7 +158,7 @@ class OwnPoses(MPII):
             if not seen.any():
                 continue
             if leads_outside(name) or not there.has(name):
-                missing.append((f"image {annotations.image_ids[image]}", f"{printable(part.images / name)} is missing"))
+                missing.append((f"image {annotations.image_ids[image]}", f"{shown(part.images / name)} is missing"))
                 continue
             rows += [
                 Row(name, int(ids[found["rows"][i]]), _person(found["boxes"][i], found["keypoints"][i], partners))

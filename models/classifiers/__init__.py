@@ -8,8 +8,8 @@ from models.classifiers.dynamic_kernels import dynamic_kernels
 from models.classifiers.preact_resnet import PreActResNet
 from models.classifiers.pruned import pruned
 from models.classifiers.ranet import RANet
-from models.classifiers.routed_spans import route_spans, routed_spans
 from models.classifiers.reduced_tokens import merged_tokens, pruned_tokens
+from models.classifiers.routed_spans import route_spans, routed_spans
 from models.classifiers.scaled_branches import scaled_branches
 from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.shallow_deep import ShallowDeepNetwork
@@ -33,9 +33,9 @@ __all__ = [
     "dynamic_kernels",
     "merged_tokens",
     "pruned",
+    "pruned_tokens",
     "route_spans",
     "routed_spans",
-    "pruned_tokens",
     "scaled_branches",
     "timm_classifier",
 ]

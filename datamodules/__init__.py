@@ -11,6 +11,7 @@ from datamodules.cifar import CIFAR10, CIFAR100
 from datamodules.cityscapes import CamVid, Cityscapes
 from datamodules.coco import Coco
 from datamodules.digit_questions import DigitQuestions
+from datamodules.digit_references import DigitReferences
 from datamodules.digit_streets import DigitStreets
 from datamodules.digits import Digits
 from datamodules.errors import DataError
@@ -22,6 +23,7 @@ from datamodules.own_images import OwnImages
 from datamodules.own_poses import OwnPoses
 from datamodules.packed import PackedImages
 from datamodules.pixels import Pixels
+from datamodules.referring import Referring
 from datamodules.scenes import DigitScenes
 from datamodules.segmentation_folder import SegmentationFolder
 from datamodules.stick_figures import StickFigures
@@ -42,6 +44,7 @@ __all__ = [
     "DataError",
     "DataModule",
     "DigitQuestions",
+    "DigitReferences",
     "DigitScenes",
     "DigitStreets",
     "Digits",
@@ -54,6 +57,7 @@ __all__ = [
     "OwnPoses",
     "PackedImages",
     "Pixels",
+    "Referring",
     "SegmentationFolder",
     "StickFigures",
     "UnlabelledFolder",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,10 @@ from datamodules.arrays import ImageArrays
 from datamodules.base import DataModule
 from datamodules.cache import unpack_once
 from datamodules.errors import DataError
+from datamodules.pickles import unpickled
 from datamodules.splits import Source, Subset, hold_out, in_proportion
 from datamodules.transforms import Transform
 from datamodules.transforms.recipes import evaluate_at, small_image_augmentation
-
-# All that the official files name: arrays, and the strings that Python 2 wrote their bytes as.
-ALLOWED_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    @override
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return super().find_class(module, name)
 
 
 class CIFAR10(DataModule):
@@ -126,10 +108,7 @@ class CIFAR10(DataModule):
         content = path.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise DataError(f"{path} is not the official file (its MD5 differs). Delete it and get it again.")
-        try:
-            return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-        except (pickle.UnpicklingError, EOFError) as problem:
-            raise DataError(f"{path} cannot be read: {problem}.") from problem
+        return unpickled(content, path)
 
 
 class CIFAR100(CIFAR10):

@@ -97,12 +97,12 @@ class QuestionData(DataModule):
         batch_size: Questions of one batch over all processes.
         train: Subsets to train on, one or several.
         val: Subset to validate on; None for no validation.
-        test: Subset to test on, with or without answers; None for none.
         images: Folder of a subset's pictures, in ``root``; ``{subset}`` stands for its name.
-        features: Folder of a subset's features, see ``seen.FeatureFiles``; None to see the pictures.
-        feature_shape: Height, width and channels of the features, or regions and channels; None for any grids.
         length: Words of a question that are kept.
         fewest: Questions that an answer has to be the most frequent one of, to be known.
+        test: Subset to test on, with or without answers; None for none.
+        features: Folder of a subset's features, see ``seen.FeatureFiles``; None to see the pictures.
+        feature_shape: Height, width and channels of the features, or regions and channels; None for any grids.
         words: Where words have their numbers from: a checkpoint, or a JSON file of words in their order.
         answers: The same of answers: a checkpoint, a JSON file of answers in their order, or of a list whose first
             member has numbers by answer.
@@ -124,16 +124,16 @@ class QuestionData(DataModule):
         batch_size: int,
         train: str | list[str],
         val: str | None,
-        test: str | None,
         images: str,
-        features: str | None,
-        feature_shape: list[int] | None,
         length: int,
         fewest: int,
-        words: str | None,
-        answers: str | None,
-        vectors: str | None,
-        num_workers: int,
+        test: str | None = None,
+        features: str | None = None,
+        feature_shape: list[int] | None = None,
+        words: str | None = None,
+        answers: str | None = None,
+        vectors: str | None = None,
+        num_workers: int = 4,
         **options: Any,
     ) -> None:
         super().__init__(batch_size, num_workers=num_workers, **options)

@@ -24,11 +24,11 @@ class VQA(QuestionData):
     Args:
         root: Folder of the data set.
         batch_size: Questions of one batch over all processes.
-        train, val, test, images, features, feature_shape: See ``QuestionData``.
-        length, fewest, words, answers, vectors, num_workers, options: See ``QuestionData``.
+        train, val, images, length, fewest: See ``QuestionData``.
         questions: File of a subset's questions, in ``root``; ``{subset}`` stands for its name.
         annotations: File of a subset's annotations.
         image_subsets: Subsets that have a folder of images; by default all that are named.
+        options: Further options of ``QuestionData``.
     """
 
     def __init__(
@@ -37,38 +37,15 @@ class VQA(QuestionData):
         batch_size: int = 64,
         train: str | list[str] = "train2014",
         val: str | None = "val2014",
-        test: str | None = None,
         images: str = "{subset}",
-        features: str | None = None,
-        feature_shape: list[int] | None = None,
         questions: str = "v2_OpenEnded_mscoco_{subset}_questions.json",
         annotations: str = "v2_mscoco_{subset}_annotations.json",
         image_subsets: list[str] | None = None,
         length: int = 14,
         fewest: int = 9,
-        words: str | None = None,
-        answers: str | None = None,
-        vectors: str | None = None,
-        num_workers: int = 4,
         **options: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            batch_size=batch_size,
-            train=train,
-            val=val,
-            test=test,
-            images=images,
-            features=features,
-            feature_shape=feature_shape,
-            length=length,
-            fewest=fewest,
-            words=words,
-            answers=answers,
-            vectors=vectors,
-            num_workers=num_workers,
-            **options,
-        )
+        super().__init__(root, batch_size, train=train, val=val, images=images, length=length, fewest=fewest, **options)
         self.question_file, self.annotation_file = questions, annotations
         self.image_subsets = image_subsets
 
@@ -108,9 +85,9 @@ class CLEVR(QuestionData):
     Args:
         root: Folder of the data set.
         batch_size: Questions of one batch over all processes.
-        train, val, test, images, features, feature_shape, length, words, answers, vectors, num_workers, options: See
-            ``QuestionData``.
+        train, val, images, length: See ``QuestionData``.
         questions: File of a subset's questions, in ``root``; ``{subset}`` stands for its name.
+        options: Further options of ``QuestionData``.
     """
 
     def __init__(
@@ -119,35 +96,12 @@ class CLEVR(QuestionData):
         batch_size: int = 64,
         train: str | list[str] = "train",
         val: str | None = "val",
-        test: str | None = None,
         images: str = "images/{subset}",
-        features: str | None = None,
-        feature_shape: list[int] | None = None,
         questions: str = "questions/CLEVR_{subset}_questions.json",
         length: int = 43,
-        words: str | None = None,
-        answers: str | None = None,
-        vectors: str | None = None,
-        num_workers: int = 4,
         **options: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            batch_size=batch_size,
-            train=train,
-            val=val,
-            test=test,
-            images=images,
-            features=features,
-            feature_shape=feature_shape,
-            length=length,
-            fewest=1,
-            words=words,
-            answers=answers,
-            vectors=vectors,
-            num_workers=num_workers,
-            **options,
-        )
+        super().__init__(root, batch_size, train=train, val=val, images=images, length=length, fewest=1, **options)
         self.question_file = questions
 
     @override

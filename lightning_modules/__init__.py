@@ -7,6 +7,7 @@ from lightning_modules.findings import Findings, gathered
 from lightning_modules.lars import LARS
 from lightning_modules.pose_estimation import PoseEstimation
 from lightning_modules.question_answering import QuestionAnswering
+from lightning_modules.referring import ReferringExpressions
 from lightning_modules.schedules import (
     AverageWarmup,
     Constant,
@@ -41,6 +42,7 @@ __all__ = [
     "Poly",
     "PoseEstimation",
     "QuestionAnswering",
+    "ReferringExpressions",
     "Segmentation",
     "SelfSupervised",
     "SpanTemperature",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.mistakes import Mistake
 from models.pixels import state_pretrained
-from models.vqa.trar import TRAR
+from models.vqa.trar import CoAttention
 
 
 class Patches(nn.Module):
@@ -103,13 +103,13 @@ class FromImages(nn.Module):
 
     Args:
         cells: `Patches` or `BackboneCells`, or what has `out_chans` like them.
-        answerer: Takes so many features of a cell.
+        answerer: `TRAR`, or `Referring`, which finds what an expression means; takes so many features of a cell.
 
     Raises:
         Mistake: The two do not fit each other.
     """
 
-    def __init__(self, cells: nn.Module, answerer: TRAR) -> None:
+    def __init__(self, cells: nn.Module, answerer: CoAttention) -> None:
         super().__init__()
         if getattr(cells, "out_chans", None) != answerer.in_chans:
             raise Mistake(
@@ -122,14 +122,14 @@ class FromImages(nn.Module):
     @property
     def num_answers(self) -> int:
         """Answers it knows."""
-        return self.answerer.num_answers
+        return self.answerer.num_answers  # type: ignore[return-value]
 
     @property
     def embedding(self) -> nn.Embedding:
         """Vectors of words."""
         return self.answerer.embedding
 
-    def forward(self, questions: Tensor, images: Tensor) -> Tensor:
+    def forward(self, questions: Tensor, images: Tensor) -> Any:
         """Answers questions.
 
         Args:
@@ -137,6 +137,6 @@ class FromImages(nn.Module):
             images: [B, 3, H, W], normalised.
 
         Returns:
-            Logits [B, num_answers].
+            What the answerer makes: logits [B, num_answers], or `Located`.
         """
         return self.answerer(questions, self.cells(images))

@@ -131,11 +131,10 @@ class Encoded(NamedTuple):
     size: Size | None
 
 
-class TRAR(nn.Module):
-    """Answers questions about images given as features of their cells: logits [B, num_answers].
+class CoAttention(nn.Module):
+    """A question and the cells of an image that see each other: TRAR without what answers.
 
     Args:
-        num_answers: Answers it knows.
         vocabulary_size: Words it knows, with the one of padding, which is 0.
         in_chans: Features of a cell: 2048 of the detector for VQA v2, 1024 for CLEVR.
         dim: Features of tokens.
@@ -145,9 +144,6 @@ class TRAR(nn.Module):
         dropout: Probability.
         orders: Spans of the self-attention of cells: 0, the whole grid; r, the (2r+1) x (2r+1) window.
         word_dim: Features of a word.
-        pool_dim: Features inside of the two last poolings.
-        glimpses: Sums that each of these takes.
-        out_dim: Features that they make.
         box_dim: What the box of a cell is brought to; None where there are no boxes.
         routing: `soft`, `hard` or `fixed`, see `models.layers.routed_attention.RoutedAttention`.
         options: `pooling`, `temperature`, `eval_routing`, `binarize` and `pool_padding`, see
@@ -159,7 +155,6 @@ class TRAR(nn.Module):
 
     def __init__(
         self,
-        num_answers: int,
         vocabulary_size: int,
         in_chans: int = 2048,
         dim: int = 512,
@@ -169,15 +164,12 @@ class TRAR(nn.Module):
         dropout: float = 0.1,
         orders: Sequence[int] = (0, 1, 2, 3),
         word_dim: int = 300,
-        pool_dim: int = 512,
-        glimpses: int = 1,
-        out_dim: int = 1024,
         box_dim: int | None = None,
         routing: Routing = "soft",
         **options: Any,
     ) -> None:
         super().__init__()
-        self.num_answers, self.in_chans = num_answers, in_chans
+        self.in_chans, self.dim, self.dropout = in_chans, dim, dropout
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
         self.lstm = nn.LSTM(word_dim, dim, batch_first=True)
         self.adapter = Adapter(in_chans, dim, box_dim)
@@ -188,12 +180,19 @@ class TRAR(nn.Module):
             DecoderLayer(*sizes, num_spans=len(self.spans.orders), routing=routing, **options)
             for _ in range(num_layers)
         )
-        self.word_pool, self.cell_pool = (AttentionPool(dim, pool_dim, out_dim, glimpses, dropout) for _ in range(2))
-        self.norm = UnbiasedLayerNorm(out_dim)
-        self.classifier = nn.Linear(out_dim, num_answers)
 
     def encode(self, questions: Tensor, features: Tensor, boxes: Tensor | None = None) -> Encoded:
-        """Question and image after all layers; arguments are those of `forward`."""
+        """Question and image after all layers.
+
+        Args:
+            questions: Words by number, int64 [B, T], 0 behind the last one.
+            features: Of cells [B, H, W, in_chans], of a grid of any height and width, zero where there is no image; or
+                of regions [B, N, in_chans], which have no neighbours, so that `orders` is [0].
+            boxes: Of the cells or regions, x1, y1, x2, y2 as shares of the image's sides [B, N, 4], with `box_dim`.
+
+        Raises:
+            Mistake: Features or boxes that do not go with the options.
+        """
         word_padding = questions == PAD
         words = self.lstm(self.embedding(questions))[0]
         size = (features.shape[1], features.shape[2]) if features.ndim == 4 else None
@@ -205,17 +204,44 @@ class TRAR(nn.Module):
             cells = decoder(cells, spans, words, word_padding)
         return Encoded(words, cells, word_padding, cell_padding, size)
 
+
+class TRAR(CoAttention):
+    """Answers questions about images given as features of their cells: logits [B, num_answers].
+
+    Args:
+        num_answers: Answers it knows.
+        vocabulary_size, in_chans: See `CoAttention`.
+        pool_dim: Features inside of the two last poolings.
+        glimpses: Sums that each of these takes.
+        out_dim: Features that they make.
+        options: Further ones of `CoAttention`.
+
+    Raises:
+        Mistake: An option that cannot be.
+    """
+
+    def __init__(
+        self,
+        num_answers: int,
+        vocabulary_size: int,
+        in_chans: int = 2048,
+        pool_dim: int = 512,
+        glimpses: int = 1,
+        out_dim: int = 1024,
+        **options: Any,
+    ) -> None:
+        super().__init__(vocabulary_size, in_chans, **options)
+        self.num_answers = num_answers
+        sizes = (self.dim, pool_dim, out_dim, glimpses, self.dropout)
+        self.word_pool, self.cell_pool = (AttentionPool(*sizes) for _ in range(2))
+        self.norm = UnbiasedLayerNorm(out_dim)
+        self.classifier = nn.Linear(out_dim, num_answers)
+
     def forward(self, questions: Tensor, features: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """Answers questions.
+        """Answers questions: logits [B, num_answers].
 
         Args:
-            questions: Words by number, int64 [B, T], 0 behind the last one.
-            features: Of cells [B, H, W, in_chans], of a grid of any height and width, zero where there is no image; or
-                of regions [B, N, in_chans], which have no neighbours, so that `orders` is [0].
-            boxes: Of the cells or regions, x1, y1, x2, y2 as shares of the image's sides [B, N, 4], with `box_dim`.
-
-        Returns:
-            Logits [B, num_answers].
+            questions, features, boxes: See `encode`.
 
         Raises:
             Mistake: Features or boxes that do not go with the options.

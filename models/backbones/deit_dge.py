@@ -34,7 +34,7 @@ class GrainedVisionTransformer(VisionTransformer):
 
     Args:
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate: See `VisionTransformer`.
-        splits, sparse_train, formula, budget_gate, drop_path_unit: See `models.layers.grained.Grain`.
+        splits, sparse_train, formula, budget_gate, drop_path_unit, shuffled: See `models.layers.grained.Grain`.
         options: Further ones of `VisionTransformer`.
 
     Raises:
@@ -56,9 +56,10 @@ class GrainedVisionTransformer(VisionTransformer):
         formula: Formula = "official",
         budget_gate: BudgetGate = "sampled",
         drop_path_unit: DropPathUnit = "query",
+        shuffled: bool = False,
         **options: Any,
     ) -> None:
-        grain = Grain(tuple(splits), sparse_train, formula, budget_gate, drop_path_unit)
+        grain = Grain(tuple(splits), sparse_train, formula, budget_gate, drop_path_unit, shuffled)
 
         def block(drop_path: float, **_: Any) -> nn.Module:
             attention = QueryAttention(embed_dim, num_heads, qkv_bias)

@@ -50,7 +50,7 @@ class PVT(nn.Module):
         attention: `reduced`, PVT's, or `deformable`, DPVT's, which has no class token and pools the mean.
         num_points: Points that a head of a `deformable` one reads.
         splits: Of the routers (see `models.layers.grained.Grain`); none for plain blocks.
-        sparse_train, formula, budget_gate, drop_path_unit: See `Grain`.
+        sparse_train, formula, budget_gate, drop_path_unit, shuffled: See `Grain`.
 
     Raises:
         Mistake: See `Grain`; stages of different numbers, heads that do not divide the features, or routers with
@@ -79,6 +79,7 @@ class PVT(nn.Module):
         formula: Formula = "official",
         budget_gate: BudgetGate = "sampled",
         drop_path_unit: DropPathUnit = "query",
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
         sizes = {len(each) for each in (embed_dims, num_heads, mlp_ratios, depths, sr_ratios)}
@@ -88,7 +89,7 @@ class PVT(nn.Module):
             raise Mistake(
                 f"attention is 'reduced', or 'deformable' without splits, not {attention!r} with {list(splits)}"
             )
-        grain = Grain(tuple(splits), sparse_train, formula, budget_gate, drop_path_unit) if splits else None
+        grain = Grain(tuple(splits), sparse_train, formula, budget_gate, drop_path_unit, shuffled) if splits else None
         self.grain, self.in_chans, self.num_classes = grain, in_chans, num_classes
         self.num_features = self.head_hidden_size = embed_dims[-1]
         deformable = attention == "deformable"

@@ -44,6 +44,8 @@ class Grain:
         budget_gate: What a budget sees in training: the `sampled` choice, as published, or the `noise_free` one that
             an evaluation would make.
         drop_path_unit: What stochastic depth drops: single queries, as published, or whole samples.
+        shuffled: Whether an evaluation deals the granularities that an image's regions got to these regions at random,
+            always in the same way: what a network is worth that knows how much to look at, and not where.
 
     Raises:
         Mistake: An unknown option, or splits that are not whole numbers in falling order which divide the first.
@@ -54,6 +56,7 @@ class Grain:
     formula: Formula = "official"
     budget_gate: BudgetGate = "sampled"
     drop_path_unit: DropPathUnit = "query"
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -173,6 +176,8 @@ class GrainedBlock(nn.Module):
 
     def _evaluated(self, x: Tensor, pooled: Tensor, scores: Tensor, regions: Regions) -> Tensor:
         choice = scores.argmax(3)
+        if self.grain.shuffled:
+            choice = _dealt(choice)
         self._note(choice)
         fixed, per_query = self._cost(regions)
         dense, least = (fixed + per_query * number for number in regions.query_range)
@@ -236,6 +241,14 @@ class GrainedBlock(nn.Module):
             norms, router = 2 * regions.tokens * dim, regions.tokens / regions.side**2 * dim * (1 + splits)
             return Cost(fixed + norms + router, per_query + 2 * dim * hidden + hidden)
         return Cost(fixed + math.prod(regions.grid) * dim * splits, per_query + 2 * dim * hidden)
+
+
+def _dealt(choice: Tensor) -> Tensor:
+    """The choices of each image [B, h, w], dealt to its regions at random; always in the same way."""
+    generator = torch.Generator(choice.device).manual_seed(0)
+    flat = choice.flatten(1)
+    order = torch.rand(flat.shape, device=choice.device, generator=generator).argsort(1)
+    return flat.gather(1, order).view_as(choice)
 
 
 def record_constant(part: nn.Module, x: Tensor, macs: float) -> None:

@@ -203,3 +203,18 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 def test_weights_of_other_splits_are_refused() -> None:
     with pytest.raises(Mistake, match=r"chose from \[4, 2, 1\], the network from \[8, 2, 1\]"):
         Router(DIM, (8, 2, 1)).load_state_dict(Router(DIM, (4, 2, 1)).state_dict())
+
+
+@torch.no_grad()
+def test_choices_can_be_dealt_to_other_regions() -> None:
+    routed, regions = block_of((12, 16))
+    dealt, _ = block_of((12, 16), shuffled=True)
+    dealt.load_state_dict(routed.state_dict())
+    x = tokens_of(regions)
+    results = [block.eval()(x, regions) for block in (routed, dealt, dealt)]
+    assert torch.equal(results[1], results[2])
+    first, second = (noted(block)[""].values.flatten(1) for block in (routed, dealt))
+    assert torch.equal(first.sort(1).values, second.sort(1).values)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(results[1], one_by_one(dealt, x, second.view(3, 3, 4), regions))
+    assert torch.equal(recorded(dealt)[""].expected, recorded(routed)[""].expected)

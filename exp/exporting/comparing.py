@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from exp.exporting.graph import Portable
 from lightning_modules.exporting import Answer
 from models.mistakes import Mistake
 
-# The largest relative difference that is float noise.
-TOLERANCE = 1e-3
+# The largest relative difference that is float noise, and the largest that may be where a network makes more of it.
+TOLERANCE, LARGEST_NOISE = 1e-3, 1e-2
+# Two that round in different ways differ by what both of them are off.
+ROUNDED_TWICE = 2
 MIN_RUNS, SECONDS = 5, 1.0
 
 
@@ -46,6 +51,26 @@ def compare(
                 )
             differences[name] = max(differences.get(name, 0.0), _difference(got, expected))
     return differences
+
+
+def tolerances(module: Portable, batches: Iterable[Tensor], differences: Mapping[str, float]) -> dict[str, float]:
+    """The largest difference of each output that is float noise.
+
+    That is `TOLERANCE`, unless rounding alone changes the network's answer by more: then it is twice the difference
+    between its answers in single and in double precision, within `LARGEST_NOISE`.
+
+    Args:
+        module: the network; it is asked in double precision only if one of the differences is above `TOLERANCE`.
+        batches: images [B, 3, H, W], RGB from 0 to 255.
+        differences: of its outputs, by name.
+    """
+    own: dict[str, float] = {}
+    if not all(difference <= TOLERANCE for difference in differences.values()):
+        exact = copy.deepcopy(module).double()
+        # Of a network that cannot be asked in double precision, nothing is known.
+        with suppress(RuntimeError, TypeError, ValueError):
+            own = compare(lambda images: exact.answer(images.double()), module.answer, batches)
+    return {name: max(TOLERANCE, min(LARGEST_NOISE, ROUNDED_TWICE * own.get(name, 0.0))) for name in differences}
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:

@@ -76,6 +76,25 @@ def test_a_file_that_says_something_else_is_not_left(
     assert not list(Path("wrong").iterdir())
 
 
+def test_noise_is_what_rounding_alone_changes() -> None:
+    class Cancelling(torch.nn.Module):
+        """Loses the digits of an image that do not fit beside a large number."""
+
+        def __init__(self, large: float) -> None:
+            super().__init__()
+            self.large = torch.nn.Parameter(torch.tensor(large))
+
+        def answer(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"rest": (self.large + images) - self.large}
+
+    images = [torch.linspace(0, 1, 48).view(1, 3, 4, 4)]
+    for large, least, most in ((1.0, 1e-3, 1e-3), (4e4, 2e-3, 5e-3), (1e7, 1e-2, 1e-2)):
+        found = comparing.tolerances(Cancelling(large), images, {"rest": 2e-3})  # type: ignore[arg-type]
+        assert least <= found["rest"] <= most
+    # What differs little needs no second look.
+    assert comparing.tolerances(Cancelling(1e7), images, {"rest": 1e-4}) == {"rest": 1e-3}  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_exported_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Stubborn(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from datamodules import Pixels
-from exp.exporting.comparing import TOLERANCE, compare
+from exp.exporting.comparing import compare, tolerances
 from exp.exporting.formats import Manifest, OnnxFile
 from exp.exporting.graph import Portable, trace
 from lightning_modules import Classification, Detection, PoseEstimation, Segmentation
@@ -89,7 +89,8 @@ def check(name: str, network: nn.Module, folder: Path) -> dict[str, torch.Size]:
     size = None if any_size else (side, side)
     OnnxFile.write(graph, batches[0], Manifest("", [], graph.names, size, graph.any_batch, PIXELS.plain(), {}), path)
     differences = compare(module.answer, OnnxFile(path), batches)
-    assert max(differences.values()) <= TOLERANCE, differences
+    most = tolerances(module, batches, differences)
+    assert all(difference <= most[output] for output, difference in differences.items()), (differences, most)
     return {output: each.shape for output, each in module.answer(batches[0][:1]).items()}
 
 

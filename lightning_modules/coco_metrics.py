@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,10 @@ NUMBERS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
 )
+
+
+# The library keeps half a megabyte for each category: with more of them, they are evaluated in turns.
+CATEGORIES_AT_A_TIME = 500
 
 
 @dataclass
@@ -159,6 +164,7 @@ class CocoEvaluation:
         numbered = [each | {"id": number} for number, each in enumerate(ground_truth["annotations"], 1)]
         self.ground_truth = COCO(ground_truth | {"annotations": numbered})
         self.category_ids = list(category_ids)
+        self._labels = {category: label for label, category in enumerate(self.category_ids)}
         self.kinds = list(kinds)
 
     def objects(self, image_id: int) -> tuple[np.ndarray, np.ndarray, None, np.ndarray | None]:
@@ -166,7 +172,7 @@ class CocoEvaluation:
         annotations = self.ground_truth.imgToAnns[image_id]
         boxes = np.array([each["bbox"] for each in annotations], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([self.category_ids.index(each["category_id"]) for each in annotations], np.int64)
+        labels = np.array([self._labels[each["category_id"]] for each in annotations], np.int64)
         masks = None
         if "mask" in self.kinds and annotations:
             masks = np.stack([self.ground_truth.annToMask(each).astype(bool) for each in annotations])
@@ -194,16 +200,16 @@ class CocoEvaluation:
             per_category[kind] = np.stack([_mean(precision, (0, 1)), _mean(precision[:1], (0, 1))], 1)
             curves[kind] = _mean(precision, (2,))
         names = {each["id"]: each["name"] for each in self.ground_truth.dataset["categories"]}
-        counted = [
+        counted = Counter(
             each["category_id"]
             for image_id in image_ids
             for each in self.ground_truth.imgToAnns[image_id]
             if not each.get("iscrowd", 0)
-        ]
+        )
         return CocoFindings(
             metrics,
             [names.get(category, f"id {category}") for category in self.category_ids],
-            np.array([counted.count(category) for category in self.category_ids]),
+            np.array([counted[category] for category in self.category_ids]),
             per_category,
             curves,
             images,
@@ -213,16 +219,27 @@ class CocoEvaluation:
         """COCO's twelve numbers, and precision at 10 IoU thresholds and 101 recalls of each category [10, 101, K]."""
         if not images:
             return np.full(len(NUMBERS), -1.0), np.full((10, 101, len(self.category_ids)), -1.0)
-        with _no_garbage_collection():
-            evaluation = COCOeval_faster(self.ground_truth, self._found(images, kind), IOU_TYPES[kind])
-            evaluation.params.imgIds = [each.image_id for each in images]
-            evaluation.params.catIds = self.category_ids
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-        # Categories are evaluated by ascending id.
-        return evaluation.stats, precision[:, :, np.argsort(np.argsort(self.category_ids))]
+        found = self._found(images, kind)
+        order = np.argsort(self.category_ids)
+        precision = np.empty((10, 101, len(order)))
+        # For each category, the sum and the number of the values that each number is the mean of.
+        sums, counts = np.empty((2, len(NUMBERS), len(order)))
+        for start in range(0, len(order), CATEGORIES_AT_A_TIME):
+            part = order[start : start + CATEGORIES_AT_A_TIME]
+            with _no_garbage_collection():
+                evaluation = COCOeval_faster(self.ground_truth, found, IOU_TYPES[kind])
+                evaluation.params.imgIds = [each.image_id for each in images]
+                evaluation.params.catIds = [self.category_ids[label] for label in part]
+                evaluation.evaluate()
+                evaluation.accumulate()
+            precisions, recalls = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+            precision[:, :, part] = precisions[:, :, :, 0, -1]
+            for number, values in enumerate(_values(precisions, recalls)):
+                defined = values > -1
+                axes = tuple(range(values.ndim - 1))
+                sums[number, part], counts[number, part] = np.where(defined, values, 0).sum(axes), defined.sum(axes)
+        count = counts.sum(1)
+        return np.where(count > 0, sums.sum(1) / np.maximum(count, 1), -1.0), precision
 
     def _found(self, images: list[ImageResult], kind: Kind) -> COCO:
         """Results as the library's `loadRes` makes them of a file's entries, without what it never reads."""
@@ -313,6 +330,19 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _values(precision: np.ndarray, recall: np.ndarray) -> Iterator[np.ndarray]:
+    """What each of `NUMBERS` is the mean of, with the category as the last axis.
+
+    Args:
+        precision: [IoU thresholds, recalls, K, areas, detections].
+        recall: [IoU thresholds, K, areas, detections].
+    """
+    yield from (precision[thresholds, :, :, 0, -1] for thresholds in (slice(None), 0, 5))
+    yield from (precision[:, :, :, area, -1] for area in (1, 2, 3))
+    yield from (recall[:, :, 0, most] for most in range(3))
+    yield from (recall[:, :, area, -1] for area in (1, 2, 3))
 
 
 def _mean(precision: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -49,8 +49,10 @@ class Mistakes(Report):
         classes = logits.shape[1]
         predicted = logits.argmax(1)
         if classes <= MOST_CLASSES:
-            counts = torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
-            self._counts = counts if self._counts is None else self._counts + counts
+            if self._counts is None:
+                self._counts = torch.zeros(classes, classes, dtype=torch.int64, device=label.device)
+            # In place: a matrix a batch would cost more than the batch, where there are many classes.
+            self._counts.view(-1).index_add_(0, label * classes + predicted, torch.ones_like(label))
         # Rows of (loss, index, label, predicted, confidence); right answers have loss -inf and fall behind.
         loss = torch.where(predicted == label, -torch.inf, outputs["losses"]).double()
         confidence = logits.softmax(1).max(1).values

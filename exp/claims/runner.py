@@ -73,8 +73,9 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
                 say(console, f"{done} of {len(cells)} cells were finished before")
             result = {}
             for count in looks:
-                block = [cell for cell in cells if cell.seed in history.seeds[:count]]
-                later = [cell for cell in cells if cell.seed in history.seeds[count:] and not cell.ended]
+                now = set(history.seeds[:count])
+                block = [cell for cell in cells if cell.seed in now]
+                later = [cell for cell in cells if cell.seed not in now and not cell.ended]
                 _execute(claim, block, later, executor, jobs, console)
                 result = collect(claim, block, extra, history)
                 write(folder, RESULTS, result)

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from lightning_modules import coco_metrics
 from lightning_modules.coco_metrics import (
     IOU_TYPES,
     NUMBERS,
@@ -218,3 +219,45 @@ def test_filled_boxes() -> None:
     assert np.array_equal(masks[0], expected)
     assert masks[1].all()
     assert not masks[2].any()
+
+
+def test_objects_are_counted_without_a_search_for_each_category() -> None:
+    truth, results = split()
+    comparisons = [0]
+
+    class Watched(int):
+        def __eq__(self, other: object) -> bool:
+            comparisons[0] += 1
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    for each in truth["annotations"]:
+        each["category_id"] = Watched(each["category_id"])
+    many = [*CATEGORY_IDS, *range(1000, 1500)]
+    evaluation = CocoEvaluation(truth, many, ["box"])
+    found = evaluation.evaluate(results)
+    labels = np.concatenate([evaluation.objects(each.image_id)[1] for each in results])
+    assert comparisons[0] < 10 * len(many)
+    crowds = [each["iscrowd"] for result in results for each in evaluation.ground_truth.imgToAnns[result.image_id]]
+    expected = np.bincount(labels[np.array(crowds) == 0], minlength=len(many))
+    assert found.objects.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_categories_in_turns_give_the_same_numbers(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, results = split()
+    at_once = CocoEvaluation(truth, CATEGORY_IDS, [kind]).evaluate(results)
+    largest = []
+
+    class Watched(coco_metrics.COCOeval_faster):
+        def accumulate(self, *args: Any) -> None:
+            super().accumulate(*args)
+            largest.append(np.asarray(self.eval["precision"]).shape[2])
+
+    monkeypatch.setattr(coco_metrics, "COCOeval_faster", Watched)
+    monkeypatch.setattr(coco_metrics, "CATEGORIES_AT_A_TIME", 2)
+    in_turns = CocoEvaluation(truth, CATEGORY_IDS, [kind]).evaluate(results)
+    assert largest == [2, 1]
+    assert in_turns.metrics == pytest.approx(at_once.metrics, abs=1e-12)
+    assert (in_turns.per_category[kind] == at_once.per_category[kind]).all()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from callbacks.reports.report import Report
@@ -22,9 +24,13 @@ from models.pruning.costs import Costs, first_images
 from models.pruning.norm_channels import slimming_plan, widths_of
 from models.pruning.plan import Plan
 from models.pruning.planning import Choice, plan_by_share, plan_to_budget
+from models.pruning.readers import METHODS, Readers
 from models.pruning.removal import remove
 from models.pruning.scores import score_by
 from models.pruning.soundness import prunable_groups
+
+# Of training images, that `thinet` and `lasso` look at.
+BATCHES = 8
 
 
 class PrunedNetwork(Report):
@@ -37,11 +43,12 @@ class PrunedNetwork(Report):
 
     Args:
         share: share of the channels that goes, or with `branches` of the branches.
-        criterion: `l1`, `l2`, `batch_norm_scale`, `random`: the same share of each layer; `slimming`: the channels of
+        criterion: `l1`, `l2`, `batch_norm_scale`, `random`: the same share of each layer; `thinet`, `lasso`: that
+            by what the next layers make of training images, and these layers are rebuilt; `slimming`: the channels of
             smallest scale of all norms at once, as published ("Network Slimming", arXiv 1708.06519); `branches`: the
             residual branches of smallest scale, by default those at zero, see `StructureSelection`.
         name: what its files are called.
-        seed: of `random`.
+        seed: of `random`, and of the places that `thinet` and `lasso` look at.
         budget: instead of a share, that of the multiply-adds that is left; not with `slimming` or `branches`.
     """
 
@@ -54,7 +61,7 @@ class PrunedNetwork(Report):
     def __init__(
         self,
         share: float | None = None,
-        criterion: Literal["l1", "l2", "batch_norm_scale", "random", "slimming", "branches"] = "l1",
+        criterion: Literal["l1", "l2", "batch_norm_scale", "random", "thinet", "lasso", "slimming", "branches"] = "l1",
         name: str = "pruned",
         seed: int = 0,
         budget: float | None = None,
@@ -68,6 +75,7 @@ class PrunedNetwork(Report):
         if share is not None and not 0 < share < 1:
             raise Mistake(f"PrunedNetwork: share lies between 0 and 1, not {share:g}")
         self.share, self.criterion, self.name, self.seed, self.budget = share, criterion, name, seed, budget
+        self._readers: Readers | None = None
         gone = "what is at zero" if share is None else f"{share:.0%}"
         left = (
             f"what is left without {gone}" if budget is None else f"what is left at {budget:.0%} of the multiply-adds"
@@ -84,6 +92,8 @@ class PrunedNetwork(Report):
         plan = self._plan(network, inputs)
         small = copy.deepcopy(network)
         remove(small, plan)
+        if self._readers is not None:
+            self._readers.rebuild(small, plan, self.criterion)  # type: ignore[arg-type]
         write_whole(folder / f"{self.name}.json", json.dumps(plan.as_dict(), indent=1) + "\n")
         with whole(folder / f"{self.name}.safetensors") as partial:
             # As `python -m exp convert` writes them: with how images look to the weights that training began with.
@@ -106,7 +116,11 @@ class PrunedNetwork(Report):
             assert self.share is not None
             return slimming_plan(network, self.share)
         groups, _ = prunable_groups(network, first_images(inputs))
-        score = score_by(self.criterion, self.seed)
+        if self.criterion in METHODS:
+            self._readers = Readers(network, self._images(), groups, self.seed)
+            score = self._readers.score(self.criterion)  # type: ignore[arg-type]
+        else:
+            score = score_by(self.criterion, self.seed)
         scores = {group.name: score(network, group) for group in groups}
         why = {"criterion": self.criterion}
         if self.budget is not None:
@@ -114,6 +128,11 @@ class PrunedNetwork(Report):
             return plan_to_budget(network, groups, scores, self.budget, "macs", costs, Choice(), why)
         assert self.share is not None
         return plan_by_share(network, groups, scores, self.share, Choice(), why)
+
+    def _images(self) -> Iterator[Tensor]:
+        """A few batches of training images, as the network takes them."""
+        for batch in itertools.islice(self.task.data.train_dataloader(), BATCHES):
+            yield self.task.inputs(self.task.data.on_after_batch_transfer(batch, 0))[0]
 
     def _without_branches(self, network: nn.Module, inputs: tuple[Any, ...]) -> Plan:
         order, scales = by_scale(network), scales_of(network)

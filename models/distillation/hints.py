@@ -53,12 +53,31 @@ class Hints(Term):
     def forward(self, student: Seen, teacher: Seen) -> Tensor:
         losses = []
         for adapter, (own, theirs) in zip(self.adapters, self.pairs(student, teacher), strict=True):
-            own, theirs = adapter(own if own.ndim > 2 else own.unsqueeze(2)).float(), theirs.float()
-            theirs = theirs if theirs.ndim > 2 else theirs.unsqueeze(2)
+            own, theirs = _widened(adapter, own), _rows(theirs).float()
             if self.normalise:
                 own, theirs = _normalised(own), _normalised(theirs)
             losses.append(F.mse_loss(own, theirs))
         return torch.stack(losses).sum()
+
+
+def _rows(features: Tensor) -> Tensor:
+    """Features [B, C, ...] as [B, C, positions]."""
+    return features.flatten(2) if features.ndim > 2 else features.unsqueeze(2)
+
+
+def _widened(adapter: nn.Module, features: Tensor) -> Tensor:
+    """What an adapter makes of features [B, C, ...], [B, C', positions] in single precision.
+
+    A 1x1 convolution is one product over the positions of all images: kernels of convolutions are many times slower
+    where each image has few of them.
+    """
+    rows = _rows(features)
+    if isinstance(adapter, nn.Conv1d | nn.Conv2d):
+        assert adapter.bias is not None
+        positions = rows.transpose(0, 1).flatten(1)
+        product = torch.addmm(adapter.bias[:, None], adapter.weight.flatten(1), positions)
+        rows = product.unflatten(1, (len(features), -1)).transpose(0, 1)
+    return rows.float()
 
 
 def _normalised(features: Tensor) -> Tensor:

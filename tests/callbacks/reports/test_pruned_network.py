@@ -31,7 +31,11 @@ def written(report: PrunedNetwork, network: nn.Module, folder: Path) -> dict[str
     report.task = SimpleNamespace(
         network=network,
         inputs=lambda batch: (batch["image"],),
-        data=SimpleNamespace(example=lambda samples: {"image": torch.randn(samples, 3, 32, 32)}),
+        data=SimpleNamespace(
+            example=lambda samples: {"image": torch.randn(samples, 3, 32, 32)},
+            train_dataloader=lambda: iter([{"image": torch.randn(16, 3, 32, 32)} for _ in range(4)]),
+            on_after_batch_transfer=lambda batch, loader: batch,
+        ),
     )
     before = {name: value.clone() for name, value in network.state_dict().items()}
     report.write(folder)
@@ -48,6 +52,16 @@ def trained() -> VGG:
             nn.init.uniform_(module.weight, 0.1, 1.5)
             nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
     return network
+
+
+@pytest.mark.parametrize("criterion", ["thinet", "lasso"])
+def test_layers_that_read_what_is_gone_are_rebuilt(criterion: Any, trained: VGG, tmp_path: Path) -> None:
+    found = written(PrunedNetwork(0.5, criterion, name=criterion), trained, tmp_path)
+    small = VGG(found[f"{criterion}_widths.json"], 4).eval()
+    small.load_state_dict(load_file(tmp_path / f"{criterion}.safetensors"))
+    x = torch.randn(8, 3, 32, 32)
+    lost = (masked(trained, Plan.of(found[f"{criterion}.json"]))(x) - trained(x)).square().mean()
+    assert (small(x) - trained(x)).square().mean() < lost
 
 
 @pytest.mark.parametrize("criterion", ["l1", "random"])

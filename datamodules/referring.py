@@ -166,8 +166,8 @@ class Referring(DataModule):
             except DataError as problem:
                 problems.append((f"reference {place}", str(problem)))
         self.leave_out(f"{path}: {len(problems)} records cannot be used", problems, file=path)
-        for split, name in self.names.items():
-            if name is not None and not found[split]:
+        for name, split in split_of.items():
+            if not found[split]:
                 raise DataError(f"{path}: no reference is of the split {name!r}. The option {split} says its name.")
         if len(self.vocabulary) == 3:
             # Nothing has been restored.

@@ -67,7 +67,7 @@ def route_spans(network: Any, orders: Sequence[int], routing: Routing = "soft", 
     Raises:
         Mistake: An option that cannot be, or a network that is not of patches with timm's attention.
     """
-    embedding = getattr(network, "patch_embed", None)
+    embedding: Any = getattr(network, "patch_embed", None)
     if not hasattr(embedding, "dynamic_feat_size") or not hasattr(network, "num_prefix_tokens"):
         raise Mistake(f"{type(network).__name__} has no grid of patches: spans are for timm's vision transformers")
     grid = PatchGrid(orders, network.num_prefix_tokens)

@@ -280,9 +280,10 @@ class SpanMixing(nn.Module):
         if max(counts) == len(q):
             return spans.attend(counts.index(len(q)), q, k, v, spans.padding)
         order = choice.argsort(stable=True)
-        parts = zip(*(each[order].split(counts) for each in (q, k, v)), strict=True)
+        queries, keys, values = (each[order].split(counts) for each in (q, k, v))
         padding = [None] * self.num_spans if spans.padding is None else spans.padding[order].split(counts)
-        mixed = [spans.attend(i, *part, padding[i]) for i, part in enumerate(parts) if counts[i]]
+        parts = zip(queries, keys, values, padding, strict=True)
+        mixed = [spans.attend(i, *part) for i, part in enumerate(parts) if counts[i]]
         return torch.cat(mixed)[order.argsort()]
 
     def _record(self, v: Tensor, shares: Tensor, spans: Spans) -> None:

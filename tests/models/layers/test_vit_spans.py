@@ -127,6 +127,26 @@ def test_a_single_span_is_computed_alone_and_costs_what_is_recorded() -> None:
     assert said.dense_macs - said.least_macs == 2 * 2 * 16 * (64 * 64 - (12 * 8 * 37 + 64))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "side", "share"),
+    [
+        ("deit_small_patch16_224", {}, 224, 0.942),
+        (
+            "deit_tiny_patch16_224",
+            {"img_size": 32, "patch_size": 2, "embed_dim": 48, "depth": 4, "num_heads": 3},
+            32,
+            0.599,
+        ),
+    ],
+)
+def test_what_windows_save_at_most_is_as_the_page_says(name: str, options: Any, side: int, share: float) -> None:
+    macs = []
+    for order in (0, 1):
+        network = routed_spans(name, 10, [order], "fixed", options=options)
+        macs.append(executed(network, torch.zeros(1, 3, side, side)).macs)
+    assert macs[1] / macs[0] == pytest.approx(share, abs=5e-4)
+
+
 @pytest.mark.parametrize(("routing", "eval_routing"), [("soft", "mean"), ("hard", "mean"), ("hard", "argmax")])
 def test_it_learns_and_does_not_see_its_batch(routing: Any, eval_routing: Any) -> None:
     network, seen = routed(routing=routing, eval_routing=eval_routing), images()

@@ -18,6 +18,7 @@ from exp.checkpoint_io import read_checkpoint
 from exp.cli import Cli
 from exp.errors import exit_code
 from exp.evaluation import output_folder
+from exp.exporting.sizes import meeting
 from exp.packaged_weights import class_names
 from exp.quiet import silence
 from exp.trainers import place_reports
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     """Predicts for the files and folders among the arguments with `--ckpt_path` or `--weights`."""
     silence()
     paths, options = split_paths(argv)
-    cli = Cli(options, "predict")
+    cli = Cli(meeting(options), "predict")
     with exit_code(cli) as outcome:
         if not paths:
             raise UsageError("predict needs image files or folders: python -m exp predict --ckpt_path FILE images/")

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from exp.claims.code_version import code_version
@@ -197,3 +199,40 @@ def test_what_cannot_be_is_said_in_one_line(folder: Path, argv: list[str], messa
     ended = search(folder, *argv)
     assert ended.code in (1, 2), ended.output
     assert message in ended.output
+
+
+def test_sizes_are_exported_and_one_that_is_fast_enough_predicts(folder: Path) -> None:
+    (folder / "small.yaml").write_text("depth: 1\nratios: [1]\nheads: [1]\nwidth: 8\n")
+    (folder / "large.yaml").write_text("depth: 2\nratios: [2.5, 2.5]\nheads: [2, 2]\nwidth: 16\n")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "image.png")
+    ended = run("export", ["supernet", "--format=torch", "--architecture=small.yaml,large.yaml"], folder)
+    assert ended.code == 0, ended.output
+    place = folder / "runs/supernet/0/export"
+    told = json.loads((place / "sizes.json").read_text())
+    assert [size["name"] for size in told["sizes"]] == ["small", "large"]
+    for size in told["sizes"]:
+        assert (place / size["file"]).is_file()
+        weights = load_file(place / f"{size['name']}.safetensors")
+        assert sum(tensor.numel() for tensor in weights.values()) == size["params"]
+        assert size["latency_ms"] > 0
+    for size, milliseconds in zip(told["sizes"], (1.0, 2.0), strict=True):
+        size["latency_ms"] = milliseconds
+    (place / "sizes.json").write_text(json.dumps(told))
+    for most, name, macs in ((1.5, "small", 0), (2.0, "large", 1)):
+        ended = run("predict", ["supernet", "image.png", f"--latency-ms={most}", "--wandb=disabled"], folder)
+        assert ended.code == 0, ended.output
+        assert f"{name}: {1.0 + macs:.2f} ms for an image, of {most:g} ms" in ended.output
+        spent = json.loads((place / "predict" / "compute.json").read_text())
+        assert told["sizes"][macs]["multiply_adds"] in spent.values()
+    refusals = [
+        (told["sizes"], told["machine"], 0.5, "no size is as fast; small takes 1.00 ms"),
+        (told["sizes"], told["machine"] | {"chip": "a telephone"}, 9, "measured elsewhere (chip a telephone, not "),
+    ]
+    for sizes, machine, most, message in refusals:
+        (place / "sizes.json").write_text(json.dumps({"machine": machine, "sizes": sizes}))
+        ended = run("predict", ["supernet", "image.png", f"--latency-ms={most}"], folder)
+        assert (ended.code, ended.output.count("\n")) == (2, 1)
+        assert message in ended.output
+    ended = run("export", ["supernet", f"--architecture=small.yaml,{folder / 'small.yaml'}"], folder)
+    assert ended.code == 2
+    assert "two files have one name" in ended.output

@@ -107,7 +107,8 @@ class OwnPoses(MPII):
         if not self.root.exists():
             raise DataError(f"{self.root} does not exist. {WANTED}")
         parts = coco_parts(self.root, self.given, "keypoints", WANTED)
-        self.class_names, rows = [], {}
+        self.class_names = []
+        rows: dict[str, list[Row]] = {}
         for split in ("train", "val"):
             if split in parts:
                 rows[split] = self._rows(split, parts[split])
@@ -122,7 +123,9 @@ class OwnPoses(MPII):
                 "train": [row for row in everyone if row.image not in aside],
                 "val": [row for row in everyone if row.image in aside],
             }
-        sources = {split: _source(parts[split].images, found, split) for split, found in rows.items()}
+        sources: dict[str, People] = {
+            split: _source(parts[split].images, found, split) for split, found in rows.items()
+        }
         counts = ", ".join(f"{len(source):,} {split}" for split, source in sources.items())
         self._described = (
             f"{self.root}: COCO, {len(self.class_names)} joints, {len(self.skeleton)} lines between them, {counts} "

@@ -114,9 +114,11 @@ def pack(source: Source, folder: Path, split: str, side: int, quality: int) -> I
     folder.mkdir(parents=True, exist_ok=True)
     finished, begun = folder / f"{split}.json", folder / f".{split}.begun.json"
     data, rows = _part(folder, split, "data"), _part(folder, split, "rows")
-    if _stated(finished) == settings and _first_changed(source, np.load(rows, mmap_mode="r")) == len(source):
-        yield len(source)
-        return
+    if _stated(finished) == settings and data.exists() and rows.exists():
+        if _first_changed(source, np.load(rows, mmap_mode="r")) == len(source):
+            yield len(source)
+            return
+        os.replace(finished, begun)
     finished.unlink(missing_ok=True)
     if _stated(begun) != settings:
         data.unlink(missing_ok=True)

@@ -106,7 +106,7 @@ def test_what_has_changed_is_said_and_packed_anew(root: Path, tmp_path: Path) ->
     file.write_bytes(Path(source.name(4)).read_bytes())
     with pytest.raises(DataError, match=rf"{re.escape(str(file))}.*changed since it was packed in .*`exp data pack`"):
         list(opened(root, packed=tmp_path / "pack").train_dataloader())
-    packed(root, tmp_path / "pack")
+    assert list(pack(source, tmp_path / "pack", "train", 40, 90)) == [3, *range(4, 11)]
     again = Packed(source, tmp_path / "pack", "train")
     assert again.load(3)["image"].data == again.load(4)["image"].data
     Path(source.name(0)).unlink()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.compute import count, has_values, record
 from models.decisions import note
 from models.layers.gumbel import GumbelSelection
+from models.layers.occurrences import occurrences
 from models.layers.resize import resize
 from models.layers.resolution_bn import ResolutionBatchNorm, swap_batch_norms, touch, use_set
 from models.mistakes import Mistake
@@ -221,7 +222,7 @@ class DRNet(nn.Module):
         choice = picked.argmax(1)
         order = choice.argsort()
         # The one wait for the device: how many images each resolution gets.
-        sizes = torch.bincount(choice, minlength=len(self.candidates)).tolist()
+        sizes = occurrences(choice, len(self.candidates)).tolist()
         groups = [(j, rows) for j, rows in enumerate(order.split(sizes)) if len(rows)]
         if self.training:
             self._refuse_synchronised_norms()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.compute import has_values
 from models.decisions import note
 from models.layers.kernel_mixture import geometry, pooled
+from models.layers.occurrences import occurrences
 from models.layers.per_sample_conv import per_sample_conv2d
 from models.mistakes import Mistake
 
@@ -310,7 +311,7 @@ def _sizes(owners: Tensor, num_owners: int) -> list[int]:
     if not has_values(owners):
         # Tensors without data are there to be counted, and every partition costs the same.
         return [len(owners)] + [0] * (num_owners - 1)
-    return torch.bincount(owners, minlength=num_owners).tolist()
+    return occurrences(owners, num_owners).tolist()
 
 
 def _product(rows: Tensor, kernel: Tensor) -> Tensor:

@@ -191,9 +191,10 @@ class Chosen:
         held[:, : regions.extra] = True
         position = held.cumsum(1)
         self.lengths = position[:, -1]
-        image, place = held.nonzero().unbind(1)
+        # The one wait for the device: how many queries there are, and in the image that has most.
+        total, length = torch.stack([self.lengths.sum(), self.lengths.max()]).tolist()
+        image, place = held.nonzero_static(size=total).unbind(1)
         self.query = order[place]
-        length = len(image) if len(choice) == 1 else int(self.lengths.max())
         self.ragged = Ragged(image, position[image, place] - 1, length, len(choice))
 
     def rows(self, pooled: Tensor) -> Tensor:

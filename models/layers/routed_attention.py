@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.compute import has_values, record
 from models.decisions import note
 from models.layers.gumbel import gumbel_noise
+from models.layers.occurrences import occurrences
 from models.layers.spans import Size, Spans, attention_maps, scores, span_name
 from models.layers.unbiased_norm import UnbiasedLayerNorm
 from models.mistakes import Mistake
@@ -276,7 +277,7 @@ class SpanMixing(nn.Module):
         if self.num_spans == 1:
             return spans.attend(0, q, k, v, spans.padding)
         choice = shares.argmax(1)
-        counts = choice.bincount(minlength=self.num_spans).tolist()
+        counts = occurrences(choice, self.num_spans).tolist()
         if max(counts) == len(q):
             return spans.attend(counts.index(len(q)), q, k, v, spans.padding)
         order = choice.argsort(stable=True)

@@ -17,7 +17,8 @@ from callbacks.whole_files import write_whole
 from exp.claims.claim_file import Arm, Claim, ClaimError
 from exp.claims.code_version import changes, code_version
 from exp.claims.expectations import COSTS
-from exp.claims.taken import After, Content, Measured
+from exp.claims.searched import SearchFailed, found
+from exp.claims.taken import After, Content, Measured, Searched
 from exp.cli import resolve
 from exp.loggers import MetricsTable
 from exp.run_directory import differences, essence, fingerprint
@@ -289,6 +290,11 @@ def settle(claim: Claim, cell: Cell) -> None:
     for taken in cell.arm.after:
         if isinstance(taken, Content):
             arguments.append(f"--{taken.key}={json.dumps(_content(claim, cell, parents[taken.arm].path / taken.file))}")
+        elif isinstance(taken, Searched):
+            try:
+                arguments.append(f"--{taken.key}={found(taken, parents[taken.arm].path, parents[taken.arm].config)}")
+            except SearchFailed as error:
+                raise claim.error(f"{cell.name}: {error}", *cell.arm.place, "after") from error
         elif isinstance(taken, Measured):
             number = taken.term.at(value)
             if not math.isfinite(number):

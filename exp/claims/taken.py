@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import PurePath
 from typing import Any, Literal
 
 from exp.claims.expectations import ExpectationError, Term, nearest, parse_term
 
-KEYS = ("arm", "checkpoint", "file", "content", "number", "as")
+KEYS = ("arm", "checkpoint", "file", "content", "search", "number", "as")
 
 
 class TakenError(ValueError):
@@ -80,6 +82,40 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """The best architecture that a search of another arm's supernet finds, or the weights that it inherits.
+
+    Args:
+        arm: its name.
+        options: of `exp search`.
+        key: the config key that takes the network, or, where it is one of `weights`, the path of the weights.
+    """
+
+    arm: str
+    options: tuple[str, ...]
+    key: str
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that have to end first."""
+        return [self.arm]
+
+    @property
+    def name(self) -> str:
+        """Of the search's folder in the run of the arm: the same question has the same one."""
+        return f"claim-{sha256(chr(0).join(self.options).encode()).hexdigest()[:12]}"
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether the weights are taken, and not the network."""
+        return self.key.partition(".")[0] == "weights"
+
+    def __str__(self) -> str:
+        what = "the weights of the best" if self.of_weights else "the best"
+        return f"{self.key} = {what} of `search {' '.join(self.options)}` in {self.arm}"
+
+
+@dataclass(frozen=True)
 class Measured:
     """A number that an arm takes from what other arms have measured at the same seed.
 
@@ -103,7 +139,7 @@ class Measured:
 
 
 # What an arm takes of another one.
-Taken = After | Content | Measured
+Taken = After | Content | Searched | Measured
 
 
 def read_taken(after: Any, arms: Collection[str]) -> tuple[Taken, ...]:
@@ -146,8 +182,8 @@ def _read(after: Any, arms: Collection[str], *place: int) -> Taken:
     return _of_run(after, *place)
 
 
-def _of_run(after: dict[str, Any], *place: int) -> After | Content:
-    kinds = [kind for kind in ("checkpoint", "file", "content") if kind in after]
+def _of_run(after: dict[str, Any], *place: int) -> After | Content | Searched:
+    kinds = [kind for kind in ("checkpoint", "file", "content", "search") if kind in after]
     if len(kinds) > 1:
         raise TakenError(f"'{kinds[1]}' stands in place of '{kinds[0]}'", *place, kinds[1])
     kind = kinds[0] if kinds else "checkpoint"
@@ -156,6 +192,8 @@ def _of_run(after: dict[str, Any], *place: int) -> After | Content:
     file = str(after[kind])
     if "as" not in after:
         raise TakenError(f"'{kind}' stands with 'as', the key that takes it", *place, kind)
+    if kind == "search":
+        return Searched(after["arm"], tuple(shlex.split(file)), str(after["as"]))
     if not file or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
         raise TakenError(f"'{kind}' names a file in the run directory of the other arm, not '{file}'", *place, kind)
     if kind == "content":

@@ -140,6 +140,7 @@ _STAGES: list[Any] = [(1, [1], [4]), (1, [1] * 2, [4, 6]), (2, [1] * 3, [4, 6, 8
 _TRAR: dict[str, Any] = {"in_chans": 6, "dim": 8, "feedforward_dim": 6, "num_heads": 2, "num_layers": 2}
 _TRAR |= {"word_dim": 4, "pool_dim": 3, "out_dim": 10}
 _CONVNEXT = {"depths": (1, 2, 1, 1), "dims": (4, 8, 8, 8)}
+_UPERNET: dict[str, Any] = {"hidden_dim": 8, "aux_dim": 6, "options": _CONVNEXT}
 # Confidence lies between these for an untrained network, so that some images leave at each exit.
 _LEAVE = (0.2, 0.22, 0.0)
 
@@ -214,14 +215,14 @@ SYSTEMS: dict[str, System] = {
         halved=False,
     ),
     "Dynamic Routing": System(
-        lambda tiny: DynamicRouting(10, **({"num_layers": 3, "width": 4} if tiny else {})),
+        lambda tiny: DynamicRouting(10, num_layers=3, width=4) if tiny else DynamicRouting(10),
         images(512, 64, 2),
         waits=None,
         compiled=CLOSED,
         halved=False,
     ),
     "UperNet": System(
-        lambda tiny: UperNet(num_classes=10, **({"hidden_dim": 8, "aux_dim": 6, "options": _CONVNEXT} if tiny else {})),
+        lambda tiny: UperNet(num_classes=10, **(_UPERNET if tiny else {})),
         images(512, 64, 4),
     ),
     "HRNet pose": System(lambda tiny: HRNetPose(4, _STAGES if tiny else "w32"), images(256, 64)),

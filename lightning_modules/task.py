@@ -68,8 +68,7 @@ class Task(LightningModule, ABC):
     shown: tuple[str, ...] = ()
     # Those that a learning curve shows beside the loss; by default the monitored one.
     curves: tuple[str, ...] = ()
-    # Labels that the network tells apart; a task without classes says None.
-    num_classes: int | None = None
+    num_classes: int | None = None  # Labels that the network tells apart; None of a task without classes.
     alters_images: str | None = None  # What a training step does to images before its network sees them.
 
     def __init__(

@@ -118,7 +118,7 @@ class PrunedNetwork(Report):
         groups, _ = prunable_groups(network, first_images(inputs))
         if self.criterion in METHODS:
             self._readers = Readers(network, self._images(), groups, self.seed)
-            score = self._readers.score(self.criterion)  # type: ignore[arg-type]
+            score = self._readers.score(self.criterion)
         else:
             score = score_by(self.criterion, self.seed)
         scores = {group.name: score(network, group) for group in groups}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import albumentations as A
 
 from datamodules.errors import OptionError
 from datamodules.transforms.pipeline import Augmentation, Pipeline
 
-Applied = A.BasicTransform | A.BaseCompose
+Applied: TypeAlias = A.BasicTransform | A.BaseCompose
 
 
 class _Noting:

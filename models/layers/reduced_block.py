@@ -45,7 +45,8 @@ class ReducedBlock(nn.Module):
         Returns:
             Tokens [B, N, C], and the keys of all heads [B, h, N, d].
         """
-        attn, normed = self.attn, self.norm1(x)
+        attn: Any = self.attn
+        normed = self.norm1(x)
         queries, keys, values = attn.qkv(normed).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys = attn.q_norm(queries), attn.k_norm(keys)
         dropout = attn.attn_drop.p if self.training else 0.0

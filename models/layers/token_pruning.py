@@ -32,12 +32,12 @@ class Kept(NamedTuple):
 
     Args:
         mask: In training, 1 or 0 for each patch, with a gradient [B, P]; None while all are there.
-        index: In evaluation, the patches that the tokens are, in order [B, P']; None while all are there.
+        patch: In evaluation, the patches that the tokens are, in order [B, P']; None while all are there.
         patches: How many there were at first, P.
     """
 
     mask: Tensor | None
-    index: Tensor | None
+    patch: Tensor | None
     patches: int
 
 
@@ -128,10 +128,10 @@ class PruningBlock(ReducedBlock):
 
     def _best(self, x: Tensor, kept: Kept, scores: Tensor) -> tuple[Tensor, Kept]:
         best = (scores[:, :, 1] - scores[:, :, 0]).topk(_number(self.keep, kept.patches), 1).indices.sort(1).values
-        index = best if kept.index is None else kept.index.gather(1, best)
+        index = best if kept.patch is None else kept.patch.gather(1, best)
         self._note(scores.new_zeros(x.shape[0], kept.patches).scatter(1, index, 1.0))
         rows = x[:, self.extra :].gather(1, best[:, :, None].expand(-1, -1, x.shape[2]))
-        return torch.cat([x[:, : self.extra], rows], 1), kept._replace(index=index)
+        return torch.cat([x[:, : self.extra], rows], 1), kept._replace(patch=index)
 
     def _note(self, mask: Tensor) -> None:
         if mask.shape[1] == self.grid[0] * self.grid[1]:

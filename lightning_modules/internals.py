@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -135,30 +135,6 @@ def leave_signals_alone(trainer: Trainer) -> None:
 
 def _nothing() -> None:
     """Does nothing."""
-
-
-# What is called once a batch or more often, of each callback.
-BATCH_HOOKS = (
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-    *(f"on_{stage}_batch_{end}" for stage in ("validation", "test", "predict") for end in ("start", "end")),
-)
-
-
-def spare_idle_hooks(trainer: Trainer) -> None:
-    """Has a trainer pass over the hooks of a batch that a callback does not write.
-
-    For each of them, of every callback, it would find its name, enter a profiler's context and call an empty function:
-    some eighty times a step, a twentieth of a step of 6 ms. What cannot be called it leaves out.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for name in BATCH_HOOKS:
-            if getattr(type(callback), name) is getattr(Callback, name) and name not in vars(callback):
-                setattr(callback, name, None)
 
 
 def wait_at_most(trainer: Trainer, time: timedelta) -> None:

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_modules.alone import alone
 from lightning_modules.distillation import TEACHER, Distillation
 from lightning_modules.findings import Findings
-from lightning_modules.internals import Clock, check_compiles, compile_once, spare_idle_hooks, step_counts, trainer_of
+from lightning_modules.internals import Clock, check_compiles, compile_once, step_counts, trainer_of
 from lightning_modules.optimization import JointOptimizer, MakeOptimizer, Part, Quantity, clip_parts, restored
 from lightning_modules.parameter_groups import DecayAll, LayerDecay
 from lightning_modules.restoring import check_network
@@ -179,8 +179,6 @@ class Task(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Checks that data and network agree on the classes; compiles the network once, if asked to."""
         self.check_classes(stage)
-        if (trainer := trainer_of(self)) is not None:
-            spare_idle_hooks(trainer)
         if self.distillation is not None and stage == "fit":
             self.distillation.attach(self, self.data)
         if self.compile_network:

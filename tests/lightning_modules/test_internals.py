@@ -18,7 +18,6 @@ from lightning_modules.internals import (
     is_compiled,
     leave_signals_alone,
     longest_wait,
-    spare_idle_hooks,
     step_counts,
     trainer_of,
     wait_at_most,
@@ -75,23 +74,6 @@ def test_every_private_name_is_still_there(tmp_path: Path) -> None:
     assert not is_compiled(network)
     network.compile()
     assert is_compiled(network)
-
-
-def test_a_trainer_passes_over_hooks_that_nobody_writes(tmp_path: Path) -> None:
-    called: list[str] = []
-
-    class Writes(Callback):
-        def on_train_batch_start(self, *args: Any) -> None:
-            called.append("class")
-
-    writes, given = Writes(), Callback()
-    given.on_after_backward = lambda *args: called.append("instance")  # type: ignore[method-assign]
-    trainer = trainer_with(writes, given, folder=tmp_path, max_steps=2)
-    spare_idle_hooks(trainer)
-    assert not callable(writes.on_after_backward)
-    assert not callable(given.on_train_batch_start)
-    trainer.fit(seeded(), Numbers())
-    assert called == ["class", "instance"] * 2
 
 
 def test_steps_are_counted_before_the_data_is_set_up(tmp_path: Path) -> None:

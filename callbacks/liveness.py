@@ -31,6 +31,8 @@ class Liveness(Callback):
         ended: called with what there is to say, from a thread, in place of a way back: the process waits for another.
     """
 
+    logs: tuple[str, ...] = ()
+
     def __init__(self, timeout: float, stopping: Callable[[], bool], ended: Callable[[str], None]) -> None:
         self.timeout, self.stopping, self.ended = timeout, stopping, ended
         self._pulse: Pulse | None = None

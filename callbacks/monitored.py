@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.reports.report import Report
 from models.mistakes import Mistake
+
+# In which Lightning lets a callback log what a validation found.
+LOGGING_HOOKS = (
+    "on_validation_epoch_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_epoch_end",
+)
 
 
 def awaited(trainer: Trainer, task: LightningModule) -> Iterator[tuple[str, str]]:
@@ -34,6 +43,20 @@ def logged_by(trainer: Trainer) -> set[str]:
         trainer: with its callbacks.
     """
     return {name for callback in trainer.callbacks for name in getattr(callback, "logs", ())}  # type: ignore[attr-defined]
+
+
+def logs_unsaid(trainer: Trainer) -> bool:
+    """Whether a callback takes part in validations and does not say by `logs` what it logs there, if anything.
+
+    Args:
+        trainer: with its callbacks.
+    """
+    return any(
+        getattr(type(callback), hook) is not getattr(Callback, hook)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if not (isinstance(callback, Report | ProgressBar) or hasattr(callback, "logs"))
+        for hook in LOGGING_HOOKS
+    )
 
 
 def check_awaited(waiting: Iterable[tuple[str, str]], logged: Iterable[str]) -> None:

@@ -49,6 +49,8 @@ class Preemption(Callback):
     --signal=SIGUSR1@90`) also puts the job back into the queue.
     """
 
+    logs: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.decided: signal.Signals | None = None

@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 
-from callbacks.monitored import awaited, check_awaited, logged_by
+from callbacks.monitored import awaited, check_awaited, logged_by, logs_unsaid
 from datamodules import DataError, DataModule
 from exp.cli import Cli
 from exp.processes import is_started_by_main
@@ -83,7 +83,8 @@ def _check_monitors(cli: Cli, data: DataModule) -> None:
     task = cli.model
     waiting = [each for each in awaited(cli.trainer, task) if each[1] != task.monitor]
     told = logged_by(cli.trainer)
-    if all(name in told for _, name in waiting) or not data.has("val"):
+    # What callbacks log that do not say so is seen by the trial validation (`callbacks.monitored`).
+    if all(name in told for _, name in waiting) or not data.has("val") or logs_unsaid(cli.trainer):
         return
     found = task.evaluate([next(iter(data.val_dataloader()))], "val", data)
     check_awaited(waiting, {*(f"val/{name}" for name in found.metrics), *told})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from exp.beforehand import check
 from exp.cli import Cli, resolve
@@ -165,6 +165,21 @@ def test_what_a_callback_says_it_logs_is_known_beforehand(capsys: pytest.Capture
     with pytest.raises(UsageError):
         check(cli)
     assert "'val/sharpnes', but validation logs val/loss, val/sharpness, val/top1" in capsys.readouterr().err
+
+
+class Unsaid(Callback):
+    """Somebody's own, that does not say what it logs."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("val/sharpness", 1.0)
+
+
+def test_what_a_callback_logs_that_does_not_say_so_is_left_to_the_trial_validation() -> None:
+    own = f"{Unsaid.__module__}.Unsaid"
+    stopping = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/sharpness}}"
+    cli = Cli([*SMALL, "--wandb=disabled", f"--trainer.callbacks=[{own}, {stopping}]"], "fit")
+    cli.datamodule.setup("fit")
+    check(cli)
 
 
 def test_help_is_quick_and_lists_every_command() -> None:

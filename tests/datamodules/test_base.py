@@ -71,7 +71,16 @@ def test_every_data_module_is_configurable(name: str) -> None:
 
 
 SHARED = {
-    *("batch_size", "train_transforms", "eval_transforms", "num_workers", "on_bad_sample", "max_bad_samples", "pixels"),
+    *(
+        "batch_size",
+        "train_transforms",
+        "eval_transforms",
+        "num_workers",
+        "on_bad_sample",
+        "max_bad_samples",
+        "packed",
+        "pixels",
+    ),
 }
 LAYOUTS = {
     "Digits": {"holdout", "label_noise"},

@@ -9,7 +9,7 @@ from models.classifiers.preact_resnet import PreActResNet
 from models.classifiers.pruned import pruned
 from models.classifiers.ranet import RANet
 from models.classifiers.reduced_tokens import merged_tokens, pruned_tokens
-from models.classifiers.routed_spans import route_spans, routed_spans
+from models.classifiers.routed_spans import routed_spans
 from models.classifiers.scaled_branches import scaled_branches
 from models.classifiers.shake_shake import ShakeShake
 from models.classifiers.shallow_deep import ShallowDeepNetwork
@@ -34,7 +34,6 @@ __all__ = [
     "merged_tokens",
     "pruned",
     "pruned_tokens",
-    "route_spans",
     "routed_spans",
     "scaled_branches",
     "timm_classifier",

@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import route_spans, routed_spans
+from models.classifiers import routed_spans
+from models.classifiers.routed_spans import route_spans
 from models.compute import executed, expected, static_macs
 from models.decisions import noted
 from models.layers.routed_attention import PathController

@@ -42,8 +42,8 @@ class System:
         inputs: What it takes, of the CPU; its argument likewise.
         waits: How often the host may wait for the device in a forward pass: once for a decision; None for any number.
         compiled: Whether shapes are static, so that `torch.compile` and a CUDA graph take it whole; otherwise why not.
-        halved: Whether bfloat16 is close to float32; not where it changes which way is taken, nor where fresh weights
-            make more of rounding.
+        halved: Whether bfloat16 is close to float32; not where it changes which way is taken, nor where a fresh network
+            makes as much of rounding its images alone.
     """
 
     build: Callable[[bool], nn.Module]
@@ -210,7 +210,7 @@ SYSTEMS: dict[str, System] = {
     "ADP-C, tiles": System(
         lambda tiny: ADPC(10, _STAGES if tiny else "w48", pooled_dim=6 if tiny else 128),
         images(512, 64, 1),
-        waits=None,
+        waits=3,
         compiled="tiles are as many as unsure pixels need",
         halved=False,
     ),

@@ -5,9 +5,10 @@
     python -m benchmarks.growth --axis images --most 10000
 
 Each row is one piece of work at rising sizes, every size in a process of its own on one thread: processor time
-with that of child processes, the MiB by which the process grew at its largest, and what loader workers have for
-themselves. The powers at the end say how time and memory grew between the last two sizes: 1 is linear, 0 constant.
-Needs Linux.
+with that of child processes and loader workers, the MiB by which the process grew at its largest, and what the largest
+worker has for itself. The powers at the end say how time and memory grew between the last two sizes: 1 is linear, 0
+constant. With workers, every size waits for a fork server's imports of about 7 s of processor time, which are not
+counted: minutes on a busy machine. Needs Linux.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# What is measured; it may return MiB that its worker processes have for themselves.
-Work = Callable[[], float | None]
+# What is measured; what it returns is held until its worker processes have been looked at.
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Cost:
     """What a piece of work took.
 
     Args:
-        seconds: Processor time, child processes included.
+        seconds: Processor time, child processes and loader workers included, but not what workers inherit.
         memory: MiB by which the process grew at its largest.
-        workers: MiB that worker processes had for themselves; 0 for none.
+        workers: MiB that the largest worker process had for itself; 0 for none.
     """
 
     seconds: float
@@ -60,9 +60,15 @@ def measure(case: Case, size: int, folder: Path) -> Cost:
     # From now on the kernel keeps the peak anew.
     Path("/proc/self/clear_refs").write_text("5")
     before, started = _status("VmRSS"), sum(os.times()[:4])
-    workers = work()
+    held = work()
     seconds = sum(os.times()[:4]) - started
-    return Cost(seconds, max(0.0, _status("VmHWM") - before), workers or 0.0)
+    # Loader workers are children of a fork server, whose time is that of imports.
+    workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
+    seconds += sum(_processor_time(worker) for worker in workers)
+    memory = max(0.0, _status("VmHWM") - before)
+    largest = max(map(own_memory, workers), default=0.0)
+    del held
+    return Cost(seconds, memory, largest)
 
 
 def measure_alone(case: Case, size: int) -> Cost:
@@ -103,6 +109,12 @@ def exponent(sizes: Sequence[int], values: Sequence[float], least: float) -> str
     """
     (few, many), (before, after) = sizes[-2:], values[-2:]
     return f"^{math.log(after / before) / math.log(many / few):.1f}" if min(before, after) >= least else "too little"
+
+
+def _processor_time(process: int) -> float:
+    # What follows the name, which may have spaces: user and system time are the 12th and the 13th.
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def _status(field: str) -> float:

@@ -10,9 +10,11 @@ Pixels that are neither kept nor read by a kept one have no defined value in til
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,12 +37,13 @@ class Layout:
     Args:
         batch: Images.
         size: Height and width of the maps.
-        tiles: int64 [n, 3], image, row and column of each tile; None for whole images.
+        tiles: int64 [n, 3], image, row and column of each tile, on the host; None for whole images.
         device: Where the maps are.
     """
 
-    def __init__(self, batch: int, size: tuple[int, int], tiles: Tensor | None, device: torch.device) -> None:
+    def __init__(self, batch: int, size: tuple[int, int], tiles: np.ndarray | None, device: torch.device) -> None:
         self.batch, self.size, self.whole = batch, size, tiles is None
+        self.tiles = tiles
         pixels = torch.arange(batch * size[0] * size[1], device=device)
         if tiles is None:
             self.tile = size
@@ -49,7 +52,8 @@ class Layout:
             self.rows = pixels
         else:
             self.tile = (TILE, TILE)
-            self.image, self.top, self.left = tiles[:, 0], tiles[:, 1] * TILE, tiles[:, 2] * TILE
+            self.image, top, left = torch.from_numpy(tiles).to(device).unbind(1)
+            self.top, self.left = top * TILE, left * TILE
             y, x, inside = self.window(self, 1, 1, 0)
             rows = torch.arange(inside.numel(), device=device)
             # One more entry takes in what lies beyond the border of the map.
@@ -73,6 +77,20 @@ class Layout:
         x, x_inside = along(self.left, self.tile[1], source.size[1])
         return y[:, :, None], x[:, None, :], y_inside[:, :, None] & x_inside[:, None, :]
 
+    def outside(self, source: Layout, stride: int, kernel: int, padding: int) -> int:
+        """How many of the pixels that `window` returns are not in the map, known without looking at the device."""
+        starts = np.zeros((len(self.image), 3), np.int64) if self.tiles is None else self.tiles * TILE
+
+        def inside(start: np.ndarray, length: int, limit: int) -> np.ndarray:
+            steps = np.arange((length - 1) * stride + kernel)
+            place = start[:, None] * stride - padding + steps
+            return ((place >= 0) & (place < limit)).sum(1)
+
+        rows = inside(starts[:, 1], self.tile[0], source.size[0])
+        columns = inside(starts[:, 2], self.tile[1], source.size[1])
+        height, width = ((length - 1) * stride + kernel for length in self.tile)
+        return int(len(starts) * height * width - (rows * columns).sum())
+
     def pixel(self, y: Tensor, x: Tensor) -> Tensor:
         """Numbers of pixels, counted through all images: [n, u, 1] and [n, 1, v] to [n, u, v]."""
         return (self.image[:, None, None] * self.size[0] + y) * self.size[1] + x
@@ -87,43 +105,61 @@ class Layout:
         return rows.view(len(self.image), height, width, -1).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What the host has to know of a region to store it: fetched for all regions of a mask at once.
+
+    Args:
+        active: bool [B, h, w], kept pixels and those that kept ones read, on the device.
+        falloff: Weights [7, 7] of the interpolation that fills skipped pixels in, each the largest that any layer
+            gives it.
+        held: bool [B, rows, columns], tiles with an active pixel, on the host.
+        kept: Kept pixels.
+        filled: Active pixels that are not kept.
+        reads: Kept pixels that these read, counted once for each of them.
+    """
+
+    active: Tensor
+    falloff: Tensor
+    held: np.ndarray
+    kept: int
+    filled: int
+    reads: int
+
+
 class Region:
     """The kept pixels of the maps of one resolution.
 
     Args:
         mask: bool [B, h, w], true where pixels are computed.
         finer: The region at twice the resolution; None for the finest.
-        active: bool [B, h, w], kept pixels and those that kept ones read; None for maps that stay whole and masked.
-        falloff: Weights [7, 7] of the interpolation that fills skipped pixels in, each the largest that any layer
-            gives it; needed with `active`.
+        extent: What is computed beside them, and how much that is; None for maps that stay whole and masked.
     """
 
-    def __init__(
-        self, mask: Tensor, finer: Region | None = None, active: Tensor | None = None, falloff: Tensor | None = None
-    ) -> None:
+    def __init__(self, mask: Tensor, finer: Region | None = None, extent: Extent | None = None) -> None:
         self.mask, self.finer = mask, finer
         self.share = mask.float().mean((1, 2))
         self.layout: Layout | None = None
         self._found: dict[object, object] = {}
-        if active is None:
+        if extent is None:
             return
-        assert falloff is not None
         batch, height, width = mask.shape
-        self.layout = Layout(batch, (height, width), _tiles(active), mask.device)
+        self.layout = Layout(batch, (height, width), _tiles(extent.held, mask.numel()), mask.device)
         rows = self.layout.rows
-        self.kept = mask.flatten().nonzero().squeeze(1)
+        self.kept = mask.flatten().nonzero_static(size=extent.kept).squeeze(1)
         self.kept_rows = rows[self.kept]
-        image, y, x = (active & ~mask).nonzero().unbind(1)
+        image, y, x = (extent.active & ~mask).nonzero_static(size=extent.filled).unbind(1)
         self.filled_rows = rows[(image * height + y) * width + x]
-        reach = falloff.shape[0] // 2
+        reach = extent.falloff.shape[0] // 2
         offset = torch.arange(-reach, reach + 1, device=mask.device)
         near_y, near_x = y[:, None, None] + offset[:, None], x[:, None, None] + offset
         inside = (near_y >= 0) & (near_y < height) & (near_x >= 0) & (near_x < width)
         near = (image[:, None, None] * height + near_y.clamp(0, height - 1)) * width + near_x.clamp(0, width - 1)
-        reads = (inside & mask.flatten()[near] & (falloff > _NEGLIGIBLE)).flatten(1)
+        reads = (inside & mask.flatten()[near] & (extent.falloff > _NEGLIGIBLE)).flatten(1)
         self.fill_starts = F.pad(reads.sum(1).cumsum(0), (1, 0))[:-1]
-        self.fill_taps = reads.nonzero()[:, 1]
-        self.fill_reads = rows[near.flatten(1)[reads]]
+        place = reads.flatten().nonzero_static(size=extent.reads).squeeze(1)
+        self.fill_taps = place % reads.shape[1]
+        self.fill_reads = rows[near.flatten()[place]]
 
     def once(self, key: object, find: Callable[[], Found]) -> Found:
         """What `find` returned when it was asked for this key for the first time."""
@@ -152,7 +188,9 @@ class Region:
             pixels = (layout.image[:, None, None] * source.size[0] + y) * source.size[1] + x
             # What no tile holds is read for pixels whose value does not matter.
             index = source.rows[pixels].clamp(min=0).flatten()
-            return index, (~inside).flatten().nonzero().squeeze(1), inside.shape[1], inside.shape[2]
+            number = layout.outside(source, stride, kernel, padding)
+            outside = (~inside).flatten().nonzero_static(size=number).squeeze(1)
+            return index, outside, inside.shape[1], inside.shape[2]
 
         index, outside, height, width = self.once((source, stride, kernel, padding), find)
         rows = source.to_rows(x).index_select(0, index)
@@ -210,21 +248,16 @@ def pyramid(mask: Tensor, num_levels: int, falloff: Tensor | None = None) -> lis
     Args:
         mask: bool [B, h, w], true where pixels are computed.
         num_levels: Resolutions; h and w are divisible by 2 ** (num_levels - 1).
-        falloff: See `Region`; None for maps that stay whole and masked.
+        falloff: See `Extent`; None for maps that stay whole and masked.
 
     Returns:
         Regions, finest first.
     """
+    kept = [mask[:, :: 2**level, :: 2**level] for level in range(num_levels)]
+    extents: Sequence[Extent | None] = [None] * num_levels if falloff is None else _extents(kept, falloff)
     regions: list[Region] = []
-    active: Tensor | None = None
-    for level in range(num_levels):
-        kept = mask[:, :: 2**level, :: 2**level]
-        if falloff is not None:
-            # A 3x3 convolution reads one pixel around a kept one, and resizing reads one around the coarse pixel that
-            # a fine one lies in.
-            below = kept if active is None else kept | _pool(active, 2)
-            active = _grow(below)
-        regions.append(Region(kept, regions[-1] if regions else None, active, falloff))
+    for at_level, extent in zip(kept, extents, strict=True):
+        regions.append(Region(at_level, regions[-1] if regions else None, extent))
     return regions
 
 
@@ -299,16 +332,39 @@ def _between(place: Tensor, factor: int, limit: int) -> list[tuple[Tensor, Tenso
     return [(first, 1 - share), ((first + 1).clamp(max=limit - 1), share)]
 
 
-def _tiles(active: Tensor) -> Tensor | None:
+def _extents(kept: Sequence[Tensor], falloff: Tensor) -> list[Extent]:
+    """Extents of the regions of a mask, finest first; the host waits for the device once."""
+    taps = (falloff > _NEGLIGIBLE).float()[None, None]
+    actives: list[Tensor] = []
+    helds: list[Tensor] = []
+    numbers: list[Tensor] = []
+    for mask in kept:
+        # A 3x3 convolution reads one pixel around a kept one, and resizing reads one around the coarse pixel that a
+        # fine one lies in.
+        actives.append(_grow(mask | _pool(actives[-1], 2) if actives else mask))
+        helds.append(_pool(actives[-1], TILE))
+        filled = actives[-1] & ~mask
+        # At most 49, which every precision can say.
+        reads = F.conv2d(mask[:, None].to(taps), taps, padding=taps.shape[-1] // 2)[:, 0].long() * filled
+        numbers += [mask.sum(), filled.sum(), reads.sum()]
+    told = torch.cat([torch.stack(numbers), *[held.flatten() for held in helds]]).cpu().numpy()
+    counts, rest = told[: len(numbers)].reshape(-1, 3).tolist(), told[len(numbers) :]
+    extents = []
+    for active, held, (pixels, filled_pixels, read) in zip(actives, helds, counts, strict=True):
+        here, rest = rest[: held.numel()] > 0, rest[held.numel() :]
+        extents.append(Extent(active, falloff, here.reshape(held.shape), pixels, filled_pixels, read))
+    return extents
+
+
+def _tiles(held: np.ndarray, pixels: int) -> np.ndarray | None:
     """The tiles that hold an active pixel, int64 [n, 3]; None where the whole map is cheaper."""
-    held = _pool(active, TILE)
-    tiles = held.nonzero()
-    step = -(-held.numel() // _STEPS)
+    tiles = np.argwhere(held)
+    step = -(-held.size // _STEPS)
     number = max(1, -(-len(tiles) // step)) * step
-    if number * TILE**2 >= WHOLE_FROM * active.numel():
+    if number * TILE**2 >= WHOLE_FROM * pixels:
         return None
     # Those that make up the number are tiles without an active pixel.
-    return torch.cat([tiles, (~held).nonzero()[: number - len(tiles)]])
+    return np.concatenate([tiles, np.argwhere(~held)[: number - len(tiles)]])
 
 
 def _pool(mask: Tensor, size: int) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.gpu import difference, prepared, row, waits
 from benchmarks.gpu_systems import SYSTEMS
 from models.host_waits import HostWaits
+from models.layers.cond_conv import CondConv2d
 from models.layers.deformable_attention import Levels, weighted_samples
 from models.layers.occurrences import occurrences
 from models.segmenters.dynamic_routing import DynamicRouting
@@ -25,6 +27,23 @@ def test_the_host_waits_once_a_decision(name: str) -> None:
 def test_every_check_of_the_table_passes(name: str) -> None:
     line, fine = row(name, SYSTEMS[name], torch.device("cpu"), True)
     assert fine, line
+
+
+def test_each_layer_of_condconv_alone_keeps_close_to_float32() -> None:
+    network, inputs = prepared(SYSTEMS["CondConv"], True)
+    apart: list[float] = []
+
+    def again(layer: CondConv2d, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            apart.append(difference(layer.forward(*arguments), output))
+
+    layers = [layer for layer in network.modules() if isinstance(layer, CondConv2d)]
+    for layer in layers:
+        layer.register_forward_hook(again)
+    with torch.no_grad():
+        network(*inputs)
+    assert len(apart) == len(layers) > 10
+    assert max(apart) < 0.02
 
 
 def test_a_network_of_cells_waits_once_a_cell() -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from exp.exporting.graph import Portable
 from lightning_modules.exporting import Answer
@@ -17,6 +19,10 @@ from models.mistakes import Mistake
 
 # The largest relative difference that is float noise, and the largest that may be where a network makes more of it.
 TOLERANCE, LARGEST_NOISE = 1e-3, 1e-2
+# Outputs that together say a set of objects for each image: which of them comes first is not part of the answer.
+SET = ("boxes", "labels", "scores")
+# Overlap (IoU) of boxes of one label that can be of one object.
+SAME = 0.9
 # Two that round in different ways differ by what both of them are off.
 ROUNDED_TWICE = 2
 MIN_RUNS, SECONDS = 5, 1.0
@@ -27,7 +33,9 @@ def compare(
 ) -> dict[str, float]:
     """The largest difference of each output over some batches, over its largest value.
 
-    Of outputs that are no fractions, such as labels and masks, it is the share of the values that differ.
+    Of outputs that are no fractions, such as classes and masks, it is the share of the values that differ. Objects are
+    compared with their partners: those of one label that overlap most, one to one. Under `labels` is the share of the
+    objects of either side that have none.
 
     Args:
         network: the network.
@@ -35,22 +43,61 @@ def compare(
         batches: images [B, 3, H, W], RGB from 0 to 255.
 
     Raises:
-        Mistake: outputs of another shape.
+        Mistake: outputs of another shape; the number of objects may be another.
     """
     differences: dict[str, float] = {}
     for images in batches:
         with torch.no_grad():
             wanted = network(images)
         found = file(images)
-        for name, expected in wanted.items():
-            got = found[name]
-            if got.shape != expected.shape:
-                raise Mistake(
-                    f"the file's {name} is of shape {list(got.shape)} for images {list(images.shape)}, the network's "
-                    f"of {list(expected.shape)}"
-                )
-            differences[name] = max(differences.get(name, 0.0), _difference(got, expected))
+        if all(name in wanted for name in SET):
+            compared = _set_differences(found, wanted)
+        else:
+            compared = {name: _difference(_of_shape(name, found[name], wanted[name]), wanted[name]) for name in wanted}
+        for name, difference in compared.items():
+            differences[name] = max(differences.get(name, 0.0), difference)
     return differences
+
+
+def _of_shape(name: str, got: Tensor, expected: Tensor) -> Tensor:
+    if got.shape != expected.shape:
+        raise Mistake(
+            f"the file's {name} is of shape {list(got.shape)}, and the network's of {list(expected.shape)} for the "
+            "same images"
+        )
+    return got
+
+
+def _set_differences(found: Answer, wanted: Answer) -> dict[str, float]:
+    """Differences of two sets of objects for each image."""
+    differences = dict.fromkeys(wanted, 0.0)
+    alone, objects = 0, 0
+    for i in range(len(wanted["boxes"])):
+        got, expected = ({name: each[i] for name, each in answer.items()} for answer in (found, wanted))
+        mine, theirs = _partners(got, expected)
+        numbers = len(got["labels"]) + len(expected["labels"])
+        objects, alone = objects + numbers, alone + numbers - 2 * len(mine)
+        for name in wanted.keys() - {"labels"}:
+            difference = _difference(_of_shape(name, got[name][mine], expected[name][theirs]), expected[name][theirs])
+            differences[name] = max(differences[name], difference)
+    return differences | {"labels": alone / max(1, objects)}
+
+
+def _partners(found: Answer, wanted: Answer) -> tuple[Tensor, Tensor]:
+    """Indices [n] of objects of one image and of their partners."""
+    overlaps = box_iou(found["boxes"].double(), wanted["boxes"].double())
+    overlaps = overlaps.nan_to_num(nan=0.0)
+    # Boxes without an area overlap nothing, themselves included.
+    far = (found["boxes"][:, None].double() - wanted["boxes"].double()).abs().amax(-1)
+    near = far <= TOLERANCE * wanted["boxes"].double().abs().amax() if far.numel() else far.bool()
+    overlaps = torch.where(near, overlaps.clamp(min=SAME), overlaps)
+    possible = (found["labels"][:, None] == wanted["labels"]) & (overlaps >= SAME)
+    # Of several at one place, those of like scores.
+    apart = (found["scores"][:, None].double() - wanted["scores"].double()).abs().nan_to_num(nan=1.0)
+    costs = torch.where(possible, (1 - overlaps) + apart, 2.0 * (1 + len(overlaps)))
+    mine, theirs = map(torch.from_numpy, linear_sum_assignment(costs.numpy()))
+    kept = possible[mine, theirs]
+    return mine[kept], theirs[kept]
 
 
 def tolerances(module: Portable, batches: Iterable[Tensor], differences: Mapping[str, float]) -> dict[str, float]:

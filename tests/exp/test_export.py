@@ -95,6 +95,31 @@ def test_noise_is_what_rounding_alone_changes() -> None:
     assert comparing.tolerances(Cancelling(1e7), images, {"rest": 1e-4}) == {"rest": 1e-3}  # type: ignore[arg-type]
 
 
+def test_objects_are_compared_with_their_partners() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 0, 40, 30], [50, 5, 50, 5]]])
+    labels, scores = torch.tensor([[1, 1, 2, 0]]), torch.tensor([[0.9, 0.5, 0.50001, 0.3]])
+    masks = torch.zeros(1, 4, 8, 8, dtype=torch.bool)
+    masks[0, 0, :4], masks[0, 2, 4:] = True, True
+    wanted = {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
+
+    def differences(**changed: torch.Tensor) -> dict[str, float]:
+        return comparing.compare(lambda _: wanted, lambda _: wanted | changed, [torch.zeros(1, 3, 8, 8)])
+
+    same = dict.fromkeys(wanted, 0.0)
+    order = torch.tensor([3, 2, 1, 0])
+    assert differences(**{name: each[:, order] for name, each in wanted.items()}) == same
+    # One of four has another label: it and what it stood for are alone.
+    assert differences(labels=torch.tensor([[1, 1, 3, 0]])) == same | {"labels": 0.25}
+    # One is missing, of seven on both sides.
+    assert differences(**{name: each[:, :3] for name, each in wanted.items()}) == same | {"labels": 1 / 7}
+    assert differences(**{name: each[:, :0] for name, each in wanted.items()}) == same | {"labels": 1.0}
+    assert differences(scores=scores + torch.tensor([0, 0, 0.09, 0]))["scores"] == pytest.approx(0.1)
+    assert differences(boxes=boxes + torch.tensor([0.0, 0, 0.5, 0]))["boxes"] == pytest.approx(0.5 / 40)
+    assert differences(masks=~masks)["masks"] == 1.0
+    assert differences(scores=scores * torch.nan)["scores"] == torch.inf
+    assert differences(boxes=boxes * torch.nan)["labels"] == 1.0
+
+
 def test_what_cannot_be_exported_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Stubborn(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

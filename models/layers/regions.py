@@ -334,7 +334,8 @@ def _between(place: Tensor, factor: int, limit: int) -> list[tuple[Tensor, Tenso
 
 def _extents(kept: Sequence[Tensor], falloff: Tensor) -> list[Extent]:
     """Extents of the regions of a mask, finest first; the host waits for the device once."""
-    taps = (falloff > _NEGLIGIBLE).float()[None, None]
+    taps = falloff > _NEGLIGIBLE
+    reach = len(taps) // 2
     actives: list[Tensor] = []
     helds: list[Tensor] = []
     numbers: list[Tensor] = []
@@ -344,9 +345,9 @@ def _extents(kept: Sequence[Tensor], falloff: Tensor) -> list[Extent]:
         actives.append(_grow(mask | _pool(actives[-1], 2) if actives else mask))
         helds.append(_pool(actives[-1], TILE))
         filled = actives[-1] & ~mask
-        # At most 49, which every precision can say.
-        reads = F.conv2d(mask[:, None].to(taps), taps, padding=taps.shape[-1] // 2)[:, 0].long() * filled
-        numbers += [mask.sum(), filled.sum(), reads.sum()]
+        # Not by a convolution, which would count as the network's.
+        near = F.pad(mask, (reach, reach, reach, reach)).unfold(1, len(taps), 1).unfold(2, len(taps), 1)
+        numbers += [mask.sum(), filled.sum(), (near & taps & filled[..., None, None]).sum()]
     told = torch.cat([torch.stack(numbers), *[held.flatten() for held in helds]]).cpu().numpy()
     counts, rest = told[: len(numbers)].reshape(-1, 3).tolist(), told[len(numbers) :]
     extents = []

@@ -179,7 +179,7 @@ class Mixture(nn.Module):
     def forward(self, attended: Tensor, values: Tensor) -> Tensor:
         """What self-attention made of the values and the values themselves, both [B, C, H, W], to one such map."""
         alpha, beta = self.coefficients(attended)
-        balance = torch.stack([alpha, beta], 1).expand(len(attended), -1, -1)
+        balance = torch.stack([alpha, beta], 1).expand(attended.shape[0], -1, -1)
         decisions.note(self, "balance", balance, "affinity", ("dynamic", "static"))
         if len(alpha) > 1:
             # One coefficient a channel.

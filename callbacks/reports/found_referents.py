@@ -66,13 +66,14 @@ class FoundReferents(Predictions):
         for batch in batches:
             found = (batch[name].tolist() for name in ("index", "box", "sure"))
             for index, box, sure in zip(*found, strict=True):
-                file, image = data.sample_name("predict", index), data.picture("predict", index, LARGE)
+                file = data.sample_name("predict", index)
                 height, width = data.image_size("predict", index)
                 pixels = [f"{each:.1f}" for each in np.array(box) * [width, height, width, height]]
                 rows.append([file, said, *pixels, f"{sure:.4f}"])
                 if len(written) == DRAWN:
                     continue
                 table.add_row(escape(file), ", ".join(pixels), f"{sure:.4f}")
+                image = data.picture("predict", index, LARGE)
                 corners = np.array([box]) * np.tile(image.shape[1::-1], 2)
                 meant = Objects(corners, np.zeros(1, np.int64), np.array([sure]))
                 picture = overlay(image, meant, [said])

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, LogFormatterMathtext
 
 # What is tried for letters that matplotlib's own font lacks, where it is installed.
 FALLBACKS = (
@@ -42,6 +42,11 @@ def plain_texts(figure: Figure) -> Iterator[None]:
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(axis.get_major_formatter(), FuncFormatter | FixedFormatter):
                 axis.set_major_formatter(_Spelled(axis.get_major_formatter()))
+            # Powers are formulas, which would be seen as they are written.
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(_Plain(axis.get_major_formatter()))
+            if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+                axis.set_minor_formatter(_Plain(axis.get_minor_formatter()))
     with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
         yield
 
@@ -71,6 +76,20 @@ class _Spelled(Formatter):
 
     def format_ticks(self, values: list[float]) -> list[str]:
         return [spelled(text) for text in self._names.format_ticks(values)]
+
+
+class _Plain(Formatter):
+    """The numbers at those ticks of a logarithmic axis that have one."""
+
+    def __init__(self, powers: Formatter) -> None:
+        self._powers = powers
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if self._powers(x, pos) else ""
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        texts = self._powers.format_ticks(values)
+        return [f"{value:g}" if text else "" for value, text in zip(values, texts, strict=True)]
 
 
 @cache
